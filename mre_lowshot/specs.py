@@ -1,0 +1,301 @@
+"""The frozen records that everything reads: network, recipe, preprocessing, plan.
+
+They are plain data: JSON in and out (`mre_lowshot.codec`), checked when built, changed with `dataclasses.replace`.
+A variant of the method is a field here, never a subclass. Axes are (z, y, x) throughout; a 2D network has two (y, x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mre_lowshot.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+def _need(condition: bool, rule: str) -> None:
+    if not condition:
+        raise UserError(rule)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """MRE-Net (paper, section III; Fig. 2). Defaults are the paper's network; K = ``classes`` with background.
+
+    ``widths``/``convs`` describe the encoder blocks, ``strides`` the poolings between them. ``ams`` switches the
+    attentional multi-scale embedding (SE, multi-level concatenation, ASPP); ``coordinates`` says over what the
+    Cartesian maps run from -1 to 1; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
+    """
+
+    in_channels: int
+    classes: int
+    widths: tuple[int, ...] = (64, 128, 256)
+    convs: tuple[int, ...] = (3, 4, 5)
+    strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (1, 2, 2))
+    norm: Literal["batch", "instance"] = "batch"
+    coordinates: Literal["volume", "patch", "none"] = "volume"
+    ams: bool = True
+    bottleneck_level: bool = False
+    se: bool = True
+    se_reduction: int = 16
+    aspp: bool = True
+    aspp_channels: int = 256
+    dilations: tuple[tuple[int, ...], ...] = ((6, 6, 6), (12, 12, 12), (18, 18, 18))
+    image_level: bool = True
+    image_level_norm: bool = True
+    embedding: int = 2048
+    dml: bool = True
+    modes: int = 3
+    mixing: Literal["adaptive", "average", "one_hot"] = "adaptive"
+    mixer_width: int = 512
+    mixing_sigmoid: bool = True
+    distance: Literal["cosine", "euclidean"] = "cosine"
+    scale: float = 10.0
+    scale_learned: bool = True
+
+    def __post_init__(self) -> None:
+        positive = ("in_channels", "se_reduction", "aspp_channels", "embedding", "modes", "mixer_width")
+        for name in positive:
+            _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        _need(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
+        _need(self.scale > 0, f"scale is {self.scale}; must be above 0")
+        _need(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
+        _need(
+            len(self.strides) == len(self.widths) - 1 >= 1,
+            f"strides {self.strides}: {len(self.widths)} encoder blocks need {len(self.widths) - 1} poolings (>= 1)",
+        )
+        _need(all(w >= 4 for w in self.widths), f"widths {self.widths}; each must be at least 4")
+        _need(all(c >= 1 for c in self.convs), f"convs {self.convs}; each must be at least 1")
+        _need(self.axes in (2, 3), f"strides {self.strides}; must have two (2D) or three (3D) numbers each")
+        for name in ("strides", "dilations"):
+            rows = getattr(self, name)
+            _need(
+                all(len(r) == self.axes and all(v >= 1 for v in r) for r in rows),
+                f"{name} {rows}; every entry needs {self.axes} whole numbers >= 1, one an axis",
+            )
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes: 3, or 2 for the 2D network."""
+        return len(self.strides[0])
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """What each side of a patch must be divisible by: the product of the strides along that axis."""
+        product = [1] * self.axes
+        for stride in self.strides:
+            product = [p * s for p, s in zip(product, stride, strict=True)]
+        return tuple(product)
+
+
+@dataclass(frozen=True)
+class AugmentationSpec:
+    """Random changes of a training patch; every probability 0 means none (the paper's "no Aug.").
+
+    Spatial changes move the content, not the coordinate map. Angles in degrees, factors multiply, ``mirror_axes``
+    index (z, y, x). ``elastic`` is the largest displacement as a share of the patch side.
+    """
+
+    spatial_probability: float = 0.0
+    rotation: float = 15.0
+    scaling: tuple[float, ...] = (0.85, 1.15)
+    elastic: float = 0.0
+    mirror_axes: tuple[int, ...] = ()
+    brightness_probability: float = 0.0
+    brightness: tuple[float, ...] = (0.75, 1.25)
+    contrast_probability: float = 0.0
+    contrast: tuple[float, ...] = (0.75, 1.25)
+    gamma_probability: float = 0.0
+    gamma: tuple[float, ...] = (0.7, 1.5)
+    noise_probability: float = 0.0
+    noise_variance: float = 0.05
+    blur_probability: float = 0.0
+    blur: tuple[float, ...] = (0.5, 1.0)
+    low_resolution_probability: float = 0.0
+    low_resolution: tuple[float, ...] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        for name, value in self.__dict__.items():
+            if name.endswith("_probability"):
+                _need(0 <= value <= 1, f"{name} is {value}; must lie between 0 and 1")
+        for name in ("scaling", "brightness", "contrast", "gamma", "blur", "low_resolution"):
+            value = getattr(self, name)
+            _need(len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high")
+        _need(0 <= self.elastic < 0.5, f"elastic is {self.elastic}; must lie in [0, 0.5)")
+        _need(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
+        _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
+
+
+@dataclass(frozen=True)
+class InferenceSpec:
+    """How a volume is covered with patches. ``centre``: consecutive tiles, only the centre of each kept (paper,
+    IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``."""
+
+    tiling: Literal["centre", "overlap"] = "centre"
+    step: float = 0.5
+    weighting: Literal["gaussian", "uniform"] = "gaussian"
+    mirror_axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _need(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
+        _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a fold is trained (paper, Table I and IV-C). Defaults are the paper's recipe.
+
+    ``schedule`` ``step`` multiplies the rate by ``step_factor`` every ``step_every`` iterations, ``cosine`` lets it
+    fall to zero at the last one. ``majority`` names the OHEM majority group; empty means it is derived from the
+    training labels' voxel shares. ``n_lg`` is N_Lg, ``ohem_floor`` how many majority voxels are kept when a batch
+    holds no minority voxel. ``balanced_share`` is the share of patches centred on a voxel of a class drawn at random.
+    """
+
+    name: str = "paper"
+    iterations: int = 3000
+    batch_size: int = 24
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["step", "cosine"] = "step"
+    step_every: int = 1500
+    step_factor: float = 0.1
+    ohem: bool = True
+    n_lg: int = 6
+    ohem_floor: int = 256
+    majority: tuple[str, ...] = ()
+    dice_weight: float = 0.0
+    balanced_share: float = 0.0
+    ema: float = 0.0
+    augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
+    inference: InferenceSpec = field(default_factory=InferenceSpec)
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "step_every", "n_lg", "ohem_floor"):
+            _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        _need(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; must be above 0")
+        _need(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
+        for name in ("weight_decay", "dice_weight"):
+            _need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; must not be negative")
+        _need(0 <= self.balanced_share <= 1, f"balanced_share is {self.balanced_share}; must lie in [0, 1]")
+        _need(0 <= self.ema < 1, f"ema is {self.ema}; must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ChannelNormalization:
+    """One channel's intensities: ``zscore`` over the crop (or, ``inside_only``, over its non-zero voxels), or
+    ``clip``: cut to [lower, upper] (HU) and scaled to [0, 1] (paper, IV-A)."""
+
+    scheme: Literal["zscore", "clip"] = "zscore"
+    inside_only: bool = False
+    lower: float = -210.0
+    upper: float = 290.0
+
+    def __post_init__(self) -> None:
+        _need(self.lower < self.upper, f"lower {self.lower} must be below upper {self.upper}")
+
+
+@dataclass(frozen=True)
+class PreprocessingSpec:
+    """Crop, normalise, resample, in this order; undone at export.
+
+    ``crop``: ``none``; ``nonzero`` (box of the non-zero voxels); ``body`` (box of the largest bright object);
+    ``centre`` (the middle ``centre_fraction`` of each axis); ``given`` (a crops.json beside the dataset).
+    ``grid``: ``spacing`` (resample to ``spacing`` mm), ``size`` (to ``size`` voxels), ``native``.
+    """
+
+    crop: Literal["none", "nonzero", "body", "centre", "given"]
+    normalization: tuple[ChannelNormalization, ...]
+    grid: Literal["spacing", "size", "native"] = "spacing"
+    spacing: tuple[float, ...] = ()
+    size: tuple[int, ...] = ()
+    centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)
+    crop_margin_mm: float = 0.0
+
+    def __post_init__(self) -> None:
+        _need(self.grid != "spacing" or _three(self.spacing), f"spacing is {self.spacing}; three numbers above 0 (mm)")
+        _need(self.grid != "size" or _three(self.size), f"size is {self.size}; three numbers above 0 (voxels)")
+        _need(
+            _three(self.centre_fraction) and max(self.centre_fraction) <= 1,
+            f"centre_fraction is {self.centre_fraction}; three numbers in (0, 1]",
+        )
+        _need(self.crop_margin_mm >= 0, f"crop_margin_mm is {self.crop_margin_mm}; must not be negative")
+
+
+def _three(values: tuple[float, ...]) -> bool:
+    return len(values) == 3 and all(v > 0 for v in values)
+
+
+@dataclass(frozen=True)
+class PatchSpec:
+    """Sides of the network's input and of the centre kept of it at prediction, (z, y, x) voxels."""
+
+    size: tuple[int, ...] = (12, 36, 36)
+    centre: tuple[int, ...] = (8, 28, 28)
+
+    def __post_init__(self) -> None:
+        _need(
+            len(self.size) == len(self.centre) and all(0 < c <= s for c, s in zip(self.centre, self.size, strict=True)),
+            f"centre {self.centre} must fit into the patch {self.size}, axis by axis",
+        )
+
+
+@dataclass(frozen=True)
+class FoldDecisions:
+    """What was derived from labels, and therefore from the fold's own training scans only."""
+
+    level: str
+    fold: int
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    majority: tuple[int, ...]
+    voxel_shares: dict[str, float]
+    reasons: dict[str, str]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that training and prediction need to know: the content of ``MREPlans.json``.
+
+    ``reasons`` says of each decision why it was taken. ``seen`` records the ranges of the planned scans (spacing,
+    size, intensities), against which prediction warns. ``fold`` is filled in a fold's own ``plans.json`` only.
+    """
+
+    dataset_name: str
+    plans_name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    preprocessing: PreprocessingSpec
+    patch: PatchSpec
+    network: NetworkSpec
+    recipe: Recipe
+    reasons: dict[str, str]
+    seen: dict[str, Any]
+    ignore_label: int | None = None
+    fold: FoldDecisions | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _need(
+            self.format_version == FORMAT_VERSION,
+            f"format_version is {self.format_version}, this mre_lowshot reads {FORMAT_VERSION}; plan the dataset again",
+        )
+        size, divisor = self.patch.size, self.network.divisor
+        _need(len(size) == len(divisor), f"patch {size} and network strides differ in dimensions")
+        _need(
+            all(s % d == 0 for s, d in zip(size, divisor, strict=True)),
+            f"patch.size {size} must be divisible by {divisor}, the product of the network's strides",
+        )
+        _need(
+            len(self.channel_names) == self.network.in_channels == len(self.preprocessing.normalization),
+            f"{len(self.channel_names)} channels, {self.network.in_channels} network inputs and "
+            f"{len(self.preprocessing.normalization)} normalisations must agree",
+        )
+        _need(
+            sorted(self.labels.values()) == list(range(self.network.classes)),
+            f"labels {self.labels} must be numbered 0 to {self.network.classes - 1}, one a network class",
+        )
+        unknown = [name for name in self.recipe.majority if name not in self.labels]
+        _need(not unknown, f"recipe.majority names {unknown}, which are no labels; labels are {list(self.labels)}")

@@ -1,0 +1,68 @@
+"""Where raw, preprocessed and result folders live: flag, then environment, then ./mre_data."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mre_lowshot.errors import UserError
+
+_ROOTS = {"raw": ("MRE_RAW", "nnUNet_raw"), "preprocessed": ("MRE_PREPROCESSED", "nnUNet_preprocessed"),
+          "results": ("MRE_RESULTS", "nnUNet_results")}  # fmt: skip
+_FULL_NAME = re.compile(r"Dataset(\d+)_(.+)$")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The three roots of nnU-Net's layout, resolved once and handed around (never a global)."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def resolve(cls, root: str | Path | None = None) -> Workspace:
+        """Find the roots: ``root`` (the ``--workspace`` flag), else MRE_RAW, MRE_PREPROCESSED, MRE_RESULTS, else
+        nnU-Net's variables, else MRE_WORKSPACE, else ./mre_data."""
+        places = {}
+        for kind, variables in _ROOTS.items():
+            given = None if root else next((os.environ[v] for v in variables if os.environ.get(v)), None)
+            base = Path(root or os.environ.get("MRE_WORKSPACE") or "mre_data")
+            places[kind] = Path(given).expanduser() if given else base.expanduser() / kind
+        return cls(**places)
+
+    def describe(self) -> str:
+        return f"raw {self.raw} | preprocessed {self.preprocessed} | results {self.results}"
+
+    def find(self, name: str, kind: str) -> Path:
+        """The folder of a dataset given as ``17``, ``BTCV``, ``Dataset017_BTCV`` or a path, under root ``kind``.
+
+        Raises:
+            UserError: none or several folders fit; the message lists what is there.
+        """
+        if kind == "raw" and Path(name, "dataset.json").is_file():
+            return Path(name).resolve()
+        root: Path = getattr(self, kind)
+        wanted = Path(name).name if os.sep in name else name
+        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        found = [p for p in folders if _fits(p.name, wanted)]
+        if len(found) == 1:
+            return found[0]
+        there = ", ".join(p.name for p in folders if not p.name.startswith(".")) or "nothing"
+        if found:
+            both = ", ".join(p.name for p in found)
+            raise UserError(f"dataset {name!r} fits several folders in {root}: {both}; give the full name")
+        mend = "give a path, --workspace, or set MRE_RAW" if kind == "raw" else "run mre_plan_and_preprocess first"
+        raise UserError(f"dataset {name!r} is not in {root} (there: {there}); {mend}")
+
+
+def _fits(folder: str, wanted: str) -> bool:
+    if folder == wanted:
+        return True
+    match = _FULL_NAME.match(folder)
+    if not match:
+        return False
+    number, short = match.groups()
+    return short == wanted or (wanted.isdigit() and int(number) == int(wanted))
