@@ -1,0 +1,61 @@
+"""What every command shares: light imports, the workspace flags, errors told on one line, exit codes.
+
+Exit codes: 0 done, 1 some cases failed, 2 wrong use. Only the standard library is imported here, so that ``-h``
+answers at once; commands import torch, SimpleITK and friends inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from mre_lowshot import __version__
+from mre_lowshot.errors import NumericalError, UserError
+
+DISCLAIMER = "For research only: not a medical device. Check every result before anyone relies on it."
+
+
+def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """An argument parser with the house's footer and ``--version``."""
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=(epilog + "\n\n" if epilog else "") + DISCLAIMER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"mre_lowshot {__version__}")
+    return made
+
+
+def add_workspace(made: argparse.ArgumentParser) -> None:
+    """Add ``--workspace``, the folder that holds raw/, preprocessed/ and results/."""
+    made.add_argument(
+        "--workspace",
+        metavar="DIR",
+        help="folder with raw/, preprocessed/, results/ (default: MRE_RAW, MRE_PREPROCESSED, MRE_RESULTS, then "
+        "nnUNet_raw and its sisters, then MRE_WORKSPACE, then ./mre_data)",
+    )
+
+
+def add_device(made: argparse.ArgumentParser) -> None:
+    """Add ``-device``, nnU-Net's flag."""
+    made.add_argument("-device", default="auto", help="cuda, cuda:1, mps, cpu or auto (default: a GPU if there is one)")
+
+
+def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
+    """Call ``main`` and turn a user's mistake into one line on stderr and exit code 2 (1 for a failed computation).
+
+    Set MRE_TRACEBACK=1 to see the whole traceback instead.
+    """
+    try:
+        return main(arguments)
+    except (UserError, NumericalError) as problem:
+        if os.environ.get("MRE_TRACEBACK"):
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        return 2 if isinstance(problem, UserError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
