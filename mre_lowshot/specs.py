@@ -55,9 +55,17 @@ class NetworkSpec:
     scale_learned: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("in_channels", "se_reduction", "aspp_channels", "embedding", "modes", "mixer_width")
+        positive = ("in_channels", "se_reduction", "aspp_channels", "modes", "mixer_width")
         for name in positive:
             _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        _need(
+            self.embedding >= (1 if self.dml else 0),
+            f"embedding is {self.embedding}; must be at least 1 (0, no embedding, only with dml off)",
+        )
+        _need(
+            self.norm == "batch" or not (self.ams and self.aspp and self.image_level and self.image_level_norm),
+            "image_level_norm needs norm 'batch' (an instance norm of a single value is always 0); set it to false",
+        )
         _need(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
         _need(self.scale > 0, f"scale is {self.scale}; must be above 0")
         _need(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
@@ -94,13 +102,15 @@ class AugmentationSpec:
     """Random changes of a training patch; every probability 0 means none (the paper's "no Aug.").
 
     Spatial changes move the content, not the coordinate map. Angles in degrees, factors multiply, ``mirror_axes``
-    index (z, y, x). ``elastic`` is the largest displacement as a share of the patch side.
+    index (z, y, x). ``elastic`` is the standard deviation of the displacement at the control points, as a share of
+    the patch side; ``shift`` moves the content against the coordinate map by up to that share of the volume's side.
     """
 
     spatial_probability: float = 0.0
     rotation: float = 15.0
     scaling: tuple[float, ...] = (0.85, 1.15)
     elastic: float = 0.0
+    shift: float = 0.0
     mirror_axes: tuple[int, ...] = ()
     brightness_probability: float = 0.0
     brightness: tuple[float, ...] = (0.75, 1.25)
@@ -122,7 +132,8 @@ class AugmentationSpec:
         for name in ("scaling", "brightness", "contrast", "gamma", "blur", "low_resolution"):
             value = getattr(self, name)
             _need(len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high")
-        _need(0 <= self.elastic < 0.5, f"elastic is {self.elastic}; must lie in [0, 0.5)")
+        for name in ("elastic", "shift"):
+            _need(0 <= getattr(self, name) < 0.5, f"{name} is {getattr(self, name)}; must lie in [0, 0.5)")
         _need(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
         _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
 

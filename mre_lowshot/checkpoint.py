@@ -1,0 +1,63 @@
+"""Checkpoints: everything to go on with training, and everything to predict without the dataset at hand.
+
+They hold tensors and plain values only, so that they load with ``weights_only=True``: nothing in them is unpickled.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from mre_lowshot import __version__
+from mre_lowshot.codec import from_json, to_json
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import whole_file
+from mre_lowshot.specs import FORMAT_VERSION, Plan
+
+LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the numbers."""
+    return {
+        "mre_lowshot": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save(path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any]) -> None:
+    """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "plan": to_json(plan),
+        "weights": weights,
+        "training": training,
+        "versions": versions(),
+    }
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
+    """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``).
+
+    Raises:
+        UserError: missing, damaged, of another format, or holding more than tensors and plain values.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: the checkpoint is missing; train the fold first") from None
+    except Exception as problem:  # torch raises many kinds for a damaged or foreign file
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(f"{path}: is no checkpoint of mre_lowshot, or damaged ({reason}); train again") from None
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is {found}, this mre_lowshot reads {FORMAT_VERSION}; train again")
+    return from_json(Plan, content["plan"], f"{path}: plan"), content

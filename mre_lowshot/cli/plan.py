@@ -1,0 +1,159 @@
+"""``mre_plan_and_preprocess -d X``: verify a dataset, decide how to treat it, and preprocess it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mre_lowshot.cli import common
+from mre_lowshot.errors import UserError
+
+if TYPE_CHECKING:
+    from mre_lowshot.dataset import Case, RawDataset
+    from mre_lowshot.specs import Plan
+    from mre_lowshot.volume import Volume
+
+EPILOG = """Writes, into preprocessed/DatasetXXX_Name/:
+  dataset_fingerprint.json   what the images are like (labels are not looked at)
+  MREPlans.json              what is done with them, each decision with its reason; edit it by hand if you like,
+                             then run this command again with --keep_plan
+  MREPlans/CASE.npz          the preprocessed cases
+  gt_segmentations/          the label maps, for scoring on the scans' own grid
+
+Examples:
+  mre_plan_and_preprocess -d BTCV
+  mre_plan_and_preprocess -d path/to/Dataset017_BTCV 4
+  mre_plan_and_preprocess -d BTCV -p Modes1 --set network.modes=1"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = common.parser(
+        "mre_plan_and_preprocess", "Verify datasets, plan how to segment them, and preprocess them.", EPILOG
+    )
+    made.add_argument(
+        "-d", nargs="+", required=True, metavar="DATASET", help="id (17), name (BTCV), full name or path; several allowed"
+    )
+    made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
+    made.add_argument("--recipe", default="default", help="default or paper (default: %(default)s)")
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes",
+        help="change fields of the plan, as recipe.iterations=1000 or network.modes=1; needs a -p of its own",
+    )  # fmt: skip
+    common.add_device(made)
+    made.add_argument("--memory", type=float, metavar="GB", help="memory to plan for (default: the device's)")
+    made.add_argument("--keep_plan", action="store_true", help="use the plan that is there (perhaps edited by hand)")
+    made.add_argument("--overwrite", action="store_true", help="replace a plan that is there and differs")
+    made.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
+    common.add_workspace(made)
+    return made
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.changes and options.p == "MREPlans":
+        raise UserError("--set changes the plan, so it needs a name of its own: add -p NAME (not MREPlans)")
+    if options.keep_plan and (options.changes or options.overwrite):
+        raise UserError("--keep_plan takes the plan as it is; leave out --set and --overwrite")
+    if options.memory is not None and options.memory <= 0:
+        raise UserError(f"--memory {options.memory}: must be above 0 (GB)")
+    if not options.p.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"-p {options.p!r}: use letters, digits, - and _ only (it names files and folders)")
+    for change in options.changes:
+        if "=" not in change:
+            raise UserError(f"--set {change!r}: write KEY=VALUE, as network.modes=1")
+
+
+def _verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
+    """The dataset and its fingerprint; every problem is told at once."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from mre_lowshot.dataset import RawDataset
+    from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
+    from mre_lowshot.verification import refuse, verify
+
+    dataset = RawDataset.load(raw)
+    measured: dict[str, dict[str, Any]] = {}
+
+    def measure(case: Case, image: Volume, label: Volume | None) -> None:
+        geometry = image.geometry
+        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation)
+
+    refuse(dataset, verify(dataset, measure, partial(tqdm, desc="verify", unit="scan", disable=None, delay=2)))
+    return dataset, dataset_fingerprint(dataset.name, measured)
+
+
+def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict[str, Any]) -> Plan:
+    from mre_lowshot import devices
+    from mre_lowshot.codec import changed
+    from mre_lowshot.planners.planner import DatasetFacts, make_plan
+    from mre_lowshot.planners.rules import Device
+
+    device = devices.resolve(options.device)
+    memory = options.memory or devices.memory_gb(device)
+    facts = DatasetFacts(
+        dataset.name,
+        dataset.channel_names,
+        dataset.labels,
+        dataset.ignore_label,
+        dataset.file_ending,
+        (dataset.folder / "crops.json").is_file(),
+    )
+    plan = make_plan(facts, fingerprint, Device(device.type, memory), options.recipe, options.p)
+    for change in options.changes:
+        key, _, value = change.partition("=")
+        plan = changed(plan, key.strip(), value.strip(), "--set")
+    return plan
+
+
+def _one(options: argparse.Namespace, name: str) -> None:
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from mre_lowshot.codec import to_json
+    from mre_lowshot.files import write_json
+    from mre_lowshot.preprocessing.prepare import prepare_dataset
+    from mre_lowshot.plans import load_plan
+    from mre_lowshot.workspace import Workspace
+
+    workspace = Workspace.resolve(options.workspace)
+    raw = workspace.find(name, "raw")
+    folder = workspace.preprocessed / raw.name
+    print(f"{raw.name}: from {raw} to {folder}")
+    dataset, fingerprint = _verified(raw)
+    write_json(folder / "dataset_fingerprint.json", fingerprint)
+    path = folder / f"{options.p}.json"
+    if options.keep_plan:
+        plan = load_plan(path)
+    else:
+        plan = _planned(options, dataset, fingerprint)
+        if path.is_file() and not options.overwrite and load_plan(path) != plan:
+            raise UserError(
+                f"{path}: is there and differs from what would be planned now (edited by hand, or other options); "
+                "--keep_plan uses it, --overwrite replaces it, -p NAME makes another"
+            )
+        write_json(path, to_json(plan))
+    unlabelled = len(dataset.cases) - len(dataset.labelled)
+    print(f"  {len(dataset.labelled)} labelled scans" + (f", {unlabelled} without labels" if unlabelled else ""))
+    for decision, reason in plan.reasons.items():
+        print(f"  {decision}: {reason}")
+    print(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")
+    if not options.no_pp:
+        prepare_dataset(dataset, plan, folder, partial(tqdm, desc="preprocess", unit="scan", disable=None, delay=2))
+        print(f"  {len(dataset.labelled)} cases preprocessed; next: mre_train {raw.name} 1shot fold0")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    _check(options)
+    for name in options.d:
+        _one(options, name)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``mre_plan_and_preprocess``."""
+    return common.run(_main, arguments)

@@ -1,0 +1,158 @@
+"""``mre_predict -i in/ -o out/``: label maps for new scans, on their own grids."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mre_lowshot.cli import common
+from mre_lowshot.errors import NumericalError, UserError
+
+if TYPE_CHECKING:
+    from mre_lowshot.dataset import Case
+    from mre_lowshot.inference.models import Model
+    from mre_lowshot.inference.predictor import Predictor
+
+EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); with a one-channel model plain case.nii.gz
+too. NIfTI, NRRD, MHA, PNG, TIFF. Output: one label map a case, named and formatted like its input, on its grid.
+With no model named, the only trained one is used, else the one trained last; which one is said.
+
+Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = common.parser("mre_predict", "Segment every scan in a folder with a trained model.", EPILOG)
+    made.add_argument("-i", required=True, type=Path, metavar="DIR", help="folder with the scans (or one scan file)")
+    made.add_argument("-o", required=True, type=Path, metavar="DIR", help="folder for the label maps")
+    made.add_argument("-m", type=Path, metavar="DIR", help="model folder (.../MRETrainer__MREPlans__1shot)")
+    made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
+    made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
+    made.add_argument("-p", metavar="NAME", help="name of its plan")
+    made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
+    made.add_argument("-step_size", type=float, metavar="SHARE",
+                      help="overlap tiles: step as a share of the patch (default: the plan's tiling)")  # fmt: skip
+    made.add_argument("--centre", action="store_true", help="the paper's tiling: each voxel predicted once")
+    made.add_argument("--disable_tta", action="store_true", help="no mirrored views, even if the plan has them")
+    made.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
+    made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map is there")
+    made.add_argument("-num_parts", type=int, default=1, help="share the cases among this many runs")
+    made.add_argument("-part_id", type=int, default=0, help="which part this run does, from 0")
+    common.add_device(made)
+    common.add_workspace(made)
+    return made
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not 0 <= options.part_id < options.num_parts:
+        raise UserError(f"-part_id {options.part_id}: must lie in 0 to {options.num_parts - 1} (-num_parts)")
+    if options.centre and options.step_size is not None:
+        raise UserError("--centre and -step_size exclude each other; choose one tiling")
+    if options.step_size is not None and not 0 < options.step_size <= 1:
+        raise UserError(f"-step_size {options.step_size}: must lie in (0, 1]")
+    if options.m and (options.d or options.c or options.p):
+        raise UserError("-m names the model folder itself; leave out -d, -c and -p")
+    if options.o.exists() and not options.o.is_dir():
+        raise UserError(f"-o {options.o}: is a file; name a folder")
+    if options.i.is_dir() and options.i.resolve() == options.o.resolve():
+        raise UserError(f"-o {options.o}: is the input folder too; name another, so that no scan is overwritten")
+
+
+def _model(options: argparse.Namespace) -> Model:
+    from mre_lowshot import devices
+    from mre_lowshot.inference.models import find_folder, load_model
+    from mre_lowshot.splits import parse_fold, parse_level
+    from mre_lowshot.workspace import Workspace
+
+    device = devices.resolve(options.device)
+    if options.m:
+        folder, how = options.m, "-m"
+        if not folder.is_dir():
+            raise UserError(f"-m {folder}: is not a folder; give .../MRETrainer__MREPlans__1shot")
+    else:
+        results = Workspace.resolve(options.workspace).results
+        level = parse_level(options.c) if options.c else None
+        folder, how = find_folder(results, options.d, level, options.p)
+    folds = [parse_fold(f) for f in options.f] if options.f else ["all"]
+    model = load_model(folder, None if "all" in folds else [f for f in folds if isinstance(f, int)], device)
+    print(f"model: {folder} ({how}), fold{'s' if len(model.folds) > 1 else ''} {', '.join(map(str, model.folds))}")
+    if model.unfinished:
+        print(f"note: fold {model.unfinished} is not trained to the end; its latest checkpoint is used")
+    return model
+
+
+def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
+    from dataclasses import replace
+
+    from mre_lowshot import devices
+    from mre_lowshot.inference.predictor import Predictor
+
+    rule = model.plan.recipe.inference
+    if options.centre:
+        rule = replace(rule, tiling="centre")
+    if options.step_size is not None:
+        rule = replace(rule, tiling="overlap", step=options.step_size)
+    if options.disable_tta:
+        rule = replace(rule, mirror_axes=())
+    plan = model.plan
+    return Predictor(model.networks, plan.network, plan.patch, rule, devices.resolve(options.device))
+
+
+def _cases(options: argparse.Namespace, channels: int) -> tuple[list[Case], list[str]]:
+    from mre_lowshot.dataset import Case, find_cases
+    from mre_lowshot.volume import file_ending
+
+    if options.i.is_file():
+        if channels != 1:
+            raise UserError(f"-i {options.i}: the model takes {channels} channels; give a folder with case_0000, ...")
+        name = options.i.name[: -len(file_ending(options.i)) or None].removesuffix("_0000")
+        return [Case(name, (options.i,))], []
+    cases, problems = find_cases(options.i, channels, None)
+    return cases[options.part_id :: options.num_parts], problems
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    _check(options)
+    if not options.i.exists():
+        raise UserError(f"-i {options.i}: is not there; give a folder with scans")
+
+    from tqdm import tqdm
+
+    from mre_lowshot.inference.export import predict_case
+    from mre_lowshot.preprocessing.prepare import read_crops
+    from mre_lowshot.volume import file_ending
+
+    model = _model(options)
+    cases, problems = _cases(options, len(model.plan.channel_names))
+    crops = read_crops(options.i) if options.i.is_dir() else {}
+    predictor = _predictor(options, model)
+    done = 0
+    with tqdm(cases, desc="predict", unit="scan", disable=None, delay=2) as bar:
+        for case in bar:
+            out = options.o / f"{case.name}{file_ending(case.images[0])}"
+            if options.continue_prediction and out.is_file():
+                done += 1
+                continue
+            try:
+                warnings = predict_case(
+                    case, model.plan, predictor, options.o, crops.get(case.name), options.save_probabilities
+                )
+            except (UserError, NumericalError) as problem:
+                text = str(problem)
+                problems.append(text if text.startswith("case ") else f"case {case.name}: {text}")
+                continue
+            done += 1
+            for warning in warnings:
+                tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
+    for problem in problems:
+        print(f"failed: {problem}", file=sys.stderr)
+    print(f"{done} of {done + len(problems)} scans segmented, label maps in {options.o}")
+    return 1 if problems else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``mre_predict``."""
+    return common.run(_main, arguments)

@@ -1,0 +1,136 @@
+"""``mre_train DATASET 1shot fold0``: train a fold, then score it on the fold's other cases."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mre_lowshot.cli import common
+from mre_lowshot.errors import UserError
+
+if TYPE_CHECKING:
+    from mre_lowshot.trainers.fold import FoldJob
+    from mre_lowshot.trainers.trainer import MRETrainer
+
+EPILOG = """Levels: 1shot, 2shot, 3shot (any number), 5pct, loo (leave one out), all. Folds are saved in
+preprocessed/DatasetXXX_Name/splits_LEVEL.json; the cases of a fold that are not trained on are its test set, scored
+once with the final weights (nothing is chosen on them). A dataset with a single annotated case trains all the same.
+
+Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
+plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json.
+
+Ctrl-C leaves a usable checkpoint_latest.pth; --c goes on from it."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = common.parser("mre_train", "Train on one to three annotated scans, score on the others.", EPILOG)
+    made.add_argument("dataset", help="id (17), name (BTCV) or full name")
+    made.add_argument("level", help="1shot, 2shot, 3shot, 5pct, loo or all")
+    made.add_argument("fold", help="fold0, 0 or all")
+    made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
+    made.add_argument("--iterations", type=int, metavar="N", help="train this many iterations (default: the plan's)")
+    made.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
+    made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
+    common.add_device(made)
+    group = made.add_mutually_exclusive_group()
+    group.add_argument("--c", action="store_true", dest="resume", help="go on from the latest checkpoint")
+    group.add_argument("--val", action="store_true", help="only validate, with the latest checkpoint")
+    group.add_argument("--overwrite", action="store_true", help="start anew where the fold was trained before")
+    made.add_argument("--no_val", action="store_true", help="do not score the other cases afterwards")
+    common.add_workspace(made)
+    return made
+
+
+def _jobs(options: argparse.Namespace) -> list[FoldJob]:
+    from dataclasses import replace
+
+    from mre_lowshot import devices
+    from mre_lowshot.plans import load_plan
+    from mre_lowshot.preprocessing.prepare import check_prepared
+    from mre_lowshot.splits import load_or_make, parse_fold, parse_level
+    from mre_lowshot.trainers.fold import FoldJob
+    from mre_lowshot.workspace import Workspace
+
+    level, fold = parse_level(options.level), parse_fold(options.fold)
+    workspace = Workspace.resolve(options.workspace)
+    prepared = workspace.find(options.dataset, "preprocessed")
+    plan = load_plan(prepared / f"{options.p}.json")
+    names = check_prepared(plan, prepared)
+    splits = load_or_make(prepared, level, names)
+    if options.iterations is not None:
+        plan = replace(plan, recipe=replace(plan.recipe, iterations=options.iterations))
+    numbers = range(len(splits)) if fold == "all" else [fold]
+    if max(numbers) >= len(splits):
+        raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
+    device = devices.resolve(options.device)
+    return [
+        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, options.seed) for n in numbers
+    ]
+
+
+def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
+    from tqdm import tqdm
+
+    total = job.plan.recipe.iterations
+    with tqdm(total=total, initial=trainer.iteration, desc=f"fold {job.fold}", unit="it", disable=None) as bar:
+
+        def on_step(current: MRETrainer) -> None:
+            book = current.logbook
+            bar.update()
+            if current.iteration % 10 == 0 or current.iteration == total:
+                bar.set_postfix(loss=f"{book.recent('loss'):.3f}", dice=f"{book.recent('dice'):.3f}")
+            if current.iteration % 50 == 0 or current.iteration == total:
+                line = f"iteration {current.iteration} loss {book.recent('loss', 50):.4f}"
+                book.say(f"{line} patch Dice {book.recent('dice', 50):.4f}")
+
+        trainer.fit(workers, on_step)
+
+
+def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
+    from mre_lowshot.evaluation.summary import format_table
+    from mre_lowshot.trainers.fold import make_trainer, validate
+
+    begun = time.monotonic()
+    trainer = make_trainer(job, options.resume or options.val, options.overwrite)
+    fold = trainer.plan.fold
+    print(f"fold {job.fold}: trains on {', '.join(job.split['train'])} ({job.device}); results in {job.folder}")
+    for reason in (fold.reasons if fold else {}).values():
+        print(f"  {reason}")
+    if not options.val:
+        _train(job, trainer, options.workers)
+        seconds = time.monotonic() - begun
+        print(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
+        trainer.logbook.say(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
+    names = job.split["val"]
+    if options.no_val or not names:
+        print("  nothing to validate on" if not names else "  validation left out (--no_val)")
+        return None
+    from tqdm import tqdm
+
+    with tqdm(total=len(names), desc="validate", unit="scan", disable=None, delay=2) as bar:
+        summary = validate(job, trainer, names, job.folder / "validation", lambda _: bar.update())
+    print(format_table(summary))
+    print(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
+    return summary
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    if options.iterations is not None and options.iterations < 1:
+        raise UserError(f"--iterations {options.iterations}: must be at least 1")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: must be 0 or more")
+    summaries = [summary for job in _jobs(options) if (summary := _fold(options, job))]
+    if len(summaries) > 1:
+        import statistics
+
+        means = [s["foreground_mean"]["Dice"] for s in summaries]
+        print(f"{len(means)} folds: mean Dice {statistics.mean(means):.4f}, SD over folds {statistics.stdev(means):.4f}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``mre_train``."""
+    return common.run(_main, arguments)

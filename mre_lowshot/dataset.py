@@ -1,0 +1,234 @@
+"""A raw dataset in nnU-Net's layout: dataset.json, imagesTr, labelsTr, imagesTs; which files belong to which case.
+
+Only names are looked at here; what the files hold is read and judged in ``verification``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot.codec import nearest
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import read_json
+from mre_lowshot.volume import READABLE_ENDINGS
+from mre_lowshot.volume import file_ending as ending_of
+
+COLOUR_ENDINGS = (".png", ".bmp", ".tif", ".tiff")  # one file of these may hold all channels (RGB)
+_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its channel files in order (or one colour file that holds them all) and its label map, if annotated."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """What dataset.json says and which cases are there.
+
+    ``labels`` holds background (0) and every class, without the ignore label; ``cases`` come from imagesTr (those
+    without a file in labelsTr are unlabelled), ``test_cases`` from imagesTs. ``problems`` are the files that do not
+    fit into a case, told as ``verification.verify`` tells its own; cases named there are left out of the lists.
+    """
+
+    folder: Path
+    name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    ignore_label: int | None
+    file_ending: str
+    num_training: int
+    cases: tuple[Case, ...]
+    test_cases: tuple[Case, ...] = ()
+    problems: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The training cases that have a label map."""
+        return tuple(case for case in self.cases if case.label)
+
+    @classmethod
+    def load(cls, folder: Path) -> RawDataset:
+        """Read dataset.json and group the files of ``folder`` into cases; no image is opened.
+
+        Raises:
+            UserError: dataset.json is missing or breaks a rule, imagesTr is missing, or no case is labelled.
+        """
+        folder = Path(folder).resolve()
+        where = f"{folder.name}/dataset.json"
+        data = read_json(folder / "dataset.json", f"dataset.json of {folder.name}")
+        if not isinstance(data, dict):
+            raise UserError(f"{where}: must be a JSON object with named fields, found {type(data).__name__}")
+        channels = _channel_names(data, where)
+        labels, ignore = _labels(data, where)
+        ending = _needed(data, "file_ending", where)
+        if ending not in READABLE_ENDINGS:
+            raise UserError(
+                f"{where}: file_ending {ending!r} is not read here; {nearest(str(ending), READABLE_ENDINGS)}"
+            )
+        number = _needed(data, "numTraining", where)
+        if not _is_count(number):
+            raise UserError(f"{where}: numTraining is {number!r}; it must be the number of training cases")
+        cases, problems = _paired(folder, "Tr", len(channels), ending)
+        tests, more = _paired(folder, "Ts", len(channels), ending) if (folder / "imagesTs").is_dir() else ([], [])
+        both = sorted({case.name for case in cases} & {case.name for case in tests})
+        problems += more + [f"case {n}: is in imagesTr and in imagesTs; keep it in one of them" for n in both]
+        if not any(case.label for case in cases):
+            found = "".join(f"\n  {p}" for p in problems)
+            raise UserError(
+                f"{folder.name}: none of the {len(cases)} cases in imagesTr has a label map in labelsTr; annotate at "
+                f"least one and save it as labelsTr/CASE{ending}{found}"
+            )
+        return cls(folder, folder.name, channels, labels, ignore, ending, number,
+                   tuple(cases), tuple(tests), tuple(problems))  # fmt: skip
+
+
+def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[list[Case], list[str]]:
+    """Group ``name_0000.ext, name_0001.ext, ...`` into cases, sorted by name, and tell what does not fit.
+
+    With one channel, plain files ``name.ext`` count as cases when no file ends in ``_0000``. With several, a case may
+    be one colour file ``name_0000.png`` (its channels are counted when it is read). ``file_ending`` None takes every
+    readable ending. Cases with a problem are not among those returned.
+
+    Raises:
+        UserError: the folder is missing.
+    """
+    groups, problems = _groups(folder, channels, file_ending)
+    cases = []
+    for name, files in groups.items():
+        wanted = range(channels)
+        one_colour_file = list(files) == [0] and ending_of(files[0]) in COLOUR_ENDINGS
+        missing = [] if one_colour_file else [i for i in wanted if i not in files]
+        extra = [path.name for i, path in sorted(files.items()) if i not in wanted]
+        if missing:
+            ending = ending_of(next(iter(files.values())))
+            names = ", ".join(f"{name}_{i:04d}{ending}" for i in missing)
+            problems.append(
+                f"case {name}: {names} missing in {folder.name} (the dataset has {channels} channels); "
+                "add it or remove the case"
+            )
+        if extra:
+            problems.append(
+                f"case {name}: {', '.join(extra)} in {folder.name} beyond the {channels} channel(s) of the dataset; "
+                "remove the file, or name the channel in channel_names"
+            )
+        if not missing and not extra:
+            cases.append(Case(name, tuple(files[i] for i in sorted(files))))
+    return cases, problems
+
+
+def _files(folder: Path, ending: str | None) -> dict[str, list[Path]]:
+    """The readable files of ``folder`` (all endings, or one) by name without ending, sorted."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: the folder is missing")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        its = ending_of(path)
+        if its and (ending is None or its == ending) and not path.name.startswith(".") and path.is_file():
+            found.setdefault(path.name[: -len(its)], []).append(path)
+    return found
+
+
+def _other_endings(folder: Path, ending: str | None) -> list[str]:
+    others = [p.name for paths in _files(folder, None).values() for p in paths if ending and ending_of(p) != ending]
+    if not others:
+        return []
+    names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [
+        f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; convert or move them, or set file_ending"
+    ]
+
+
+def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, dict[int, Path]], list[str]]:
+    """Case name -> channel number -> file, and problems."""
+    files, problems = _files(folder, ending), []
+    if not files:
+        problems.append(f"{folder}: holds no image ending in {ending or ', '.join(READABLE_ENDINGS)}; put them there")
+    problems += _other_endings(folder, ending)
+    plain = channels == 1 and not any(stem.endswith("_0000") for stem in files)
+    groups: dict[str, dict[int, Path]] = {}
+    for stem, paths in files.items():
+        match = _CHANNEL.match(stem)
+        if len(paths) > 1:
+            names = ", ".join(p.name for p in paths)
+            problems.append(f"case {stem}: is there more than once ({names}) in {folder.name}; keep one")
+        elif plain:
+            groups[stem] = {0: paths[0]}
+        elif match:
+            groups.setdefault(match[1], {})[int(match[2])] = paths[0]
+        else:
+            problems.append(
+                f"case {stem}: {paths[0].name} in {folder.name} has no channel number; "
+                f"rename it {stem}_0000{ending_of(paths[0])}"
+            )
+    return dict(sorted(groups.items())), problems
+
+
+def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[Case], list[str]]:
+    """Cases of images{part} with their label maps in labels{part}, where there are any, and problems."""
+    images, labels = folder / f"images{part}", folder / f"labels{part}"
+    cases, problems = find_cases(images, channels, ending)
+    if not labels.is_dir():
+        return cases, problems
+    problems += _other_endings(labels, ending)
+    maps = {stem: paths[0] for stem, paths in _files(labels, ending).items()}
+    for stem in sorted(set(maps) - set(_groups(images, channels, ending)[0])):
+        mend = f"rename it {stem[:-5]}{ending}" if stem.endswith("_0000") else "add the image or remove the label map"
+        problems.append(f"case {stem}: {labels.name}/{maps[stem].name} has no image in {images.name}; {mend}")
+    return [Case(case.name, case.images, maps.get(case.name)) for case in cases], problems
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _needed(data: dict[str, Any], key: str, where: str) -> Any:
+    if key in data:
+        return data[key]
+    close = difflib.get_close_matches(key, data, n=1)
+    mend = f"found {close[0]!r}: rename it {key!r}" if close else f"add it (there: {', '.join(sorted(data))})"
+    raise UserError(f"{where}: key {key!r} is missing; {mend}")
+
+
+def _channel_names(data: dict[str, Any], where: str) -> tuple[str, ...]:
+    key = "modality" if "modality" in data and "channel_names" not in data else "channel_names"
+    names = _needed(data, key, where)
+    if not isinstance(names, dict) or not names or sorted(names) != sorted(str(i) for i in range(len(names))):
+        raise UserError(f'{where}: {key} is {names!r}; it must number the channels from 0, as in {{"0": "CT"}}')
+    return tuple(str(names[str(i)]) for i in range(len(names)))
+
+
+def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | None]:
+    labels = _needed(data, "labels", where)
+    if not isinstance(labels, dict):
+        raise UserError(f'{where}: labels is {labels!r}; it must name them, as in {{"background": 0, "liver": 1}}')
+    for name, value in labels.items():
+        if isinstance(value, list):
+            raise UserError(
+                f"{where}: label {name!r} is the region {value}; region-based labels are not supported, give every "
+                "label one whole number of its own"
+            )
+        if not _is_count(value):
+            turned = "turn the entries round" if str(name).isdigit() else "give it"
+            raise UserError(f'{where}: label {name!r} is {value!r}; {turned}, as in "liver": 1 (whole numbers from 0)')
+    if labels.get("background") != 0:
+        close = nearest("background", labels) if "background" not in labels and labels else "set it to 0"
+        raise UserError(f'{where}: labels {labels} lack "background": 0; {close}')
+    classes = dict(sorted(((n, v) for n, v in labels.items() if n != "ignore"), key=lambda item: item[1]))
+    if list(classes.values()) != list(range(len(classes))) or len(classes) < 2:
+        raise UserError(
+            f"{where}: labels {list(classes.values())} must be the consecutive numbers 0, 1, 2, ... with at least one "
+            "class beside background; renumber them here and in the label maps"
+        )
+    ignore = labels.get("ignore")
+    if ignore is not None and ignore < len(classes):
+        raise UserError(f"{where}: ignore label {ignore} is a class's number too; use {len(classes)} or more")
+    return classes, ignore

@@ -1,0 +1,250 @@
+"""Metrics of many cases brought together: nnU-Net's summary.json (with more in it), a CSV and a table to read.
+
+A summary is a plain dict, as it stands in summary.json: ``foreground_mean``, ``mean`` per label value and
+``metric_per_case`` are nnU-Net's; the counts of what was left out of them and of what went wrong are ours. NaN
+(undefined) never enters a mean; in the file it is ``null``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
+from mre_lowshot.files import write_json, write_text
+from mre_lowshot.volume import Volume, file_ending, read_labels
+
+MAY_BE_UNDEFINED = ("Dice", "IoU", "HD95", "HD95_diagonal")
+METRICS = (*MAY_BE_UNDEFINED, *COUNTS, "volume_ref_ml", "volume_pred_ml")
+CSV_COLUMNS = ("Dice", "HD95", "HD95_diagonal", "volume_ref_ml", "volume_pred_ml", "n_ref", "n_pred")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case's `case_metrics`, with the files it came from where there are any."""
+
+    name: str
+    metrics: Mapping[int, Mapping[str, float]]
+    prediction_file: str = ""
+    reference_file: str = ""
+
+
+def summarise(
+    cases: Sequence[CaseResult],
+    labels: Mapping[str, int],
+    *,
+    ignore_label: int | None = None,
+    profile: Profile = "default",
+) -> dict[str, Any]:
+    """Means per label and over labels, with the number of values left out of each and of structures missed.
+
+    ``missed_structures`` counts cases whose reference has the structure and whose prediction has none of it,
+    ``spurious_structures`` the opposite. The foreground mean is over the labels whose own mean is defined
+    (nnU-Net's is NaN as soon as one is not). ``ignore_label`` and ``profile`` are recorded: give `case_metrics`'s.
+    """
+    rows = {value: [case.metrics[value] for case in cases] for value in labels.values()}
+    means = {v: {m: _mean([row[m] for row in rows[v]]) for m in METRICS} for v in rows}
+    return {
+        "foreground_mean": {m: _mean([means[v][m] for v in rows]) for m in METRICS},
+        "mean": {str(v): means[v] for v in rows},
+        "number_of_cases": len(cases),
+        "missed_structures": {str(v): sum(r["n_ref"] > 0 and r["n_pred"] == 0 for r in rows[v]) for v in rows},
+        "spurious_structures": {str(v): sum(r["n_ref"] == 0 and r["n_pred"] > 0 for r in rows[v]) for v in rows},
+        "nan_left_out": {str(v): _undefined(rows[v]) for v in rows},
+        "nan_left_out_of_foreground_mean": _undefined(list(means.values())),
+        "labels": dict(labels),
+        "ignore_label": ignore_label,
+        "profile": profile,
+        "missing_predictions": [],
+        "extra_predictions": [],
+        "failed_cases": {},
+        "unlisted_labels": {},
+        "metric_per_case": [
+            {
+                "case": case.name,
+                "metrics": {str(v): dict(case.metrics[v]) for v in rows},
+                "prediction_file": case.prediction_file,
+                "reference_file": case.reference_file,
+            }
+            for case in cases
+        ],
+    }
+
+
+def evaluate_folder(
+    reference_dir: Path,
+    prediction_dir: Path,
+    labels: Mapping[str, int],
+    *,
+    ignore_label: int | None = None,
+    profile: Profile = "default",
+) -> dict[str, Any]:
+    """Compare every label map in ``reference_dir`` with the one of the same case name in ``prediction_dir``.
+
+    A case that cannot be compared (unreadable, another grid, two files) is named with its reason in ``failed_cases``
+    and the others go on; ``missing_predictions`` and ``extra_predictions`` list what has no counterpart.
+    ``unlisted_labels`` names values that occur in a case and are in no label list: they are not evaluated.
+
+    Raises:
+        UserError: a folder is missing or holds no label maps, or the two have no case in common.
+    """
+    from tqdm import tqdm
+
+    references, predictions = label_files(reference_dir), label_files(prediction_dir)
+    common = [name for name in references if name in predictions]
+    if not common:
+        raise UserError(
+            f"{prediction_dir}: none of its {len(predictions)} label maps has the name of a reference in "
+            f"{reference_dir} (such as {next(iter(references))}); give the two folders that belong together"
+        )
+    known = {0, *labels.values()} | ({ignore_label} if ignore_label is not None else set())
+    known |= set(MRBRAINS18_IGNORED) if profile == "mrbrains18" else set()
+    results: list[CaseResult] = []
+    failed: dict[str, str] = {}
+    unlisted: dict[str, list[int]] = {}
+    for name in tqdm(common, desc="evaluating", unit="case", disable=None, delay=2):
+        try:
+            reference, prediction = _read_pair(name, references[name], predictions[name])
+        except UserError as problem:
+            failed[name] = str(problem)
+            continue
+        metrics = case_metrics(
+            reference.array, prediction.array, labels, reference.geometry.spacing, ignore_label, profile
+        )
+        results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path)))
+        strange = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
+        if strange:
+            unlisted[name] = sorted(strange)
+    return summarise(results, labels, ignore_label=ignore_label, profile=profile) | {
+        "missing_predictions": [name for name in references if name not in predictions],
+        "extra_predictions": [name for name in predictions if name not in references],
+        "failed_cases": failed,
+        "unlisted_labels": unlisted,
+    }
+
+
+def label_files(folder: Path) -> dict[str, list[Path]]:
+    """The image files of ``folder`` by case name (file name less its ending), sorted; hidden files are left out.
+
+    Raises:
+        UserError: it is no folder, or holds no file of a format read here.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; give the folder that holds the label maps")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        ending = file_ending(path)
+        if ending and path.is_file() and not path.name.startswith("."):
+            found.setdefault(path.name[: -len(ending)], []).append(path)
+    if not found:
+        raise UserError(f"{folder}: holds no label maps (.nii.gz, .nrrd, .mha, .png, ...)")
+    return found
+
+
+def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write summary.json and summary.csv (a row per case and label; an undefined value is an empty cell)."""
+    names = {str(value): name for name, value in summary["labels"].items()}
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["case", "label", "name", *CSV_COLUMNS])
+    for case in summary["metric_per_case"]:
+        for label, row in case["metrics"].items():
+            values = ["" if _is_nan(row[m]) else row[m] for m in CSV_COLUMNS]
+            table.writerow([case["case"], label, names[label], *values])
+    write_json(folder / "summary.json", dict(summary))
+    write_text(folder / "summary.csv", text.getvalue())
+    return folder / "summary.json", folder / "summary.csv"
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """The summary as plain text: a line per label, their mean, and every case that is missing or was refused.
+
+    Works on a summary just made and on one read back from summary.json.
+    """
+    head = ("label", "name", "Dice", "n", "HD95 mm", "n", "HD95* mm", "missed", "spurious")
+    lines: list[tuple[str, ...]] = [head]
+    for name, value in summary["labels"].items():
+        key = str(value)
+        cells = _cells(summary["mean"][key], summary["number_of_cases"], summary["nan_left_out"][key])
+        lines.append(
+            (key, name, *cells, str(summary["missed_structures"][key]), str(summary["spurious_structures"][key]))
+        )
+    cells = _cells(summary["foreground_mean"], len(summary["labels"]), summary["nan_left_out_of_foreground_mean"])
+    missed, spurious = (sum(summary[f"{kind}_structures"].values()) for kind in ("missed", "spurious"))
+    lines.append(("mean", "", *cells, str(missed), str(spurious)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    text += [
+        f"{summary['number_of_cases']} cases. n: values in the mean (cases of a label, labels in the last line); "
+        "a structure that neither map holds is left out.",
+        "missed, spurious: only the reference, only the prediction has the structure (Dice 0, no HD95; HD95* counts "
+        "the image diagonal).",
+    ]
+    return "\n".join([*text, *_notes(summary)])
+
+
+def _cells(means: Mapping[str, float], n: int, left_out: Mapping[str, int]) -> tuple[str, ...]:
+    def number(metric: str, digits: int) -> str:
+        return "-" if _is_nan(means[metric]) else f"{means[metric]:.{digits}f}"
+
+    n_dice, n_hd95 = str(n - left_out["Dice"]), str(n - left_out["HD95"])
+    return number("Dice", 4), n_dice, number("HD95", 2), n_hd95, number("HD95_diagonal", 2)
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    notes = []
+    for key, what in (
+        ("missing_predictions", "without a prediction (not in the means)"),
+        ("extra_predictions", "predicted without a reference (not evaluated)"),
+    ):
+        if summary[key]:
+            notes.append(f"{len(summary[key])} {what}: {', '.join(summary[key])}")
+    for case, values in summary["unlisted_labels"].items():
+        notes.append(
+            f"case {case}: holds values {', '.join(map(str, values))}, which are no listed label: not evaluated"
+        )
+    return notes + [f"not evaluated: {reason}" for reason in summary["failed_cases"].values()]
+
+
+def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tuple[Volume, Volume]:
+    for files in (references, predictions):
+        if len(files) > 1:
+            raise UserError(f"case {name}: {len(files)} files in {files[0].parent}: {_names(files)}; keep one of them")
+    reference, prediction = read_labels(references[0]), read_labels(predictions[0])
+    different = reference.geometry.differences(prediction.geometry)
+    if different:
+        raise UserError(
+            f"case {name}: {predictions[0]} is not on the reference's grid ({'; '.join(different)}; reference first); "
+            "resample it with nearest neighbour onto the reference"
+        )
+    return reference, prediction
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files)
+
+
+def _is_nan(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def _undefined(rows: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    return {m: sum(math.isnan(row[m]) for row in rows) for m in MAY_BE_UNDEFINED}

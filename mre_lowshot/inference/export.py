@@ -1,0 +1,47 @@
+"""One scan from its files to a label map on its own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mre_lowshot.dataset import Case
+from mre_lowshot.files import whole_file
+from mre_lowshot.inference.checks import unlike_training
+from mre_lowshot.inference.predictor import Predictor, Progress
+from mre_lowshot.preprocessing.cropping import Box
+from mre_lowshot.preprocessing.pipeline import inverse_labels, inverse_probabilities
+from mre_lowshot.preprocessing.prepare import prepare_case
+from mre_lowshot.specs import Plan
+from mre_lowshot.volume import file_ending, read_channels, write_volume
+
+
+def predict_case(
+    case: Case,
+    plan: Plan,
+    predictor: Predictor,
+    folder: Path,
+    crop: Box | None = None,
+    save_probabilities: bool = False,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Predict one case and write ``folder/<case><its own ending>``; gives warnings, in words.
+
+    With ``save_probabilities`` also ``<case>.npz``: ``probabilities`` (K, D, H, W) float32 on the scan's grid, LPS.
+
+    Raises:
+        UserError: the scan is unreadable or does not fit the model. NumericalError: the prediction is not finite.
+    """
+    image = read_channels(list(case.images))
+    prepared = prepare_case(case.name, image, None, plan, crop)
+    probabilities = predictor.predict(prepared.image, progress)
+    write_volume(
+        folder / f"{case.name}{file_ending(case.images[0])}",
+        inverse_labels(probabilities, prepared.transform),
+        image.geometry,
+    )
+    if save_probabilities:
+        with whole_file(folder / f"{case.name}.npz") as temporary:
+            np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, prepared.transform))
+    return unlike_training(image, plan)

@@ -1,0 +1,65 @@
+"""The backbone: a shallow 3D (or 2D) U-Net with transition convolutions on its skips (paper, III-B; Fig. 2a)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mre_lowshot.specs import NetworkSpec
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+NORM = {
+    "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+    "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
+}
+
+
+def norm_layer(spec: NetworkSpec, channels: int) -> nn.Module:
+    """The spec's normalisation, affine."""
+    return NORM[spec.norm][spec.axes](channels, affine=True)
+
+
+def conv_block(spec: NetworkSpec, in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+    """``count`` times 3x3x3 'same' convolution -> ReLU -> norm (the paper's order); the first changes the width."""
+    layers: list[nn.Module] = []
+    for index in range(count):
+        first = in_channels if index == 0 else out_channels
+        layers += [CONV[spec.axes](first, out_channels, 3, padding=1), nn.ReLU(), norm_layer(spec, out_channels)]
+    return nn.Sequential(*layers)
+
+
+class Backbone(nn.Module):
+    """Encoder blocks, average pooling between them, skips reduced to a quarter, transposed convolutions upward.
+
+    ``forward`` takes (B, C, *size), every side divisible by the spec's ``divisor``, and gives the decoder's levels,
+    finest first: (B, widths[0], *size), (B, widths[1], *size/strides[0]), ...; the bottleneck comes last.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        widths = spec.widths
+        inputs = (spec.in_channels, *widths[:-1])
+        self.encoder = nn.ModuleList(
+            conv_block(spec, i, w, n) for i, w, n in zip(inputs, widths, spec.convs, strict=True)
+        )
+        self.pools = nn.ModuleList(AVERAGE_POOL[spec.axes](stride, stride) for stride in spec.strides)
+        self.transitions, self.ups, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for width, below, stride in zip(widths[:-1], widths[1:], spec.strides, strict=True):
+            skip = max(1, width // 4)
+            self.transitions.append(conv_block(spec, width, skip, 1))
+            up = TRANSPOSED[spec.axes](below, below, stride, stride)
+            self.ups.append(nn.Sequential(up, nn.ReLU(), norm_layer(spec, below)))
+            self.decoder.append(conv_block(spec, below + skip, width, 2))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        skips = []
+        for index, block in enumerate(self.encoder):
+            x = block(x if index == 0 else self.pools[index - 1](x))
+            skips.append(x)
+        levels = [skips.pop()]
+        for index in reversed(range(len(self.decoder))):
+            joined = torch.cat([self.ups[index](levels[0]), self.transitions[index](skips.pop())], dim=1)
+            levels.insert(0, self.decoder[index](joined))
+        return levels

@@ -1,0 +1,107 @@
+"""From backbone levels to one embedding a voxel: coordinates, SE attention, ASPP, fusion (paper, III-C; Fig. 2b)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mre_lowshot.network.backbone import CONV, norm_layer
+from mre_lowshot.network.dilated import DilatedConv
+from mre_lowshot.specs import NetworkSpec
+
+
+def patch_coordinates(size: torch.Size | tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cartesian maps of one patch, (axes, *size), each axis running from -1 to 1 over the patch itself."""
+    lines = [torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1) for n in size]
+    return torch.stack(torch.meshgrid(*[line.to(device, dtype) for line in lines], indexing="ij"))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: global average -> C/reduction -> ReLU -> C -> sigmoid -> rescale. (B, C, *size) -> same."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.flatten(2).mean(dim=2)
+        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
+        return x * weight.view(*weight.shape, *[1] * (x.dim() - 2))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid: 1x1x1, one 3x3x3 a dilation, and the image-level branch, concatenated.
+
+    (B, C, *size) -> (B, branches * aspp_channels, *size); each branch is conv -> norm -> ReLU. The image-level
+    branch's batch norm sees one vector a patch; the spec's ``image_level_norm`` switches it off.
+    """
+
+    def __init__(self, spec: NetworkSpec, channels: int) -> None:
+        super().__init__()
+        width = spec.aspp_channels
+        self.branches = nn.ModuleList([self._branch(spec, CONV[spec.axes](channels, width, 1))])
+        for dilation in spec.dilations:
+            self.branches.append(self._branch(spec, DilatedConv(spec.axes, channels, width, dilation)))
+        self.image_level: nn.Module | None = None
+        if spec.image_level:
+            norm = norm_layer(spec, width) if spec.image_level_norm else nn.Identity()
+            self.image_level = nn.Sequential(CONV[spec.axes](channels, width, 1), norm, nn.ReLU())
+        self.out_channels = width * (1 + len(spec.dilations) + int(spec.image_level))
+
+    @staticmethod
+    def _branch(spec: NetworkSpec, conv: nn.Module) -> nn.Sequential:
+        return nn.Sequential(conv, norm_layer(spec, spec.aspp_channels), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [branch(x) for branch in self.branches]
+        if self.image_level is not None:
+            pooled = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+            outputs.append(self.image_level(pooled).expand(-1, -1, *x.shape[2:]))
+        return torch.cat(outputs, dim=1)
+
+
+class Embedding(nn.Module):
+    """Backbone levels and coordinates -> per-voxel features z, and their linear fusion to the embedding e = Wz + b.
+
+    With AMS the levels are upsampled to the input's size and concatenated (64 + 128 + 3 channels in the paper's
+    network), go through SE and ASPP, and are fused by a 1x1x1 convolution to ``embedding`` channels. Without AMS
+    the finest level (with the coordinates, if any) is fused directly. ``embedding`` 0 leaves z as it is.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
+        self.levels = levels if spec.ams else 1
+        channels = sum(spec.widths[: self.levels]) + (spec.axes if spec.coordinates != "none" else 0)
+        self.se = SqueezeExcite(channels, spec.se_reduction) if spec.ams and spec.se else None
+        self.aspp = ASPP(spec, channels) if spec.ams and spec.aspp else None
+        features = self.aspp.out_channels if self.aspp is not None else channels
+        self.fusion = CONV[spec.axes](features, spec.embedding, 1) if spec.embedding else nn.Identity()
+        self.out_channels = spec.embedding or features
+
+    def features(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
+        """z: everything up to the fusion, (B, F, *size). ``coordinates`` (B, axes, *size) over the whole volume."""
+        finest = levels[0]
+        size = finest.shape[2:]
+        mode = "trilinear" if len(size) == 3 else "bilinear"
+        parts = [finest]
+        for level in levels[1 : self.levels]:
+            parts.append(F.interpolate(level, size=size, mode=mode, align_corners=False))
+        if self.spec.coordinates == "patch":
+            own = patch_coordinates(size, finest.device, finest.dtype)
+            parts.append(own.expand(finest.shape[0], *own.shape))
+        elif self.spec.coordinates == "volume":
+            if coordinates is None:
+                raise ValueError("this network needs the patch's coordinate maps")
+            parts.append(coordinates.to(finest.dtype))
+        x = torch.cat(parts, dim=1)
+        if self.se is not None:
+            x = self.se(x)
+        return self.aspp(x) if self.aspp is not None else x
+
+    def forward(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
+        return self.fusion(self.features(levels, coordinates))

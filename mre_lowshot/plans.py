@@ -1,0 +1,53 @@
+"""Reading plans and naming what belongs to them: result folders, folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mre_lowshot.codec import from_json, to_json
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import read_json, write_json
+from mre_lowshot.specs import Plan
+
+TRAINER = "MRETrainer"
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan, perhaps edited by hand.
+
+    Raises:
+        UserError: missing, no JSON, an unknown key, a wrong type or value; each named.
+    """
+    if not path.is_file():
+        raise UserError(f"plan {path} is missing; run mre_plan_and_preprocess first (-p names another plan)")
+    return from_json(Plan, read_json(path, "plan"), path.name)
+
+
+def results_folder(results: Path, dataset_name: str, plans_name: str, level: str) -> Path:
+    """nnU-Net's folder name: results/DatasetXXX_Name/MRETrainer__MREPlans__1shot."""
+    return results / dataset_name / f"{TRAINER}__{plans_name}__{level}"
+
+
+def claim(path: Path, plan: Plan) -> None:
+    """Write ``plan`` to a results folder's plans.json, or check that the one there is the same.
+
+    Raises:
+        UserError: the folder holds results of another plan (they are never mixed).
+    """
+    if path.is_file():
+        there = load_plan(path)
+        if there != plan:
+            raise UserError(
+                f"{path.parent}: holds results of another plan ({_first_difference(to_json(there), to_json(plan))}); "
+                "give this plan another name (-p), or move the folder away"
+            )
+        return
+    write_json(path, to_json(plan))
+
+
+def _first_difference(one: object, other: object, where: str = "") -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**one, **other}:
+            if one.get(key) != other.get(key):
+                return _first_difference(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
+    return f"{where}: {one!r} there, {other!r} now"

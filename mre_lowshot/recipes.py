@@ -1,0 +1,47 @@
+"""Named recipes: complete `Recipe` records, so that what a name means is read in one place."""
+
+from __future__ import annotations
+
+from mre_lowshot.codec import nearest
+from mre_lowshot.errors import UserError
+from mre_lowshot.specs import AugmentationSpec, InferenceSpec, Recipe
+
+PAPER = Recipe()
+
+DEFAULT = Recipe(
+    name="default",
+    iterations=400,
+    batch_size=8,
+    learning_rate=2e-3,
+    schedule="cosine",
+    n_lg=4,
+    balanced_share=0.5,
+    dice_weight=1.0,
+    ema=0.98,
+    augmentation=AugmentationSpec(
+        spatial_probability=0.8,
+        rotation=15.0,
+        scaling=(0.8, 1.25),
+        elastic=0.06,
+        brightness_probability=0.2,
+        contrast_probability=0.2,
+        gamma_probability=0.3,
+        noise_probability=0.1,
+        blur_probability=0.1,
+        low_resolution_probability=0.1,
+    ),
+    inference=InferenceSpec(tiling="overlap", step=0.5),
+)
+
+RECIPES = {recipe.name: recipe for recipe in (DEFAULT, PAPER)}
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UserError: there is none; the message names those there are.
+    """
+    if name not in RECIPES:
+        raise UserError(f"--recipe {name!r} is unknown; {nearest(name, RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,132 @@
+"""Patches out of cases: where, how augmented, with their coordinate maps. One item is one mini-batch.
+
+Mini-batch number n depends on (seed, n) alone, so that training gives the same result with any number of loader
+workers, and goes on after an interruption as if there had been none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from mre_lowshot.augmentation import deform, intensity_transform
+from mre_lowshot.losses import IGNORE
+from mre_lowshot.specs import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A preprocessed scan: image (C, *size) float32, label (*size) int16 with `losses.IGNORE`, spacing in mm."""
+
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, ...]
+
+
+def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+    """Voxel indices (axes, *patch) of a patch whose first voxel is ``corner``; they may lie outside the volume."""
+    lines = [np.arange(c, c + n, dtype=np.float64) for c, n in zip(corner, patch, strict=True)]
+    return np.stack(np.meshgrid(*lines, indexing="ij"))
+
+
+def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Cartesian maps of voxels at ``positions``: each axis from -1 to 1 over the whole volume of ``size`` voxels,
+    going on linearly outside it (paper, III-C). Float32, same shape."""
+    last = np.maximum(np.asarray(size) - 1, 1).reshape(-1, *[1] * (positions.ndim - 1))
+    return (2 * positions / last - 1).astype(np.float32)
+
+
+class BatchSampler(Dataset):
+    """Mini-batches of a recipe: ``sampler[n]`` is (images (B, C, *patch), coordinates (B, axes, *patch), targets
+    (B, *patch) int64), a function of (seed, n) only."""
+
+    def __init__(
+        self, cases: Sequence[TrainingCase], patch: tuple[int, ...], recipe: Recipe, classes: int, seed: int
+    ) -> None:
+        self.cases, self.patch, self.recipe, self.seed = list(cases), patch, recipe, seed
+        self.intensity = intensity_transform(recipe.augmentation)
+        self.voxels: list[dict[int, np.ndarray]] = []
+        for case in self.cases:
+            flat = case.label.ravel()
+            found = {k: np.flatnonzero(flat == k) for k in range(1, classes)}
+            self.voxels.append({k: v for k, v in found.items() if len(v)})
+
+    def __len__(self) -> int:
+        return self.recipe.iterations
+
+    def __getitem__(self, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, iteration])
+        drawn = [self._patch(rng) for _ in range(self.recipe.batch_size)]
+        images = np.stack([d[0] for d in drawn])
+        before = np.random.get_state()  # noqa: NPY002 - batchgenerators draws from numpy's global state
+        np.random.seed(rng.integers(2**31))  # noqa: NPY002
+        try:
+            images = self.intensity(images)
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+        coordinates = np.stack([d[1] for d in drawn])
+        targets = np.stack([d[2] for d in drawn])
+        return torch.from_numpy(images), torch.from_numpy(coordinates), torch.from_numpy(targets)
+
+    def _corner(self, index: int, rng: np.random.Generator) -> list[int]:
+        """First voxel of a patch: uniform over all places inside, or (balanced share) around a voxel of a class drawn
+        at random; a patch larger than the volume is centred on it."""
+        size = self.cases[index].label.shape
+        centre = None
+        if self.voxels[index] and rng.random() < self.recipe.balanced_share:
+            of_class = self.voxels[index][int(rng.choice(list(self.voxels[index])))]
+            centre = np.unravel_index(int(rng.choice(of_class)), size)
+        corner = []
+        for axis, (n, p) in enumerate(zip(size, self.patch, strict=True)):
+            if n <= p:
+                corner.append((n - p) // 2)
+            elif centre is None:
+                corner.append(int(rng.integers(0, n - p + 1)))
+            else:
+                jitter = int(rng.integers(-(p // 4), p // 4 + 1))
+                corner.append(int(np.clip(centre[axis] - p // 2 + jitter, 0, n - p)))
+        return corner
+
+    def _patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        index = int(rng.integers(len(self.cases)))
+        case, augmentation = self.cases[index], self.recipe.augmentation
+        size = case.label.shape
+        home = voxel_positions(self._corner(index, rng), self.patch)
+        coordinates = coordinate_maps(home, size)  # of the undeformed place: augmentation moves content only
+        source = deform(home, case.spacing, size, augmentation, rng)
+        for axis in augmentation.mirror_axes:
+            if axis < len(size) and rng.random() < 0.5:
+                source = source.copy()
+                source[axis] = size[axis] - 1 - source[axis]
+        return take_image(case.image, source), coordinates, take_label(case.label, source)
+
+
+def take_image(image: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """(C, *size) at ``source`` (axes, *patch) voxels, interpolated linearly; beyond the edge, the edge voxel."""
+    whole = np.rint(source)
+    if np.array_equal(whole, source):
+        return image[(slice(None), *_clipped(whole, image.shape[1:]))]
+    size = np.asarray(image.shape[1:]).reshape(-1, *[1] * (source.ndim - 1))
+    grid = 2 * source / np.maximum(size - 1, 1) - 1
+    ordered = torch.from_numpy(np.moveaxis(grid[::-1], 0, -1).astype(np.float32))  # grid_sample wants (x, y, z)
+    taken = F.grid_sample(torch.from_numpy(image)[None], ordered[None], padding_mode="border", align_corners=True)
+    return taken[0].numpy()
+
+
+def take_label(label: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """(*size) at the nearest voxel of ``source`` (axes, *patch), int64; `IGNORE` outside the volume."""
+    nearest = np.rint(source)
+    size = np.asarray(label.shape).reshape(-1, *[1] * (source.ndim - 1))
+    taken = label[_clipped(nearest, label.shape)].astype(np.int64)
+    taken[((nearest < 0) | (nearest >= size)).any(axis=0)] = IGNORE
+    return taken
+
+
+def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.clip(axis, 0, n - 1).astype(np.intp) for axis, n in zip(whole, size, strict=True))

@@ -1,0 +1,176 @@
+"""Which scans a fold trains on: 1shot, 2shot, 3shot, 5pct, leave-one-out, all. Seeded, saved, editable by hand.
+
+The protocol is SPEC.md 7: one-shot trains on each scan in turn, more shots on seven random draws; every other
+labelled scan is tested on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import read_json, write_json
+
+Split = dict[str, list[str]]  # {"train": [...], "val": [...]}, nnU-Net's form
+DRAWS = 7  # repetitions of two- and three-shot in the paper
+_COUNTED = re.compile(r"0*([1-9]\d*)[-_]?(shot|pct)s?$")
+
+
+def parse_level(text: str) -> str:
+    """The level as it is written in file and folder names: ``1shot``, ``2shot``, ..., ``5pct``, ``loo`` or ``all``.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    plain = text.strip().lower()
+    match = _COUNTED.match(plain)
+    if match and (match[2] == "shot" or int(match[1]) <= 100):
+        return match[1] + match[2]
+    if plain in ("loo", "all"):
+        return plain
+    raise UserError(
+        f"level {text!r}: must be 1shot, 2shot, 3shot (any number from 1), 5pct (percent of the cases, 1 to 100), "
+        "loo (leave one out) or all"
+    )
+
+
+def parse_fold(text: str) -> int | Literal["all"]:
+    """``fold0``, ``fold_0`` and ``0`` give 0; ``all`` gives ``"all"``.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    plain = text.strip().lower()
+    if plain == "all":
+        return "all"
+    match = re.match(r"(?:fold_?)?(\d+)$", plain)
+    if not match:
+        raise UserError(f"fold {text!r}: must be fold0 (or 0), fold1, ... or all")
+    return int(match[1])
+
+
+def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None) -> list[Split]:
+    """Make the folds of ``level`` from the labelled cases ``names``; their order does not matter.
+
+    ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded up) train on n cases and hold the others out: with
+    ``1shot`` each case in turn, otherwise seven distinct seeded draws, or all subsets where there are no more. If n
+    takes all cases there is one fold with nothing held out. ``loo`` holds out each case in turn, ``all`` none.
+
+    Args:
+        cohort: take only these cases, e.g. seven, as the paper does.
+
+    Raises:
+        UserError: unknown level, too few cases, cases named twice, or cohort names that are no labelled case.
+    """
+    level = parse_level(level)
+    _check_names(names, names, "the dataset")
+    if cohort is not None:
+        _check_names(cohort, names, "cohort")
+    cases = sorted(names if cohort is None else cohort)
+    if not cases:
+        raise UserError(f"level {level}: there is no labelled case; annotate at least one")
+    if level == "all":
+        return [_split(cases, cases)]
+    if level == "loo":
+        if len(cases) == 1:
+            raise UserError(
+                f"level loo: {cases[0]} is the only labelled case, nothing is left to train on; use 1shot or all"
+            )
+        return [_split([c for c in cases if c != out], cases) for out in cases]
+    count = _train_count(level, len(cases))
+    if count > len(cases):
+        raise UserError(
+            f"level {level}: needs {count} labelled cases, there are {len(cases)}; use {len(cases)}shot or all"
+        )
+    if level == "1shot":
+        return [_split([case], cases) for case in cases]
+    return [_split(train, cases) for train in _draws(cases, count, seed)]
+
+
+def load_or_make(
+    folder: Path, level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None
+) -> list[Split]:
+    """The folds saved as ``splits_<level>.json`` in ``folder``, checked; made and saved where the file is not there.
+
+    A file that is there wins over ``seed`` and ``cohort``: it may have been edited by hand.
+
+    Raises:
+        UserError: as ``make_splits``; or the file is not in nnU-Net's form, names unknown cases, lets a case be in
+            train and val, has an empty train or not the level's number of training cases.
+    """
+    level = parse_level(level)
+    path = Path(folder) / f"splits_{level}.json"
+    if path.is_file():
+        return _checked(read_json(path, f"splits of level {level}"), path, level, names)
+    splits = make_splits(level, names, seed, cohort)
+    write_json(path, splits)
+    return splits
+
+
+def _train_count(level: str, cases: int) -> int:
+    number = int(re.sub(r"\D", "", level))
+    return number if level.endswith("shot") else -(-number * cases // 100)
+
+
+def _split(train: Collection[str], cases: Sequence[str]) -> Split:
+    return {"train": sorted(train), "val": [case for case in cases if case not in train]}
+
+
+def _draws(cases: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
+    """At most ``DRAWS`` distinct subsets of ``count`` cases, in the order drawn; all where there are no more."""
+    if math.comb(len(cases), count) <= DRAWS:
+        return list(combinations(cases, count))
+    generator, drawn = random.Random(seed), dict[tuple[str, ...], None]()
+    while len(drawn) < DRAWS:
+        drawn[tuple(sorted(generator.sample(cases, count)))] = None
+    return list(drawn)
+
+
+def _check_names(given: Sequence[str], known: Collection[str], where: str) -> None:
+    every = set(known)
+    for name in given:
+        if name not in every:
+            close = difflib.get_close_matches(name, known, n=1)
+            mend = f"did you mean {close[0]!r}?" if close else f"there are {len(known)}: {_some(known)}"
+            raise UserError(f"{where}: {name!r} is no labelled case of the dataset; {mend}")
+    twice = sorted(name for name, times in Counter(given).items() if times > 1)
+    if twice:
+        raise UserError(f"{where}: {_some(twice)} named more than once; name each case once")
+
+
+def _some(names: Collection[str]) -> str:
+    shown = sorted(names)[:10]
+    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
+
+
+def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Split]:
+    remake = f"mend it, or delete {path} to have it made again"
+    if not isinstance(data, list) or not data:
+        raise UserError(f'{path.name}: must be a list of folds {{"train": [...], "val": [...]}}; {remake}')
+    for number, fold in enumerate(data):
+        where = f"{path.name}: fold {number}"
+        lists = fold.values() if isinstance(fold, dict) and set(fold) == {"train", "val"} else [None]
+        if not all(isinstance(part, list) and all(isinstance(n, str) for n in part) for part in lists):
+            raise UserError(
+                f'{where}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {remake}'
+            )
+        for part in ("train", "val"):
+            _check_names(fold[part], names, f"{where}: {part}")
+        if both := set(fold["train"]) & set(fold["val"]):
+            raise UserError(f"{where}: {_some(both)} in train and in val; a case tested on must not be trained on")
+        if not fold["train"]:
+            raise UserError(f"{where}: train is empty; name at least one case")
+        if level.endswith("shot") and len(fold["train"]) != _train_count(level, len(names)):
+            raise UserError(
+                f"{where}: train names {len(fold['train'])} cases ({_some(fold['train'])}), level {level} means "
+                f"{_train_count(level, len(names))}; {remake}"
+            )
+    return data

@@ -1,0 +1,169 @@
+"""Read every case of a raw dataset once and tell all that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mre_lowshot.dataset import Case, RawDataset
+from mre_lowshot.errors import UserError
+from mre_lowshot.volume import Volume, file_ending, read_image, read_labels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REPLACE = "replace them, for example with the background's value"
+OnCase = Callable[[Case, Volume, "Volume | None"], None]
+
+
+def verify(
+    dataset: RawDataset,
+    on_case: OnCase | None = None,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+    test_cases: bool = True,
+) -> list[str]:
+    """Read all cases, one at a time, and list every problem found, each on one line; an empty list means all is well.
+
+    Args:
+        dataset: what ``RawDataset.load`` gave; its own ``problems`` come first in the list.
+        on_case: called with (case, image (C, D, H, W), label map (D, H, W) or None) for each **training** case without
+            a problem, so that a fingerprint needs no second reading. Test scans are never handed over.
+        progress: wraps the sequence of cases, e.g. ``functools.partial(tqdm, desc="verify", disable=None)``.
+        test_cases: read imagesTs and labelsTs too (there a label map may be empty).
+    """
+    problems = list(dataset.problems)
+    expected = {len(dataset.labelled), len(dataset.cases)}
+    if dataset.num_training not in expected and not dataset.problems:
+        problems.append(
+            f"{dataset.name}/dataset.json: numTraining is {dataset.num_training}, but imagesTr holds "
+            f"{len(dataset.cases)} cases, {len(dataset.labelled)} of them labelled; set it to {len(dataset.cases)}"
+        )
+    training = set(dataset.cases)
+    for case in progress([*dataset.cases, *(dataset.test_cases if test_cases else ())]):
+        found: list[str] = []
+        is_training = case in training
+        image = _image(case, dataset, found)
+        label = _label(case.label, dataset, found, may_be_empty=not is_training) if case.label else None
+        if image and label and (different := image.geometry.differences(label.geometry)):
+            found.append(
+                f"image and label map are not on one grid: {'; '.join(different)}; "
+                "resample the label map onto the image (nearest neighbour), or export the pair again"
+            )
+        problems += [f"case {case.name}: {text}" for text in found]
+        if on_case and is_training and image and not found:
+            on_case(case, image, label)
+    return problems
+
+
+def refuse(dataset: RawDataset, problems: Sequence[str]) -> None:
+    """Raise one UserError that lists all ``problems``; do nothing when there are none."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{dataset.name}: {count} to mend:\n  " + "\n  ".join(problems))
+
+
+def _image(case: Case, dataset: RawDataset, found: list[str]) -> Volume | None:
+    """The case's channels, stacked; None when that cannot be. What is wrong is added to ``found``."""
+    volumes = [volume for path in case.images if (volume := _read(read_image, path, found))]
+    if len(volumes) < len(case.images):
+        return None
+    first, count = volumes[0], sum(len(volume.array) for volume in volumes)
+    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
+        if different := first.geometry.differences(volume.geometry):
+            found.append(
+                f"{path.name} is not on the grid of {case.images[0].name}: {'; '.join(different)}; "
+                "resample one onto the other"
+            )
+    names = dataset.channel_names
+    titles = [f"channel {i} ({name})" for i, name in enumerate(names)]
+    if count != len(names):
+        found.append(
+            f"{len(case.images)} file(s) hold {count} channel(s), dataset.json names {len(names)} "
+            f"({', '.join(names)}); "
+            f"give one file a channel ({case.name}_0000, _0001, ...), or mend channel_names"
+        )
+        titles = [f"channel {i}" for i in range(count)]
+    for title, channel in zip(titles, (channel for volume in volumes for channel in volume.array), strict=True):
+        found += _intensities(title, channel)
+    if any(volume.array.shape[1:] != first.array.shape[1:] for volume in volumes):
+        return None
+    return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path) if volumes[1:] else first
+
+
+def _intensities(name: str, channel: np.ndarray) -> list[str]:
+    low, high = float(channel.min()), float(channel.max())
+    if not np.isfinite([low, high]).all():
+        bad = int((~np.isfinite(channel)).sum())
+        return [f"{name} has {bad} voxel(s) that are NaN or infinite; {REPLACE}"]
+    if low == high:
+        return [f"{name} is constant ({low:g} everywhere); export it again, or remove the case"]
+    return []
+
+
+def _label(path: Path, dataset: RawDataset, found: list[str], may_be_empty: bool) -> Volume | None:
+    label = _read(read_labels, path, found)
+    if label is None:
+        return None
+    values, counts = _counted(label.array)
+    known = list(dataset.labels.values())
+    allowed = {*known, dataset.ignore_label}
+    for value, count in zip(values, counts, strict=True):
+        if value not in allowed:
+            found.append(
+                f"label {value} ({count} voxels) is not in dataset.json labels {known}"
+                f"{f' (ignore {dataset.ignore_label})' if dataset.ignore_label is not None else ''}; "
+                "add it there or relabel"
+            )
+    if not may_be_empty and not any(value in allowed and value not in (0, dataset.ignore_label) for value in values):
+        found.append(
+            f"the label map {path.name} has no voxel of any class of dataset.json; annotate it, or remove the "
+            "file so that the case counts as unlabelled"
+        )
+    return label
+
+
+def _counted(array: np.ndarray) -> tuple[list[int], list[int]]:
+    """Values and their voxel counts; ``bincount``, as sorting a whole CT takes seconds."""
+    low, high = int(array.min()), int(array.max())
+    if high - low > 1_000_000:
+        values, counts = np.unique(array, return_counts=True)
+        return values.tolist(), counts.tolist()
+    counts = np.bincount((array - low).ravel())
+    present = np.flatnonzero(counts)
+    return (present + low).tolist(), counts[present].tolist()
+
+
+def _read(reader: Callable[[Path], Volume], path: Path, found: list[str]) -> Volume | None:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        volume = reader(path)
+    except UserError as problem:
+        found.append(str(problem).replace(f"{path}: ", f"{where}: ", 1))
+        return None
+    if hidden := _nonfinite_in_nifti(path):
+        found.append(f"{where} has {hidden} voxel(s) that are NaN or infinite and would be read as 0; {REPLACE}")
+    return volume
+
+
+def _nonfinite_in_nifti(path: Path) -> int:
+    """Count what ITK hides: its NIfTI reader turns NaN and infinities into 0. Only files of floats are read for it."""
+    if file_ending(path) not in (".nii", ".nii.gz"):
+        return 0
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            header = file.read(348)
+            order = next((o for o in "<>" if header[:4] == np.array(348, f"{o}i4").tobytes()), None)
+            if order is None:  # NIfTI-2 or Analyze: left to ITK
+                return 0
+            kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
+            if kind is None:
+                return 0
+            file.seek(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]))
+            data = file.read()
+    except (OSError, EOFError):
+        return 0
+    values = np.frombuffer(data, order + kind, len(data) // int(kind[1]))
+    return int((~np.isfinite(values)).sum())

@@ -1,0 +1,43 @@
+"""What is derived from labels: decided for each fold from its own training scans, and saved with the fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mre_lowshot.losses import IGNORE
+from mre_lowshot.specs import FoldDecisions, Plan
+
+# A class is in the OHEM majority group when it holds at least this share of the largest class's voxels.
+MAJORITY_SHARE = 0.1
+
+
+def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """OHEM's majority group from voxel counts a class (background first): background, and every class with at least
+    a tenth of the largest class's voxels. Empty classes are minority (they never occur)."""
+    limit = MAJORITY_SHARE * counts.max()
+    majority = tuple(int(k) for k in np.flatnonzero((counts >= limit) | (np.arange(len(counts)) == 0)))
+    return majority, f"background and classes with at least {MAJORITY_SHARE:.0%} of the largest class's voxels"
+
+
+def decide(
+    plan: Plan, level: str, fold: int, train: Sequence[str], test: Sequence[str], labels: Sequence[np.ndarray], seed: int
+) -> FoldDecisions:
+    """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) alone."""
+    counts = np.zeros(plan.network.classes, dtype=np.int64)
+    for label in labels:
+        counts += np.bincount(label[label != IGNORE].ravel(), minlength=plan.network.classes)
+    names = {number: name for name, number in plan.labels.items()}
+    if plan.recipe.majority:
+        majority = tuple(sorted(plan.labels[name] for name in plan.recipe.majority))
+        reason = "given by recipe.majority"
+    else:
+        majority, reason = groups_rule(counts)
+    missing = [names[k] for k in range(1, len(counts)) if counts[k] == 0]
+    reasons = {"majority": f"{', '.join(names[k] for k in majority)}: {reason}"}
+    if missing:
+        reasons["missing"] = f"not in the training scans, so they cannot be learned: {', '.join(missing)}"
+    total = max(1, int(counts.sum()))
+    shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
+    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, shares, reasons, seed)

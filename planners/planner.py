@@ -1,0 +1,147 @@
+"""From fingerprint to plan: calls the rules one after the other and keeps each one's reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.planners import rules
+from mre_lowshot.planners.fingerprint import constant_background, seen_ranges
+from mre_lowshot.recipes import named
+from mre_lowshot.specs import NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
+
+PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the plan takes over from dataset.json, and whether a crops.json lies beside it."""
+
+    name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    ignore_label: int | None
+    file_ending: str
+    has_crops: bool = False
+
+
+def make_plan(
+    facts: DatasetFacts,
+    fingerprint: dict[str, Any],
+    device: rules.Device,
+    recipe_name: str = "default",
+    plans_name: str = "MREPlans",
+) -> Plan:
+    """Decide everything that images and device decide. What labels decide waits for the fold (`planners.fold`)."""
+    reasons: dict[str, str] = {}
+    recipe = named(recipe_name)
+    preprocessing = _preprocessing(facts, fingerprint, device, recipe, reasons)
+    sizes = _grid_sizes(fingerprint, preprocessing)
+    median_size = tuple(int(v) for v in np.median(sizes, axis=0))
+    spacing = _grid_spacing(fingerprint, preprocessing)
+    flat = median_size[0] == 1
+    if flat:
+        median_size, spacing = median_size[1:], spacing[1:]
+    size, reasons["network"] = rules.size_rule(device)
+    if recipe.name == "paper":
+        batch = size.batch_size if size.name == "paper" else rules.PAPER_SIZE.batch_size
+        size = replace(rules.PAPER_SIZE, batch_size=batch)
+        reasons["network"] = f"recipe 'paper': the paper's network, {size.batch_size} patches a batch"
+    strides = rules.strides_rule(spacing)
+    divisor = tuple(a * b for a, b in zip(*strides, strict=True))
+    budget = size.budget if not flat else 128 * 128
+    patch, reasons["patch"] = rules.patch_rule(spacing, median_size, budget, divisor)
+    dilations, reasons["dilations"] = rules.dilation_rule(patch.size)
+    if recipe.name == "paper" and not flat:
+        patch, strides = PatchSpec(), NetworkSpec(1, 2).strides
+        dilations = NetworkSpec(1, 2).dilations
+        reasons["patch"] = reasons["dilations"] = "recipe 'paper': 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
+    network = NetworkSpec(
+        in_channels=len(facts.channel_names),
+        classes=len(facts.labels),
+        widths=size.widths,
+        strides=strides,
+        aspp_channels=size.aspp_channels,
+        dilations=dilations,
+        embedding=size.embedding,
+        mixer_width=size.mixer_width,
+    )
+    recipe = replace(recipe, batch_size=size.batch_size)
+    reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
+    reasons["groups"] = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
+    return Plan(
+        dataset_name=facts.name,
+        plans_name=plans_name,
+        channel_names=facts.channel_names,
+        labels=facts.labels,
+        file_ending=facts.file_ending,
+        preprocessing=preprocessing,
+        patch=patch,
+        network=network,
+        recipe=recipe,
+        reasons=reasons,
+        seen=seen_ranges(fingerprint),
+        ignore_label=facts.ignore_label,
+    )
+
+
+def _preprocessing(
+    facts: DatasetFacts, fingerprint: dict[str, Any], device: rules.Device, recipe: Recipe, reasons: dict[str, str]
+) -> PreprocessingSpec:
+    cases = list(fingerprint["cases"].values())
+    stripped = constant_background(fingerprint)
+    is_ct = any(name.strip().lower() in rules.CT_NAMES for name in facts.channel_names)
+    normalization = []
+    for index, channel in enumerate(facts.channel_names):
+        scheme, reasons[f"normalization_{index}"] = rules.normalization_rule(channel, stripped and not is_ct)
+        normalization.append(scheme)
+    filled = [np.prod(c["body_shape"]) / np.prod(c["shape"]) for c in cases]
+    flat = all(c["shape"][0] == 1 for c in cases)
+    crop, reasons["crop"] = rules.crop_rule(is_ct, stripped, float(np.median(filled)), flat)
+    spacings = np.array([c["spacing"] for c in cases])
+    margin = 3 * float(np.median(spacings)) if crop == "nonzero" else 0.0
+    spec = PreprocessingSpec(crop, tuple(normalization), grid="native", crop_margin_mm=round(margin, 4))
+    if recipe.name == "paper":
+        if is_ct:
+            reasons["grid"] = f"recipe 'paper': CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"
+            if facts.has_crops:
+                spec, reasons["crop"] = replace(spec, crop="given"), "recipe 'paper': boxes of crops.json"
+            return replace(spec, grid="size", size=PAPER_CT_SIZE)
+        if crop != "nonzero" and not flat:
+            reasons["crop"] = "recipe 'paper': MRI, the central 100 % x 90 % x 90 %"
+            spec = replace(spec, crop="centre")
+    if flat or np.allclose(spacings, spacings[0], rtol=1e-3):
+        voxel_limit = rules.size_rule(device)[0].voxel_limit
+        shapes = np.array([_cropped_shape(c, spec) for c in cases])
+        if recipe.name == "paper" or flat or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
+            reasons["grid"] = "all scans have one spacing: their own grid"
+            return spec
+    extents = np.array([np.multiply(_cropped_shape(c, spec), c["spacing"]) for c in cases])
+    limit = None if recipe.name == "paper" else rules.size_rule(device)[0].voxel_limit
+    spacing, reasons["grid"] = rules.spacing_rule(spacings, extents, limit)
+    return replace(spec, grid="spacing", spacing=spacing)
+
+
+def _cropped_shape(case: dict[str, Any], spec: PreprocessingSpec) -> list[int]:
+    if spec.crop in ("nonzero", "body"):
+        return case[f"{spec.crop}_shape"]
+    if spec.crop == "centre":
+        return [round(n * f) for n, f in zip(case["shape"], spec.centre_fraction, strict=True)]
+    return case["shape"]
+
+
+def _grid_sizes(fingerprint: dict[str, Any], spec: PreprocessingSpec) -> np.ndarray:
+    from mre_lowshot.preprocessing.pipeline import grid_size
+
+    cases = fingerprint["cases"].values()
+    return np.array([grid_size(tuple(_cropped_shape(c, spec)), tuple(c["spacing"]), spec) for c in cases])
+
+
+def _grid_spacing(fingerprint: dict[str, Any], spec: PreprocessingSpec) -> tuple[float, ...]:
+    """Median spacing (z, y, x) mm of the network's grid."""
+    spacings = []
+    for case, size in zip(fingerprint["cases"].values(), _grid_sizes(fingerprint, spec), strict=True):
+        spacings.append(np.multiply(_cropped_shape(case, spec), case["spacing"]) / size)
+    return tuple(float(v) for v in np.median(spacings, axis=0))

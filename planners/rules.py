@@ -1,0 +1,148 @@
+"""One pure function a decision: numbers in, the decision and its reason out. Nothing here reads a file or a label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mre_lowshot.specs import ChannelNormalization, PatchSpec
+
+CT_NAMES = ("ct",)
+MRI_NAMES = ("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2-flair", "adc", "dwi", "pd",
+             "t1ir", "ir", "swi", "bold", "cine")  # fmt: skip
+OTHER_NAMES = ("us", "ultrasound", "pet", "r", "g", "b", "red", "green", "blue", "nonct", "zscore", "gray", "grey")
+
+PAPER_BUDGET = 12 * 36 * 36  # voxels of the paper's patch
+COARSE = 2.0  # an axis more than this many times coarser than the finest is not pooled twice
+CropRule = Literal["none", "nonzero", "body", "centre", "given"]
+
+
+def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalization, str]:
+    """By channel name, as nnU-Net does: CT is clipped in HU and scaled, everything else z-scored. ``stripped`` says
+    that the background is constant, so the statistics are those of the inside."""
+    name = channel.strip().lower()
+    if name in CT_NAMES:
+        return ChannelNormalization("clip"), f"channel {channel!r} is CT: clip HU to [-210, 290], scale to [0, 1]"
+    where = "inside the non-constant region" if stripped else "over the whole crop"
+    reason = f"channel {channel!r}: z-score {where}"
+    if name not in MRI_NAMES + OTHER_NAMES:
+        reason = f"NOTE channel name {channel!r} is unknown (CT, MRI, T1, FLAIR, US ... are known): taken as z-score, "
+        reason += f"{where}; if it is CT, write \"CT\" in dataset.json"
+    return ChannelNormalization("zscore", inside_only=stripped), reason
+
+
+def crop_rule(is_ct: bool, stripped: bool, body_ratio: float, is_flat: bool) -> tuple[CropRule, str]:
+    """Which box to cut to. ``body_ratio`` is the median share of the image that the body box fills."""
+    if is_flat:
+        return "none", "2D images are used whole"
+    if is_ct:
+        return "body", "CT: box of the patient, found from the image alone (Otsu, largest object; no fixed air level)"
+    if stripped:
+        return "nonzero", "constant background in every scan: box of the non-zero voxels, a small margin around it"
+    if body_ratio < 0.8:
+        return "body", f"the object fills {body_ratio:.0%} of the image (median): box of the object"
+    return "none", f"the object fills {body_ratio:.0%} of the image (median): nothing to cut off"
+
+
+def spacing_rule(
+    spacings: np.ndarray, extents_mm: np.ndarray, voxel_limit: int | None
+) -> tuple[tuple[float, ...], str]:
+    """Target spacing: the per-axis median, made coarser (finest axes first) until the median scan, of ``extents_mm``
+    after cropping, has at most ``voxel_limit`` voxels."""
+    target = np.median(spacings, axis=0)
+    extent = np.median(extents_mm, axis=0)
+    reason = f"median spacing of the scans, {_mm(target)} mm"
+    if voxel_limit and np.prod(extent / target) > voxel_limit:
+        low, high = float(target.min()), float(target.max()) * 16
+        for _ in range(60):  # bisection on a floor under all spacings; a coarse axis is left alone while it can be
+            middle = (low * high) ** 0.5
+            if np.prod(extent / np.maximum(target, middle)) > voxel_limit:
+                low = middle
+            else:
+                high = middle
+        target = np.maximum(target, high)
+        reason += f", made coarser to {_mm(target)} mm so that the median scan has at most {voxel_limit:,} voxels"
+    return tuple(round(float(v), 4) for v in target), reason
+
+
+def _mm(values: np.ndarray) -> str:
+    return " x ".join(f"{v:.3g}" for v in values)
+
+
+def strides_rule(spacing: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:
+    """First pooling by 2 on every axis, the second only on axes within a factor 2 of the finest."""
+    finest = min(spacing)
+    return (2,) * len(spacing), tuple(1 if s > COARSE * finest else 2 for s in spacing)
+
+
+def patch_rule(
+    spacing: tuple[float, ...], median_size: tuple[int, ...], budget: int, divisor: tuple[int, ...]
+) -> tuple[PatchSpec, str]:
+    """Sides in proportion to 1/spacing with ``budget`` voxels, at most the median scan, divisible by ``divisor``;
+    the kept centre leaves 1/9 of the side (1/6 on a coarse axis) as margin. The paper's 12 x 36 x 36 with its centre
+    8 x 28 x 28 follows from its spacing (3, 0.958, 0.958 mm) and budget."""
+    ideal = 1 / np.asarray(spacing)
+    limit = np.maximum(np.asarray(median_size) // divisor * divisor, divisor).astype(float)
+    free = np.ones(len(spacing), dtype=bool)
+    sides = limit.copy()
+    while free.any():  # an axis that hits the scan's size is fixed there, and the others share what is left
+        rest = budget / np.prod(sides[~free]) if (~free).any() else budget
+        sides[free] = ideal[free] * (rest / np.prod(ideal[free])) ** (1 / free.sum())
+        over = free & (sides > limit)
+        if not over.any():
+            break
+        sides[over] = limit[over]
+        free &= ~over
+    size = tuple(int(max(d, round(s / d) * d)) for s, d in zip(sides, divisor, strict=True))
+    size = tuple(int(min(s, m)) for s, m in zip(size, limit, strict=True))
+    finest = min(spacing)
+    share = [6 if s > COARSE * finest else 9 for s in spacing]
+    margin = [round(n / part) for n, part in zip(size, share, strict=True)]
+    centre = tuple(max(1, n - 2 * m) for n, m in zip(size, margin, strict=True))
+    reason = f"about {budget:,} voxels, sides in proportion to 1/spacing, at most the median scan {tuple(median_size)}"
+    return PatchSpec(size, centre), reason + f", divisible by {divisor}; margin 1/9 of a side (1/6 on a coarse axis)"
+
+
+def dilation_rule(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """ASPP dilations reaching the same shares of the patch as the paper's 6, 12, 18 of 36: 1/6, 1/3 and 1/2."""
+    rows = tuple(tuple(max(1, round(n * share)) for n in patch) for share in (1 / 6, 1 / 3, 1 / 2))
+    return rows, "1/6, 1/3 and 1/2 of the patch side, as the paper's 6, 12, 18 are of 36"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device planned for: ``kind`` cuda, mps or cpu; ``memory_gb`` of it."""
+
+    kind: str
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """Widths of one size of the network and the number of patches a batch."""
+
+    name: str
+    widths: tuple[int, ...]
+    aspp_channels: int
+    embedding: int
+    mixer_width: int
+    batch_size: int
+    budget: int  # voxels a patch
+    voxel_limit: int | None  # voxels of a median preprocessed scan; None: no limit
+
+
+PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None)
+SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 128, 64, 8, PAPER_BUDGET, 3_000_000)
+# The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
+PAPER_GB_A_PATCH = 1.7
+
+
+def size_rule(device: Device) -> tuple[NetworkSize, str]:
+    """The paper's network where a GPU of 12 GB or more is there, with the batch that fits; a small one elsewhere."""
+    if device.kind == "cuda" and device.memory_gb >= 11.5:  # a "12 GB" card reports a little less
+        batch = int(min(PAPER_SIZE.batch_size, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
+        size = NetworkSize(**{**PAPER_SIZE.__dict__, "batch_size": batch})
+        return size, f"GPU with {device.memory_gb:.0f} GB: the paper's network, {batch} patches of about 1.7 GB each"
+    return SMALL_SIZE, f"{device.kind} with {device.memory_gb:.0f} GB: the small network, so that training takes minutes"

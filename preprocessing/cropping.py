@@ -1,0 +1,92 @@
+"""Boxes to cut an image to, found from the image alone: never from labels, which a test scan does not have.
+
+A box is a tuple of (low, high) a spatial axis, (z, y, x), high exclusive. All functions take (C, D, H, W) arrays.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Box = tuple[tuple[int, int], ...]
+
+
+def full_box(shape: tuple[int, ...]) -> Box:
+    """The box that cuts nothing off a (D, H, W) grid."""
+    return tuple((0, int(n)) for n in shape)
+
+
+def as_slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in box)
+
+
+def foreground_mask(image: np.ndarray) -> np.ndarray:
+    """Where any channel differs from its background value (the median of its eight corners): (D, H, W) bool.
+
+    A skull-stripped scan has a constant background; on any other scan the mask is nearly the whole grid.
+    """
+    mask = np.zeros(image.shape[1:], dtype=bool)
+    for channel in image:
+        corners = channel[np.ix_(*[[0, -1]] * channel.ndim)]
+        mask |= channel != np.median(corners)
+    return mask
+
+
+def mask_box(mask: np.ndarray, margin: tuple[int, ...] = (0, 0, 0)) -> Box:
+    """The smallest box around a mask, widened by ``margin`` voxels an axis; the full box where the mask is empty."""
+    if not mask.any():
+        return full_box(mask.shape)
+    box = []
+    for axis, (size, extra) in enumerate(zip(mask.shape, margin, strict=True)):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        box.append((max(0, int(where[0]) - extra), min(size, int(where[-1]) + 1 + extra)))
+    return tuple(box)
+
+
+def nonzero_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0.0) -> Box:
+    """The box of everything that is not the constant background."""
+    return mask_box(foreground_mask(image), _voxels(margin_mm, spacing))
+
+
+def _voxels(margin_mm: float, spacing: tuple[float, ...]) -> tuple[int, ...]:
+    return tuple(int(np.ceil(margin_mm / s - 1e-6)) for s in spacing)
+
+
+def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0.0) -> Box:
+    """The box of the patient: the largest connected object brighter than air.
+
+    The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the first
+    channel, thinned (towards 4 mm, keeping 48 voxels a side) and smoothed, is split by Otsu's method into three classes (air, fat, soft
+    tissue) and the darkest is air. An opening cuts thin bridges to the table. An image that Otsu cannot split keeps
+    its full box.
+    """
+    from scipy import ndimage
+    from skimage.filters import threshold_multiotsu
+
+    step = tuple(max(1, min(int(4.0 // s), n // 48)) for s, n in zip(spacing, image.shape[1:], strict=True))
+    thin = image[0][tuple(slice(None, None, s) for s in step)]
+    smooth = ndimage.gaussian_filter(thin, 1.0)
+    try:
+        air = threshold_multiotsu(smooth, classes=3, nbins=128)[0]
+    except ValueError:  # fewer than three grey levels: nothing to tell apart
+        return full_box(image.shape[1:])
+    opened = ndimage.binary_opening(smooth > air, structure=np.ones((1, 3, 3)), iterations=1)
+    parts, count = ndimage.label(opened)
+    if count == 0:
+        return full_box(image.shape[1:])
+    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    margin = _voxels(margin_mm, spacing)
+    box = []
+    for (low, high), s, n, extra in zip(mask_box(largest), step, image.shape[1:], margin, strict=True):
+        box.append((max(0, (low - 1) * s + 1 - extra), min(n, high * s + extra)))
+    return tuple(box)
+
+
+def centre_box(shape: tuple[int, ...], fraction: tuple[float, ...]) -> Box:
+    """The middle ``fraction`` of each axis (the paper's MRI crop: 216 of 240 in plane, all slices)."""
+    box = []
+    for size, share in zip(shape, fraction, strict=True):
+        kept = max(1, round(size * share))
+        low = (size - kept) // 2
+        box.append((low, low + kept))
+    return tuple(box)

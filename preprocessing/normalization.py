@@ -1,0 +1,33 @@
+"""Intensities to network input: z-score (MRI, ultrasound, unknown) or HU clipping and scaling (CT)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.preprocessing.cropping import foreground_mask
+from mre_lowshot.specs import ChannelNormalization
+
+
+def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> np.ndarray:
+    """Normalise a cropped (C, D, H, W) image channel by channel; gives a new float32 array (paper, IV-A).
+
+    Raises:
+        UserError: the channel count differs from the plan's, or a channel is constant and cannot be z-scored.
+    """
+    if len(image) != len(schemes):
+        raise UserError(f"the image has {len(image)} channels, the plan {len(schemes)}; give the channels trained on")
+    result = np.empty(image.shape, dtype=np.float32)
+    inside = foreground_mask(image) if any(s.inside_only for s in schemes) else None
+    for index, (channel, scheme) in enumerate(zip(image, schemes, strict=True)):
+        if scheme.scheme == "clip":
+            clipped = np.clip(channel, scheme.lower, scheme.upper)
+            result[index] = (clipped - scheme.lower) / (scheme.upper - scheme.lower)
+            continue
+        values = channel[inside] if scheme.inside_only and inside is not None and inside.any() else channel
+        # float64 sums: some scans here hold values near a million, and float32 sums lose their spread
+        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        if not deviation > 0:
+            raise UserError(f"channel {index} is constant ({mean:g}); it holds no image, so export it again")
+        result[index] = (channel - mean) / deviation
+    return result

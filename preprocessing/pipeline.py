@@ -1,0 +1,130 @@
+"""Crop, normalise, resample - and the way back to the scan's own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.preprocessing.cropping import (
+    Box,
+    as_slices,
+    body_box,
+    centre_box,
+    full_box,
+    nonzero_box,
+)
+from mre_lowshot.preprocessing.normalization import normalize
+from mre_lowshot.preprocessing.resampling import argmax_resized, resize_image, resize_labels, resize_linear
+from mre_lowshot.specs import PreprocessingSpec
+
+
+@dataclass(frozen=True)
+class GridTransform:
+    """How a native (D, H, W) LPS grid became the network's: cut to ``box``, resized to ``size``; spacings in mm."""
+
+    native_shape: tuple[int, ...]
+    native_spacing: tuple[float, ...]
+    box: Box
+    size: tuple[int, ...]
+
+    @property
+    def box_shape(self) -> tuple[int, ...]:
+        return tuple(high - low for low, high in self.box)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Spacing of the network's grid, (z, y, x) mm."""
+        return tuple(
+            s * old / new for s, old, new in zip(self.native_spacing, self.box_shape, self.size, strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: [list(v) if isinstance(v, tuple) else v for v in value] for name, value in self.__dict__.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GridTransform:
+        return cls(
+            tuple(data["native_shape"]),
+            tuple(data["native_spacing"]),
+            tuple((int(low), int(high)) for low, high in data["box"]),
+            tuple(data["size"]),
+        )
+
+
+def find_box(image: np.ndarray, spacing: tuple[float, ...], spec: PreprocessingSpec, given: Box | None = None) -> Box:
+    """The box that the plan's crop rule gives for one image (C, D, H, W).
+
+    Raises:
+        UserError: the rule is ``given`` and no box was given, or the box does not lie inside the image.
+    """
+    shape = image.shape[1:]
+    if spec.crop == "nonzero":
+        return nonzero_box(image, spacing, spec.crop_margin_mm)
+    if spec.crop == "body":
+        return body_box(image, spacing, spec.crop_margin_mm)
+    if spec.crop == "centre":
+        return centre_box(shape, spec.centre_fraction)
+    if spec.crop == "given":
+        if given is None:
+            raise UserError("the plan's crop rule is 'given' and crops.json has no box for this case; add it")
+        if len(given) != 3 or not all(0 <= low < high <= n for (low, high), n in zip(given, shape, strict=True)):
+            raise UserError(f"the box {given} of crops.json does not lie inside the image of size {shape} (z, y, x)")
+        return given
+    return full_box(shape)
+
+
+def grid_size(shape: tuple[int, ...], spacing: tuple[float, ...], spec: PreprocessingSpec) -> tuple[int, ...]:
+    """Size of the network's grid for a cropped image of ``shape`` voxels of ``spacing`` mm."""
+    if spec.grid == "native":
+        return tuple(shape)
+    if spec.grid == "size":
+        return spec.size
+    return tuple(
+        max(1, round(n * s / t)) if n > 1 else 1 for n, s, t in zip(shape, spacing, spec.spacing, strict=True)
+    )
+
+
+def forward(
+    image: np.ndarray, spacing: tuple[float, ...], spec: PreprocessingSpec, given: Box | None = None
+) -> tuple[np.ndarray, GridTransform]:
+    """Preprocess an LPS image (C, D, H, W): float32 (C, *size) and the transform that undoes it.
+
+    Raises:
+        UserError: non-finite voxels, a constant channel, a wrong channel count, a bad given box.
+    """
+    bad = int(np.count_nonzero(~np.isfinite(image)))
+    if bad:
+        raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
+    box = find_box(image, spacing, spec, given)
+    cropped = normalize(image[(slice(None), *as_slices(box))], spec.normalization)
+    transform = GridTransform(
+        tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, spec)
+    )
+    return resize_image(cropped, transform.size), transform
+
+
+def forward_labels(labels: np.ndarray, transform: GridTransform) -> np.ndarray:
+    """Put a native (D, H, W) label map onto the network's grid."""
+    return resize_labels(labels[as_slices(transform.box)], transform.size)
+
+
+def inverse_labels(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
+    """Class probabilities (K, *size) to a native (D, H, W) label map; background outside the crop.
+
+    Resized class by class, so that memory does not grow with K beyond the input itself.
+    """
+    labels = np.zeros(transform.native_shape, dtype=np.int16)
+    labels[as_slices(transform.box)] = argmax_resized(iter(probabilities), transform.box_shape)
+    return labels
+
+
+def inverse_probabilities(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
+    """Class probabilities (K, *size) on the native grid, (K, D, H, W) float32; certain background outside the crop."""
+    native = np.zeros((len(probabilities), *transform.native_shape), dtype=np.float32)
+    native[0] = 1
+    for label, channel in enumerate(probabilities):
+        native[(label, *as_slices(transform.box))] = resize_linear(channel, transform.box_shape)
+    return native

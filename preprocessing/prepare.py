@@ -1,0 +1,105 @@
+"""A raw dataset to a folder of preprocessed cases: one scan in memory at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mre_lowshot.codec import to_json
+from mre_lowshot.dataset import Case, RawDataset
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import read_json, write_json
+from mre_lowshot.losses import IGNORE
+from mre_lowshot.preprocessing.cropping import Box
+from mre_lowshot.preprocessing.pipeline import forward, forward_labels
+from mre_lowshot.preprocessing.store import PreparedCase, save_case
+from mre_lowshot.specs import Plan
+from mre_lowshot.volume import Volume, read_channels, read_labels
+
+REFERENCES = "gt_segmentations"  # nnU-Net's name for the copies of the label maps
+
+
+def read_crops(folder: Path) -> dict[str, Box]:
+    """The boxes of ``crops.json``, if it is there: {"case": [[z0, z1], [y0, y1], [x0, x1]]}, voxels of the
+    LPS-oriented scan, upper end exclusive.
+
+    Raises:
+        UserError: the file has another form.
+    """
+    path = folder / "crops.json"
+    if not path.is_file():
+        return {}
+    data = read_json(path, "crop boxes")
+    boxes = {}
+    for name, box in data.items() if isinstance(data, dict) else [("crops.json", data)]:
+        try:
+            low_high = tuple((int(low), int(high)) for low, high in box)
+        except (TypeError, ValueError):
+            low_high = ()
+        if len(low_high) != 3:
+            raise UserError(f"{path}: box of case {name} is {box!r}; write [[z0, z1], [y0, y1], [x0, x1]] in voxels")
+        boxes[name] = low_high
+    return boxes
+
+
+def prepare_case(name: str, image: Volume, label: Volume | None, plan: Plan, crop: Box | None = None) -> PreparedCase:
+    """Preprocess one scan and, where there is one, its label map (the ignore label becomes -1).
+
+    Raises:
+        UserError: the scan does not fit the plan; the message begins with the case's name.
+    """
+    try:
+        array, transform = forward(image.array, image.geometry.spacing, plan.preprocessing, crop)
+    except UserError as problem:
+        raise UserError(f"case {name}: {problem}") from None
+    target = None
+    if label is not None:
+        marked = label.array
+        if plan.ignore_label is not None:
+            marked = np.where(marked == plan.ignore_label, IGNORE, marked)
+        target = forward_labels(marked, transform).astype(np.int16)
+    return PreparedCase(name, array, target, transform, image.geometry.to_json())
+
+
+def prepare_dataset(
+    dataset: RawDataset,
+    plan: Plan,
+    folder: Path,
+    progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
+) -> None:
+    """Preprocess all labelled cases into ``folder/<plan's name>/`` and copy their label maps to
+    ``folder/gt_segmentations/``; what was done is recorded in ``preprocessing.json``."""
+    cases = folder / plan.plans_name
+    record = cases / "preprocessing.json"
+    record.unlink(missing_ok=True)  # until all cases are there, the folder does not count as preprocessed
+    crops = read_crops(dataset.folder)
+    (folder / REFERENCES).mkdir(parents=True, exist_ok=True)
+    for case in progress(dataset.labelled):
+        if case.label is None:
+            continue
+        image, label = read_channels(list(case.images)), read_labels(case.label)
+        save_case(cases, prepare_case(case.name, image, label, plan, crops.get(case.name)))
+        shutil.copyfile(case.label, folder / REFERENCES / case.label.name)
+    shutil.copyfile(dataset.folder / "dataset.json", folder / "dataset.json")
+    write_json(record, {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]})
+
+
+def check_prepared(plan: Plan, folder: Path) -> list[str]:
+    """The names of the preprocessed cases in ``folder``.
+
+    Raises:
+        UserError: nothing is there, or it was preprocessed by another plan than the present one.
+    """
+    record = folder / plan.plans_name / "preprocessing.json"
+    mend = f"run mre_plan_and_preprocess -d {plan.dataset_name} -p {plan.plans_name} --keep_plan"
+    if not record.is_file():
+        raise UserError(f"{record.parent}: holds no complete set of preprocessed cases; {mend}")
+    found = read_json(record, "record of preprocessing")
+    if found.get("preprocessing") != to_json(plan.preprocessing):
+        raise UserError(f"{record}: the cases were preprocessed otherwise than the plan says now; {mend}")
+    return list(found["cases"])
+
+

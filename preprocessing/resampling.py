@@ -1,0 +1,59 @@
+"""Resizing between the native and the planned grid, voxel centres aligned (half-pixel convention), edges repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
+    """Resize (C, D, H, W) to ``size`` with splines of ``order``; axes made smaller are smoothed first."""
+    from skimage.transform import resize
+
+    if tuple(image.shape[1:]) == tuple(size):
+        return image.astype(np.float32, copy=False)
+    shrinks = any(new < old for new, old in zip(size, image.shape[1:], strict=True))
+    channels = [
+        resize(c, size, order=order, mode="edge", anti_aliasing=shrinks, preserve_range=True).astype(np.float32)
+        for c in image
+    ]
+    return np.stack(channels)
+
+
+def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize one (D, H, W) map trilinearly, without smoothing; float32."""
+    import torch
+    from torch.nn import functional as F
+
+    if tuple(channel.shape) == tuple(size):
+        return channel.astype(np.float32, copy=False)
+    tensor = torch.from_numpy(np.ascontiguousarray(channel, dtype=np.float32))[None, None]
+    return F.interpolate(tensor, size=size, mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
+    """The label of the largest map at each voxel after resizing: one (D, H, W) map a class, consumed one by one.
+
+    Only two maps of the output size exist at a time, however many classes there are. Ties go to the lower label.
+    """
+    best: np.ndarray | None = None
+    labels = np.zeros(size, dtype=np.int16)
+    for label, channel in enumerate(maps):
+        resized = resize_linear(channel, size)
+        if best is None:
+            best = resized.copy()
+            continue
+        better = resized > best
+        best[better] = resized[better]
+        labels[better] = label
+    return labels
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize a (D, H, W) label map by linear interpolation of each label's indicator (nnU-Net's order 1)."""
+    if tuple(labels.shape) == tuple(size):
+        return labels
+    values = np.unique(labels)
+    winners = argmax_resized(((labels == v).astype(np.float32) for v in values), size)
+    return values[winners]

@@ -1,0 +1,58 @@
+"""One preprocessed case, one uncompressed .npz file: image, label, and how to get back to the scan's grid."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import whole_file
+from mre_lowshot.preprocessing.pipeline import GridTransform
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """``image`` (C, *size) float32, ``label`` (*size) int16 or None (-1 is the ignore label), and the way back:
+    ``transform`` (grid) and ``geometry`` (the file's, as `volume.Geometry.to_json` gives it)."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray | None
+    transform: GridTransform
+    geometry: dict[str, Any]
+
+
+def save_case(folder: Path, case: PreparedCase) -> Path:
+    """Write ``<name>.npz`` (no pickle inside)."""
+    path = folder / f"{case.name}.npz"
+    about = {"transform": case.transform.to_json(), "geometry": case.geometry}
+    arrays = {"image": case.image, "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
+    if case.label is not None:
+        arrays["label"] = case.label.astype(np.int16)
+    with whole_file(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def load_case(folder: Path, name: str) -> PreparedCase:
+    """Read a case written by `save_case`.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            label = arrays["label"] if "label" in arrays else None
+            return PreparedCase(
+                name, arrays["image"], label, GridTransform.from_json(about["transform"]), about["geometry"]
+            )
+    except FileNotFoundError:
+        raise UserError(f"case {name}: {path} is missing; run mre_plan_and_preprocess again") from None
+    except (ValueError, KeyError, OSError) as problem:
+        raise UserError(f"case {name}: {path} is damaged ({problem}); run mre_plan_and_preprocess again") from None

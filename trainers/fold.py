@@ -1,0 +1,126 @@
+"""One fold from beginning to end: split, decisions, training, validation on the fold's other cases."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mre_lowshot import checkpoint
+from mre_lowshot.codec import to_json
+from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.metrics import case_metrics
+from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
+from mre_lowshot.files import write_json
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.network.build import parameter_count
+from mre_lowshot.planners.fold import decide
+from mre_lowshot.plans import claim, results_folder
+from mre_lowshot.preprocessing.pipeline import inverse_labels
+from mre_lowshot.preprocessing.prepare import REFERENCES
+from mre_lowshot.preprocessing.store import PreparedCase, load_case
+from mre_lowshot.sampling import TrainingCase
+from mre_lowshot.specs import Plan
+from mre_lowshot.splits import Split
+from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.volume import Geometry, read_labels, write_volume
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """Where a fold reads and writes: ``prepared`` is preprocessed/DatasetXXX_Name, ``results`` the results root."""
+
+    plan: Plan
+    level: str
+    fold: int
+    split: Split
+    prepared: Path
+    results: Path
+    device: torch.device
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        model = results_folder(self.results, self.plan.dataset_name, self.plan.plans_name, self.level)
+        return model / f"fold_{self.fold}"
+
+    def case(self, name: str) -> PreparedCase:
+        return load_case(self.prepared / self.plan.plans_name, name)
+
+
+def training_case(case: PreparedCase, axes: int) -> TrainingCase:
+    """A prepared case as the sampler wants it; the single slice of a 2D image loses its first axis."""
+    if case.label is None:
+        raise UserError(f"case {case.name}: has no label map, so it cannot be trained on")
+    image, label, spacing = case.image, case.label, case.transform.spacing
+    if axes == 2:
+        image, label, spacing = image[:, 0], label[0], spacing[1:]
+    return TrainingCase(np.ascontiguousarray(image, dtype=np.float32), label, spacing)
+
+
+def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) -> MRETrainer:
+    """Load the fold's training cases, take the decisions their labels give, and set the trainer up.
+
+    Raises:
+        UserError: the folder holds results of another plan, or a finished fold (without ``overwrite`` or ``resume``).
+    """
+    if overwrite and job.folder.exists():
+        shutil.rmtree(job.folder)
+    if not resume and (job.folder / checkpoint.LATEST).is_file():
+        raise UserError(
+            f"{job.folder}: was trained already, or begun; --c goes on, --val only validates, --overwrite starts anew"
+        )
+    cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
+    decisions = decide(
+        job.plan, job.level, job.fold, job.split["train"], job.split["val"], [c.label for c in cases], job.seed
+    )
+    claim(job.folder.parent / "plans.json", job.plan)
+    shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
+    plan = replace(job.plan, fold=decisions)
+    claim(job.folder / "plans.json", plan)
+    trainer = MRETrainer(plan, cases, job.folder, job.device)
+    if resume:
+        trainer.resume()
+    debug = {
+        "versions": checkpoint.versions(),
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+        "parameters": parameter_count(trainer.network),
+        "seed": job.seed,
+        "recipe": to_json(plan.recipe),
+        "network": to_json(plan.network),
+        "training_voxels": [list(c.label.shape) for c in cases],
+    }
+    write_json(job.folder / "debug.json", debug)
+    return trainer
+
+
+def validate(
+    job: FoldJob, trainer: MRETrainer, names: Sequence[str], folder: Path, on_case: Callable[[str], None] | None = None
+) -> dict:
+    """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
+
+    Writes ``folder/<case><ending>``, ``summary.json`` and ``summary.csv``; gives the summary.
+    """
+    plan = job.plan
+    predictor = Predictor([trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device)
+    labels = {name: value for name, value in plan.labels.items() if value}
+    results = []
+    for name in names:
+        case = job.case(name)
+        predicted = inverse_labels(predictor.predict(case.image), case.transform)
+        out = folder / f"{name}{plan.file_ending}"
+        write_volume(out, predicted, Geometry.from_json(case.geometry))
+        reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
+        truth = read_labels(reference)
+        metrics = case_metrics(truth.array, predicted, labels, truth.geometry.spacing, plan.ignore_label)
+        results.append(CaseResult(name, metrics, str(out), str(reference)))
+        if on_case:
+            on_case(name)
+    summary = summarise(results, labels, ignore_label=plan.ignore_label)
+    write_summary(summary, folder)
+    return summary

@@ -1,0 +1,156 @@
+"""Training one fold: the MRE network and the OHEM loss in a short loop that can be interrupted and goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Subset
+
+from mre_lowshot import checkpoint
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.losses import IGNORE, MRELoss
+from mre_lowshot.network.build import build
+from mre_lowshot.sampling import BatchSampler, TrainingCase
+from mre_lowshot.specs import Plan, Recipe
+from mre_lowshot.trainers.logbook import Logbook
+
+SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
+
+
+def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's learning-rate schedule, stepped once an iteration."""
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.iterations)
+    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_every, recipe.step_factor)
+
+
+@torch.no_grad()
+def batch_dice(logits: Tensor, target: Tensor) -> float:
+    """Mean Dice of the arg-max labels over the foreground classes in the batch; NaN when there is none."""
+    valid = target != IGNORE
+    predicted, wanted = logits.argmax(dim=1)[valid], target[valid]
+    classes = logits.shape[1]
+    right = torch.bincount(wanted[predicted == wanted], minlength=classes)[1:]
+    total = (torch.bincount(predicted, minlength=classes) + torch.bincount(wanted, minlength=classes))[1:]
+    present = torch.bincount(wanted, minlength=classes)[1:] > 0
+    if not bool(present.any()):
+        return float("nan")
+    return float((2 * right[present] / total[present]).mean())
+
+
+class MRETrainer:
+    """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``."""
+
+    def __init__(self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device) -> None:
+        if plan.fold is None:
+            raise ValueError("a fold's plan is needed: planners.fold.decide fills it")
+        self.plan, self.folder, self.device, self.seed = plan, folder, device, plan.fold.seed
+        recipe = plan.recipe
+        torch.manual_seed(self.seed)
+        self.network = build(plan.network).to(device)
+        self.average = None
+        if recipe.ema:
+            rule = get_ema_multi_avg_fn(recipe.ema)
+            self.average = AveragedModel(self.network, multi_avg_fn=rule, use_buffers=True)
+        self.loss = MRELoss(
+            plan.network.classes, plan.fold.majority, recipe.ohem, recipe.n_lg, recipe.ohem_floor, recipe.dice_weight
+        )
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.schedule = schedule(self.optimizer, recipe)
+        self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed)
+        self.iteration = 0
+        self.logbook = Logbook(folder)
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network to predict with: the moving average where the recipe keeps one."""
+        return self.average.module if self.average is not None else self.network
+
+    def fit(self, workers: int = 0, on_step: Callable[[MRETrainer], None] | None = None) -> None:
+        """Train from the present iteration to the recipe's last; ``on_step`` is called after each.
+
+        Ctrl-C saves ``checkpoint_latest.pth`` and is raised on. The last state is saved as latest and final.
+
+        Raises:
+            NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
+        """
+        rest = Subset(self.sampler, range(self.iteration, self.plan.recipe.iterations))
+        loader = DataLoader(rest, batch_size=None, num_workers=workers, persistent_workers=False)
+        saved = time.monotonic()
+        self.network.train()
+        try:
+            for images, coordinates, targets in loader:
+                self.step(images, coordinates, targets)
+                if on_step:
+                    on_step(self)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self.save(checkpoint.LATEST)
+                    self.logbook.draw()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            self.save(checkpoint.LATEST)
+            self.logbook.say(f"interrupted after iteration {self.iteration}; --c goes on")
+            raise
+        self.save(checkpoint.LATEST)
+        self.save(checkpoint.FINAL)
+        self.logbook.draw()
+
+    def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
+        """One iteration on one mini-batch (Algorithm 1 of the paper)."""
+        images, coordinates, targets = (t.to(self.device) for t in (images, coordinates, targets))
+        logits = self.network(images, coordinates)
+        loss = self.loss(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            raise NumericalError(
+                f"iteration {self.iteration + 1}: loss {float(loss):g}, gradient norm {float(norm):g} is not finite; "
+                f"training stopped, the last good checkpoint in {self.folder} is kept; lower recipe.learning_rate"
+            )
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.iteration += 1
+        self.logbook.add(self.iteration, float(loss), batch_dice(logits.detach(), targets), rate)
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of the present state."""
+        training: dict[str, Any] = {
+            "iteration": self.iteration,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.logbook.history,
+        }
+        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training)
+
+    def resume(self) -> None:
+        """Go on from ``checkpoint_latest.pth``.
+
+        Raises:
+            UserError: there is none, or it was trained by another plan.
+        """
+        path = self.folder / checkpoint.LATEST
+        plan, content = checkpoint.load(path, self.device)
+        if plan != self.plan:
+            raise UserError(f"{path}: was trained by another plan than the present one; use another -p, or --overwrite")
+        state = content["training"]
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.iteration = state["iteration"]
+        self.logbook.history = {key: list(values) for key, values in state["history"].items()}
