@@ -87,9 +87,7 @@ def intensity_transform(spec: AugmentationSpec) -> Callable[[np.ndarray], np.nda
     if spec.noise_probability:
         steps.append(noise.GaussianNoiseTransform((0, spec.noise_variance), p_per_sample=spec.noise_probability))
     if spec.blur_probability:
-        steps.append(
-            noise.GaussianBlurTransform(spec.blur, p_per_sample=spec.blur_probability, p_per_channel=0.5)
-        )
+        steps.append(noise.GaussianBlurTransform(spec.blur, p_per_sample=spec.blur_probability, p_per_channel=0.5))
     if spec.brightness_probability:
         steps.append(
             colour.BrightnessMultiplicativeTransform(spec.brightness, p_per_sample=spec.brightness_probability)

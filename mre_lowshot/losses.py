@@ -14,9 +14,7 @@ from torch.nn import functional as F
 IGNORE = -1
 
 
-def hard_example_mask(
-    nll: Tensor, target: Tensor, majority: Sequence[int], n_lg: int, floor: int
-) -> Tensor:
+def hard_example_mask(nll: Tensor, target: Tensor, majority: Sequence[int], n_lg: int, floor: int) -> Tensor:
     """Which voxels the loss keeps: all of the minority classes, and the hardest of the majority classes.
 
     Args:

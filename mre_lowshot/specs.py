@@ -131,7 +131,9 @@ class AugmentationSpec:
                 _need(0 <= value <= 1, f"{name} is {value}; must lie between 0 and 1")
         for name in ("scaling", "brightness", "contrast", "gamma", "blur", "low_resolution"):
             value = getattr(self, name)
-            _need(len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high")
+            _need(
+                len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high"
+            )
         for name in ("elastic", "shift"):
             _need(0 <= getattr(self, name) < 0.5, f"{name} is {getattr(self, name)}; must lie in [0, 0.5)")
         _need(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")

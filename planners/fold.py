@@ -22,7 +22,13 @@ def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
 
 
 def decide(
-    plan: Plan, level: str, fold: int, train: Sequence[str], test: Sequence[str], labels: Sequence[np.ndarray], seed: int
+    plan: Plan,
+    level: str,
+    fold: int,
+    train: Sequence[str],
+    test: Sequence[str],
+    labels: Sequence[np.ndarray],
+    seed: int,
 ) -> FoldDecisions:
     """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) alone."""
     counts = np.zeros(plan.network.classes, dtype=np.int64)

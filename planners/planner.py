@@ -57,7 +57,9 @@ def make_plan(
     if recipe.name == "paper" and not flat:
         patch, strides = PatchSpec(), NetworkSpec(1, 2).strides
         dilations = NetworkSpec(1, 2).dilations
-        reasons["patch"] = reasons["dilations"] = "recipe 'paper': 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
+        reasons["patch"] = reasons["dilations"] = (
+            "recipe 'paper': 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
+        )
     network = NetworkSpec(
         in_channels=len(facts.channel_names),
         classes=len(facts.labels),

@@ -29,7 +29,7 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
     reason = f"channel {channel!r}: z-score {where}"
     if name not in MRI_NAMES + OTHER_NAMES:
         reason = f"NOTE channel name {channel!r} is unknown (CT, MRI, T1, FLAIR, US ... are known): taken as z-score, "
-        reason += f"{where}; if it is CT, write \"CT\" in dataset.json"
+        reason += f'{where}; if it is CT, write "CT" in dataset.json'
     return ChannelNormalization("zscore", inside_only=stripped), reason
 
 
@@ -145,4 +145,7 @@ def size_rule(device: Device) -> tuple[NetworkSize, str]:
         batch = int(min(PAPER_SIZE.batch_size, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
         size = NetworkSize(**{**PAPER_SIZE.__dict__, "batch_size": batch})
         return size, f"GPU with {device.memory_gb:.0f} GB: the paper's network, {batch} patches of about 1.7 GB each"
-    return SMALL_SIZE, f"{device.kind} with {device.memory_gb:.0f} GB: the small network, so that training takes minutes"
+    return (
+        SMALL_SIZE,
+        f"{device.kind} with {device.memory_gb:.0f} GB: the small network, so that training takes minutes",
+    )

@@ -37,9 +37,7 @@ class GridTransform:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Spacing of the network's grid, (z, y, x) mm."""
-        return tuple(
-            s * old / new for s, old, new in zip(self.native_spacing, self.box_shape, self.size, strict=True)
-        )
+        return tuple(s * old / new for s, old, new in zip(self.native_spacing, self.box_shape, self.size, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         return {name: [list(v) if isinstance(v, tuple) else v for v in value] for name, value in self.__dict__.items()}
@@ -82,9 +80,7 @@ def grid_size(shape: tuple[int, ...], spacing: tuple[float, ...], spec: Preproce
         return tuple(shape)
     if spec.grid == "size":
         return spec.size
-    return tuple(
-        max(1, round(n * s / t)) if n > 1 else 1 for n, s, t in zip(shape, spacing, spec.spacing, strict=True)
-    )
+    return tuple(max(1, round(n * s / t)) if n > 1 else 1 for n, s, t in zip(shape, spacing, spec.spacing, strict=True))
 
 
 def forward(
@@ -100,9 +96,7 @@ def forward(
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
     box = find_box(image, spacing, spec, given)
     cropped = normalize(image[(slice(None), *as_slices(box))], spec.normalization)
-    transform = GridTransform(
-        tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, spec)
-    )
+    transform = GridTransform(tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, spec))
     return resize_image(cropped, transform.size), transform
 
 

@@ -101,5 +101,3 @@ def check_prepared(plan: Plan, folder: Path) -> list[str]:
     if found.get("preprocessing") != to_json(plan.preprocessing):
         raise UserError(f"{record}: the cases were preprocessed otherwise than the plan says now; {mend}")
     return list(found["cases"])
-
-

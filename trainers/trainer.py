@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,9 +112,10 @@ class MRETrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+        value = loss.item()
+        if not math.isfinite(value) or not math.isfinite(norm.item()):
             raise NumericalError(
-                f"iteration {self.iteration + 1}: loss {float(loss):g}, gradient norm {float(norm):g} is not finite; "
+                f"iteration {self.iteration + 1}: loss {value:g}, gradient norm {norm.item():g} is not finite; "
                 f"training stopped, the last good checkpoint in {self.folder} is kept; lower recipe.learning_rate"
             )
         rate = self.optimizer.param_groups[0]["lr"]
@@ -122,7 +124,7 @@ class MRETrainer:
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.iteration += 1
-        self.logbook.add(self.iteration, float(loss), batch_dice(logits.detach(), targets), rate)
+        self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the present state."""

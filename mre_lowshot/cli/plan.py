@@ -33,7 +33,11 @@ def _parser() -> argparse.ArgumentParser:
         "mre_plan_and_preprocess", "Verify datasets, plan how to segment them, and preprocess them.", EPILOG
     )
     made.add_argument(
-        "-d", nargs="+", required=True, metavar="DATASET", help="id (17), name (BTCV), full name or path; several allowed"
+        "-d",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
+        help="id (17), name (BTCV), full name or path; several allowed",
     )
     made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
     made.add_argument("--recipe", default="default", help="default or paper (default: %(default)s)")

@@ -65,9 +65,7 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
     device = devices.resolve(options.device)
-    return [
-        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, options.seed) for n in numbers
-    ]
+    return [FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, options.seed) for n in numbers]
 
 
 def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
@@ -127,7 +125,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         import statistics
 
         means = [s["foreground_mean"]["Dice"] for s in summaries]
-        print(f"{len(means)} folds: mean Dice {statistics.mean(means):.4f}, SD over folds {statistics.stdev(means):.4f}")
+        print(
+            f"{len(means)} folds: mean Dice {statistics.mean(means):.4f}, SD over folds {statistics.stdev(means):.4f}"
+        )
     return 0
 
 

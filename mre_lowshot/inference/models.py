@@ -86,7 +86,9 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         networks.append(network)
     different = [f for f, p in zip(wanted, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:
-        raise UserError(f"{folder}: folds {different} were trained by another plan than fold {wanted[0]}; choose with -f")
+        raise UserError(
+            f"{folder}: folds {different} were trained by another plan than fold {wanted[0]}; choose with -f"
+        )
     return Model(folder, tuple(wanted), plans[0], tuple(networks), tuple(unfinished))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain, combinations
 
 import numpy as np
@@ -15,6 +16,14 @@ from mre_lowshot.sampling import coordinate_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The scan's size, and how many voxels of padding lie before it: coordinates refer to the scan alone."""
+
+    size: tuple[int, ...]
+    before: tuple[int, ...]
 
 
 class Predictor:
@@ -45,34 +54,33 @@ class Predictor:
         """
         flat = self.spec.axes == 2 and image.ndim == 4
         image = image[:, 0] if flat else image
-        padded, inner = self._pad(image)
-        probabilities = self._cover(padded, progress)[(slice(None), *inner)]
+        before, padding = self._padding(image.shape[1:])
+        padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
+        inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
+        whole = self._cover(padded, _Frame(image.shape[1:], before), progress)
+        probabilities = whole[(slice(None), *inner)]
         if not np.isfinite(probabilities).all():
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return probabilities[:, None] if flat else probabilities
 
-    def _pad(self, image: np.ndarray) -> tuple[np.ndarray, tuple[slice, ...]]:
-        """Repeat the edges of a scan smaller than the patch, evenly on both sides; give it and where the scan lies."""
-        missing = [max(0, p - n) for p, n in zip(self.patch.size, image.shape[1:], strict=True)]
-        before = [m // 2 for m in missing]
-        self._origin = tuple(-b for b in before)
-        self._size = image.shape[1:]
-        inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
-        if not any(missing):
-            return image, inner
-        return np.pad(image, [(0, 0)] + [(b, m - b) for b, m in zip(before, missing, strict=True)], mode="edge"), inner
+    def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """What a scan smaller than the patch lacks, evenly on both sides (its edges are repeated there)."""
+        missing = [max(0, p - n) for p, n in zip(self.patch.size, size, strict=True)]
+        return tuple(m // 2 for m in missing), [(m // 2, m - m // 2) for m in missing]
 
-    def _cover(self, image: np.ndarray, progress: Progress | None) -> np.ndarray:
+    def _cover(self, image: np.ndarray, frame: _Frame, progress: Progress | None) -> np.ndarray:
         size, patch, rule = image.shape[1:], self.patch.size, self.inference
         overlapped = rule.tiling == "overlap"
-        tiles = list(overlap_tiles(size, patch, rule.step) if overlapped else centre_tiles(size, patch, self.patch.centre))
+        tiles = list(
+            overlap_tiles(size, patch, rule.step) if overlapped else centre_tiles(size, patch, self.patch.centre)
+        )
         gaussian = overlapped and rule.weighting == "gaussian"
         weight = torch.from_numpy(gaussian_weight(patch)) if gaussian else torch.ones(patch)
         total = torch.zeros((self.spec.classes, *size))
         votes = torch.zeros(size)
         for first in range(0, len(tiles), self.tile_batch):
             group = tiles[first : first + self.tile_batch]
-            for tile, probability in zip(group, self._tiles(image, group), strict=True):
+            for tile, probability in zip(group, self._tiles(image, frame, group), strict=True):
                 kept, output = tile.kept_slices(), tile.output_slices()
                 total[(slice(None), *output)] += probability[(slice(None), *kept)] * weight[kept]
                 votes[output] += weight[kept]
@@ -81,21 +89,21 @@ class Predictor:
         return (total / votes).numpy()
 
     @torch.inference_mode()
-    def _tiles(self, image: np.ndarray, tiles: Sequence[Tile]) -> torch.Tensor:
+    def _tiles(self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]) -> torch.Tensor:
         """Probabilities (T, K, *patch) of some tiles, averaged over networks and mirrored views, on the CPU."""
         patch = self.patch.size
         images = np.stack([image[(slice(None), *t.input_slices(patch))] for t in tiles])
         batch = torch.from_numpy(images).to(self.device)
         coordinates = None
         if self.spec.coordinates == "volume":
-            maps = [self._coordinates(t) for t in tiles]
+            maps = [self._coordinates(t, frame) for t in tiles]
             coordinates = torch.from_numpy(np.stack(maps)).to(self.device)
         views = [self._view(batch, coordinates, axes) for axes in _subsets(self.inference.mirror_axes)]
         return torch.stack(views).mean(dim=0).cpu()
 
-    def _coordinates(self, tile: Tile) -> np.ndarray:
-        corner = [s + o for s, o in zip(tile.start, self._origin, strict=True)]
-        return coordinate_maps(voxel_positions(corner, self.patch.size), self._size)
+    def _coordinates(self, tile: Tile, frame: _Frame) -> np.ndarray:
+        corner = [start - b for start, b in zip(tile.start, frame.before, strict=True)]
+        return coordinate_maps(voxel_positions(corner, self.patch.size), frame.size)
 
     def _view(self, batch: torch.Tensor, coordinates: torch.Tensor | None, axes: tuple[int, ...]) -> torch.Tensor:
         dims = [a + 2 for a in axes]

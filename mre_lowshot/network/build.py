@@ -23,9 +23,7 @@ class MRENet(nn.Module):
         self.backbone = Backbone(spec)
         self.embedding = Embedding(spec)
         channels = self.embedding.out_channels
-        self.head: nn.Module = (
-            PrototypeHead(spec, channels) if spec.dml else CONV[spec.axes](channels, spec.classes, 1)
-        )
+        self.head: nn.Module = PrototypeHead(spec, channels) if spec.dml else CONV[spec.axes](channels, spec.classes, 1)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         return self.head(self.embedding(self.backbone(image), coordinates))

@@ -1,0 +1,107 @@
+"""``mre_demo``: the whole path on a synthetic dataset, through the real commands, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mre_lowshot.cli import common
+from mre_lowshot.errors import UserError
+
+EPILOG = """Makes seven synthetic abdomens (six organs, HU-like intensities), then runs
+  mre_plan_and_preprocess, mre_train Synthetic 1shot fold0, mre_predict on the six others, mre_evaluate
+and draws an overlay. Nothing is downloaded."""
+
+
+def _parser() -> common.argparse.ArgumentParser:
+    made = common.parser("mre_demo", "Try the whole pipeline on synthetic scans: no data needed.", EPILOG)
+    made.add_argument("-o", type=Path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)")
+    made.add_argument("--iterations", type=int, metavar="N", help="train this many (default: the plan's)")
+    made.add_argument("--seed", type=int, default=0, help="seed of subjects and training (default: %(default)s)")
+    made.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
+    common.add_device(made)
+    return made
+
+
+def _command(main: Callable[[Sequence[str] | None], int], name: str, arguments: list[str]) -> None:
+    print(f"\n$ {shlex.join([name, *arguments])}", flush=True)
+    code = main(arguments)
+    if code:
+        raise UserError(f"{name} left with exit code {code}; the demo stops here")
+
+
+def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
+    """Write the seven subjects; copy the six that are not trained on, and their references, to folders of their own."""
+    from mre_lowshot.synthetic import write_dataset
+
+    raw = write_dataset(root / "raw", seed=seed)
+    scans, references = root / "new_scans", root / "new_scans_reference"
+    scans.mkdir()
+    references.mkdir()
+    names = sorted(path.name.removesuffix("_0000.nii.gz") for path in (raw / "imagesTr").iterdir())
+    for name in names[1:]:
+        shutil.copyfile(raw / "imagesTr" / f"{name}_0000.nii.gz", scans / f"{name}_0000.nii.gz")
+        shutil.copyfile(raw / "labelsTr" / f"{name}.nii.gz", references / f"{name}.nii.gz")
+    return scans, references, names[1:]
+
+
+def _overlay(root: Path, scans: Path, references: Path, predictions: Path, name: str) -> Path:
+    from mre_lowshot.evaluation.figures import overlay
+    from mre_lowshot.evaluation.metrics import case_metrics
+    from mre_lowshot.synthetic import LABELS
+    from mre_lowshot.volume import read_image, read_labels
+
+    image = read_image(scans / f"{name}_0000.nii.gz")
+    truth, predicted = read_labels(references / f"{name}.nii.gz"), read_labels(predictions / f"{name}.nii.gz")
+    spacing = image.geometry.spacing
+    organs = {organ: value for organ, value in LABELS.items() if value}
+    metrics = case_metrics(truth.array, predicted.array, organs, spacing)
+    scores = {organ: metrics[value]["Dice"] for organ, value in organs.items()}
+    path = root / f"overlay_{name}.png"
+    overlay(path, image.array[0], truth.array, predicted.array, LABELS, spacing, f"{name}: one-shot", scores)
+    return path
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    root: Path = options.o
+    if root.exists() and any(root.iterdir()):
+        if not options.overwrite:
+            raise UserError(f"{root}: is there and not empty; give another -o, or --overwrite to replace it")
+        if not (root / "raw" / "Dataset900_Synthetic").is_dir():
+            raise UserError(f"{root}: is no earlier demo, so it is not replaced; give another -o")
+        shutil.rmtree(root)
+
+    from mre_lowshot.cli import evaluate, plan, predict, train
+
+    begun = time.monotonic()
+    print("making seven synthetic subjects ...", flush=True)
+    root.mkdir(parents=True, exist_ok=True)
+    scans, references, others = _dataset(root, options.seed)
+    dataset = root / "raw" / "Dataset900_Synthetic"
+    here = ["--workspace", str(root)]
+    device = ["-device", options.device]
+    iterations = ["--iterations", str(options.iterations)] if options.iterations else []
+    seed = ["--seed", str(options.seed)]
+    _command(plan.main, "mre_plan_and_preprocess", ["-d", str(dataset), *here, *device])
+    _command(train.main, "mre_train", ["Synthetic", "1shot", "fold0", "--no_val", *iterations, *seed, *here, *device])
+    predictions = root / "predictions"
+    _command(predict.main, "mre_predict", ["-i", str(scans), "-o", str(predictions), *here, *device])
+    _command(
+        evaluate.main, "mre_evaluate", [str(references), str(predictions), "-djfile", str(dataset / "dataset.json")]
+    )
+    picture = _overlay(root, scans, references, predictions, others[0])
+    results = next((root / "results").glob("*/*/fold_0"))
+    print(f"\ndone in {time.monotonic() - begun:.0f} s: one annotated scan, six others segmented")
+    print(f"  scans        {scans}\n  predictions  {predictions}\n  model        {results}")
+    print(f"  scores       {predictions / 'summary.json'} (and summary.csv)\n  overlay      {picture}")
+    print(common.DISCLAIMER)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``mre_demo``."""
+    return common.run(_main, arguments)

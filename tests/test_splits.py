@@ -1,0 +1,148 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.splits import load_or_make, make_splits, parse_fold, parse_level
+
+SEVEN = [f"case_{i}" for i in range(7)]
+case_lists = st.integers(1, 25).map(lambda n: [f"c{i:02d}" for i in range(n)])
+seeds = st.integers(0, 2**32)
+
+
+def as_sets(splits):
+    return [frozenset(fold["train"]) for fold in splits]
+
+
+@given(case_lists, st.integers(2, 5), seeds)
+def test_draws_are_distinct_seeded_and_never_leak(names, shots, seed):
+    level = f"{shots}shot"
+    if len(names) < shots:
+        with pytest.raises(UserError, match=rf"{level}: needs {shots} labelled cases, there are {len(names)}; use"):
+            make_splits(level, names, seed)
+        return
+    splits = make_splits(level, names, seed)
+    assert len(splits) == min(7, math.comb(len(names), shots)) == len(set(as_sets(splits)))
+    for fold in splits:
+        assert len(fold["train"]) == shots
+        assert not set(fold["train"]) & set(fold["val"])
+        assert sorted(fold["train"] + fold["val"]) == names
+    assert splits == make_splits(level, names[::-1], seed)  # reproducible, whatever the order of the listing
+
+
+@given(case_lists, st.integers(1, 100), seeds)
+def test_percentages_are_rounded_up(names, percent, seed):
+    splits = make_splits(f"{percent}pct", names, seed)
+    count = math.ceil(percent * len(names) / 100)
+    assert {len(fold["train"]) for fold in splits} == {count}
+    assert len(splits) == min(7, math.comb(len(names), count)) == len(set(as_sets(splits)))
+    assert all(sorted(fold["train"] + fold["val"]) == names for fold in splits)
+
+
+@given(case_lists)
+def test_one_shot_trains_on_each_case_in_turn(names):
+    splits = make_splits("1shot", names)
+    assert [fold["train"] for fold in splits] == [[name] for name in names]
+    assert all(sorted(fold["train"] + fold["val"]) == names for fold in splits)
+
+
+@given(case_lists.filter(lambda names: len(names) > 1))
+def test_leave_one_out_holds_out_each_case_in_turn(names):
+    splits = make_splits("loo", names)
+    assert [fold["val"] for fold in splits] == [[name] for name in names]
+    assert all(sorted(fold["train"] + fold["val"]) == names for fold in splits)
+
+
+def test_seeds_give_other_draws():
+    names = [f"c{i}" for i in range(20)]
+    assert make_splits("3shot", names, 0) != make_splits("3shot", names, 1)
+
+
+def test_single_case_and_all():
+    assert make_splits("1shot", ["a"]) == [{"train": ["a"], "val": []}]
+    assert make_splits("2shot", ["b", "a"]) == [{"train": ["a", "b"], "val": []}]
+    assert make_splits("all", ["b", "a"]) == [{"train": ["a", "b"], "val": []}]
+    with pytest.raises(UserError, match=r"a is the only labelled case.*use 1shot or all"):
+        make_splits("loo", ["a"])
+    with pytest.raises(UserError, match="no labelled case; annotate"):
+        make_splits("1shot", [])
+
+
+def test_a_cohort_limits_training_and_testing():
+    names = [f"c{i:02d}" for i in range(17)]
+    cohort = names[3:10]
+    splits = make_splits("2shot", names, cohort=cohort)
+    assert len(splits) == 7
+    assert all(sorted(fold["train"] + fold["val"]) == cohort for fold in splits)
+    with pytest.raises(UserError, match=r"cohort: 'c0' is no labelled case of the dataset; did you mean 'c\d\d'"):
+        make_splits("1shot", names, cohort=["c01", "c0"])
+    with pytest.raises(UserError, match="cohort: c01 named more than once"):
+        make_splits("1shot", names, cohort=["c01", "c01"])
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("1shot", "1shot"), (" 3SHOT", "3shot"), ("2-shot", "2shot"), ("5pct", "5pct"), ("LOO", "loo"), ("all", "all")],
+)
+def test_levels(text, level):
+    assert parse_level(text) == level
+
+
+@pytest.mark.parametrize("text", ["0shot", "shot", "one", "101pct", "-1shot", "1.5shot", "", "1shot/../x"])
+def test_unknown_levels(text):
+    with pytest.raises(UserError, match="must be 1shot, 2shot, 3shot"):
+        parse_level(text)
+
+
+def test_folds():
+    assert [parse_fold(text) for text in ("fold0", "fold_12", "3", "all")] == [0, 12, 3, "all"]
+    for text in ("fold", "-1", "1.0", "every"):
+        with pytest.raises(UserError, match="must be fold0"):
+            parse_fold(text)
+
+
+def test_saved_once_then_read_and_the_users_edit_wins(tmp_path: Path):
+    made = load_or_make(tmp_path / "new", "2shot", SEVEN, seed=3)
+    path = tmp_path / "new" / "splits_2shot.json"
+    assert json.loads(path.read_text()) == made == make_splits("2shot", SEVEN, 3)
+    assert load_or_make(tmp_path / "new", "2shot", SEVEN, seed=4) == made
+    edited = [{"train": ["case_0", "case_1"], "val": ["case_6"]}]
+    path.write_text(json.dumps(edited))
+    assert load_or_make(tmp_path / "new", "2shot", SEVEN) == edited
+
+
+GOOD = {"train": ["case_0", "case_1"], "val": ["case_2"]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"train": ["case_0", "cose_1"], "val": []}, "train: 'cose_1' is no labelled case.*did you mean 'case_1'"),
+        (
+            {"train": ["case_0", "case_1"], "val": ["zzz"]},
+            "val: 'zzz' is no labelled case.*there are 7: case_0, case_1",
+        ),
+        ({"train": ["case_0", "case_1"], "val": ["case_1"]}, "case_1 in train and in val"),
+        ({"train": ["case_0", "case_0"], "val": []}, "train: case_0 named more than once"),
+        ({"train": [], "val": ["case_1"]}, "train is empty; name at least one"),
+        ({"train": ["case_0"], "val": []}, r"train names 1 cases \(case_0\), level 2shot means 2; mend it, or delete"),
+        ({"train": ["case_0", "case_1"]}, 'must be {"train"'),
+        ({"train": "case_0", "val": []}, 'must be {"train"'),
+        (["case_0"], 'must be {"train"'),
+    ],
+)
+def test_edited_splits_are_checked(tmp_path: Path, bad, message):
+    (tmp_path / "splits_2shot.json").write_text(json.dumps([GOOD, bad]))
+    with pytest.raises(UserError, match=rf"splits_2shot.json: fold 1: {message}"):
+        load_or_make(tmp_path, "2shot", SEVEN)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "3"])
+def test_a_file_without_folds_is_refused(tmp_path: Path, text):
+    (tmp_path / "splits_1shot.json").write_text(text)
+    with pytest.raises(UserError, match=r"splits_1shot\.json: must be a list of folds"):
+        load_or_make(tmp_path, "1shot", SEVEN)
