@@ -111,7 +111,7 @@ def take_image(image: np.ndarray, source: np.ndarray) -> np.ndarray:
     """(C, *size) at ``source`` (axes, *patch) voxels, interpolated linearly; beyond the edge, the edge voxel."""
     whole = np.rint(source)
     if np.array_equal(whole, source):
-        return image[(slice(None), *_clipped(whole, image.shape[1:]))]
+        return np.stack([channel[_clipped(whole, channel.shape)] for channel in image])
     size = np.asarray(image.shape[1:]).reshape(-1, *[1] * (source.ndim - 1))
     grid = 2 * source / np.maximum(size - 1, 1) - 1
     ordered = torch.from_numpy(np.moveaxis(grid[::-1], 0, -1).astype(np.float32))  # grid_sample wants (x, y, z)

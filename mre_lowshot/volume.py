@@ -42,7 +42,8 @@ class Geometry:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Geometry:
-        return cls(**{name: (v if isinstance(v, str) else tuple(v)) for name, v in data.items()})
+        shape, spacing, origin, direction = (tuple(data[k]) for k in ("shape", "spacing", "origin", "direction"))
+        return cls(shape, spacing, origin, direction, data["orientation"])
 
     def differences(self, other: Geometry) -> list[str]:
         """What differs from ``other``, in words with both values; empty when both describe the same grid."""

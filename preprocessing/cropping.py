@@ -56,9 +56,9 @@ def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0
     """The box of the patient: the largest connected object brighter than air.
 
     The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the first
-    channel, thinned (towards 4 mm, keeping 48 voxels a side) and smoothed, is split by Otsu's method into three classes (air, fat, soft
-    tissue) and the darkest is air. An opening cuts thin bridges to the table. An image that Otsu cannot split keeps
-    its full box.
+    channel, thinned (towards 4 mm, keeping 48 voxels a side) and smoothed, is split by Otsu's method into three
+    classes (air, fat, soft tissue), and the darkest is air. An opening cuts thin bridges to the table. An image that
+    Otsu cannot split keeps its full box.
     """
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu

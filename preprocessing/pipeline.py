@@ -120,5 +120,5 @@ def inverse_probabilities(probabilities: np.ndarray, transform: GridTransform) -
     native = np.zeros((len(probabilities), *transform.native_shape), dtype=np.float32)
     native[0] = 1
     for label, channel in enumerate(probabilities):
-        native[(label, *as_slices(transform.box))] = resize_linear(channel, transform.box_shape)
+        native[label][as_slices(transform.box)] = resize_linear(channel, transform.box_shape)
     return native

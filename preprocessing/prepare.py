@@ -33,8 +33,9 @@ def read_crops(folder: Path) -> dict[str, Box]:
     if not path.is_file():
         return {}
     data = read_json(path, "crop boxes")
-    boxes = {}
+    boxes: dict[str, Box] = {}
     for name, box in data.items() if isinstance(data, dict) else [("crops.json", data)]:
+        low_high: Box
         try:
             low_high = tuple((int(low), int(high)) for low, high in box)
         except (TypeError, ValueError):

@@ -48,7 +48,7 @@ def load_case(folder: Path, name: str) -> PreparedCase:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
-            label = arrays["label"] if "label" in arrays else None
+            label = arrays.get("label")
             return PreparedCase(
                 name, arrays["image"], label, GridTransform.from_json(about["transform"]), about["geometry"]
             )

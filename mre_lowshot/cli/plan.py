@@ -119,8 +119,8 @@ def _one(options: argparse.Namespace, name: str) -> None:
 
     from mre_lowshot.codec import to_json
     from mre_lowshot.files import write_json
-    from mre_lowshot.preprocessing.prepare import prepare_dataset
     from mre_lowshot.plans import load_plan
+    from mre_lowshot.preprocessing.prepare import prepare_dataset
     from mre_lowshot.workspace import Workspace
 
     workspace = Workspace.resolve(options.workspace)

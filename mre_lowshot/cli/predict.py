@@ -147,8 +147,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             done += 1
             for warning in warnings:
                 tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
-    for problem in problems:
-        print(f"failed: {problem}", file=sys.stderr)
+    for text in problems:
+        print(f"failed: {text}", file=sys.stderr)
     print(f"{done} of {done + len(problems)} scans segmented, label maps in {options.o}")
     return 1 if problems else 0
 
