@@ -56,6 +56,8 @@ class ASPP(nn.Module):
         return nn.Sequential(conv, norm_layer(spec, spec.aspp_channels), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # the dilated branches want this layout: converted once, not once a branch
+            x = x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
         outputs = [branch(x) for branch in self.branches]
         if self.image_level is not None:
             pooled = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
