@@ -10,14 +10,15 @@ PAPER = Recipe()
 
 DEFAULT = Recipe(
     name="default",
-    iterations=400,
-    batch_size=8,
+    iterations=450,
+    batch_size=4,
     learning_rate=2e-3,
     schedule="cosine",
     n_lg=4,
     balanced_share=0.5,
     dice_weight=1.0,
     ema=0.98,
+    largest_component=True,
     augmentation=AugmentationSpec(
         spatial_probability=0.8,
         rotation=15.0,

@@ -163,6 +163,8 @@ class Recipe:
     fall to zero at the last one. ``majority`` names the OHEM majority group; empty means it is derived from the
     training labels' voxel shares. ``n_lg`` is N_Lg, ``ohem_floor`` how many majority voxels are kept when a batch
     holds no minority voxel. ``balanced_share`` is the share of patches centred on a voxel of a class drawn at random.
+    ``largest_component`` keeps, in predictions, only the largest piece of each class that is one piece in the
+    training labels.
     """
 
     name: str = "paper"
@@ -180,6 +182,7 @@ class Recipe:
     dice_weight: float = 0.0
     balanced_share: float = 0.0
     ema: float = 0.0
+    largest_component: bool = False
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
     inference: InferenceSpec = field(default_factory=InferenceSpec)
 
@@ -255,13 +258,17 @@ class PatchSpec:
 
 @dataclass(frozen=True)
 class FoldDecisions:
-    """What was derived from labels, and therefore from the fold's own training scans only."""
+    """What was derived from labels, and therefore from the fold's own training scans only.
+
+    ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan.
+    """
 
     level: str
     fold: int
     train: tuple[str, ...]
     test: tuple[str, ...]
     majority: tuple[int, ...]
+    single_component: tuple[int, ...]
     voxel_shares: dict[str, float]
     reasons: dict[str, str]
     seed: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from mre_lowshot.dataset import Case, RawDataset
 from mre_lowshot.errors import UserError
-from mre_lowshot.volume import Volume, file_ending, read_image, read_labels
+from mre_lowshot.volume import Volume, read_image, read_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,29 +140,6 @@ def _read(reader: Callable[[Path], Volume], path: Path, found: list[str]) -> Vol
     try:
         volume = reader(path)
     except UserError as problem:
-        found.append(str(problem).replace(f"{path}: ", f"{where}: ", 1))
+        found.append(str(problem).replace(str(path), where, 1))
         return None
-    if hidden := _nonfinite_in_nifti(path):
-        found.append(f"{where} has {hidden} voxel(s) that are NaN or infinite and would be read as 0; {REPLACE}")
     return volume
-
-
-def _nonfinite_in_nifti(path: Path) -> int:
-    """Count what ITK hides: its NIfTI reader turns NaN and infinities into 0. Only files of floats are read for it."""
-    if file_ending(path) not in (".nii", ".nii.gz"):
-        return 0
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            header = file.read(348)
-            order = next((o for o in "<>" if header[:4] == np.array(348, f"{o}i4").tobytes()), None)
-            if order is None:  # NIfTI-2 or Analyze: left to ITK
-                return 0
-            kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
-            if kind is None:
-                return 0
-            file.seek(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]))
-            data = file.read()
-    except (OSError, EOFError):
-        return 0
-    values = np.frombuffer(data, order + kind, len(data) // int(kind[1]))
-    return int((~np.isfinite(values)).sum())

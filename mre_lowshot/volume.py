@@ -7,6 +7,7 @@ arrays work where it is not installed.
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,33 @@ def _read(path: Path) -> sitk.Image:
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); export it again as one of {', '.join(READABLE_ENDINGS)}"
         ) from None
+    if hidden := _hidden_nonfinite(path):
+        raise UserError(
+            f"{path} has {hidden} voxel(s) that are NaN or infinite and would be read as 0; "
+            "replace them, for example with the background's value"
+        )
     return image
+
+
+def _hidden_nonfinite(path: Path) -> int:
+    """Count what ITK hides: its NIfTI reader turns NaN and infinities into 0. Only files of floats are read for it."""
+    if file_ending(path) not in (".nii", ".nii.gz"):
+        return 0
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            header = file.read(348)
+            order = next((o for o in "<>" if header[:4] == np.array(348, f"{o}i4").tobytes()), None)
+            if order is None:  # NIfTI-2 or Analyze: left to ITK
+                return 0
+            kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
+            if kind is None:
+                return 0
+            file.seek(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]))
+            data = file.read()
+    except (OSError, EOFError):
+        return 0
+    values = np.frombuffer(data, order + kind, len(data) // int(kind[1]))
+    return int((~np.isfinite(values)).sum())
 
 
 def _to_lps(image: sitk.Image, path: Path) -> tuple[sitk.Image, str]:

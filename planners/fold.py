@@ -11,6 +11,8 @@ from mre_lowshot.specs import FoldDecisions, Plan
 
 # A class is in the OHEM majority group when it holds at least this share of the largest class's voxels.
 MAJORITY_SHARE = 0.1
+# A class counts as one piece when its largest piece holds this share: a few stray voxels do not make it two.
+ONE_PIECE_SHARE = 0.98
 
 
 def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
@@ -19,6 +21,22 @@ def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
     limit = MAJORITY_SHARE * counts.max()
     majority = tuple(int(k) for k in np.flatnonzero((counts >= limit) | (np.arange(len(counts)) == 0)))
     return majority, f"background and classes with at least {MAJORITY_SHARE:.0%} of the largest class's voxels"
+
+
+def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[tuple[int, ...], str]:
+    """Classes whose largest connected piece holds nearly all of their voxels in every training scan that has them."""
+    from skimage.measure import label as components
+
+    single = []
+    for k in range(1, classes):
+        shares = []
+        for mask in (label == k for label in labels):
+            if mask.any():
+                sizes = np.bincount(components(mask, connectivity=mask.ndim).ravel())[1:]
+                shares.append(sizes.max() / sizes.sum())
+        if shares and min(shares) >= ONE_PIECE_SHARE:
+            single.append(k)
+    return tuple(single), f"their largest piece holds at least {ONE_PIECE_SHARE:.0%} of them in every training scan"
 
 
 def decide(
@@ -40,10 +58,13 @@ def decide(
         reason = "given by recipe.majority"
     else:
         majority, reason = groups_rule(counts)
+    single, single_reason = single_component_rule(labels, plan.network.classes)
     missing = [names[k] for k in range(1, len(counts)) if counts[k] == 0]
     reasons = {"majority": f"{', '.join(names[k] for k in majority)}: {reason}"}
+    if plan.recipe.largest_component:
+        reasons["single_component"] = f"{', '.join(names[k] for k in single) or 'no class'}: {single_reason}"
     if missing:
         reasons["missing"] = f"not in the training scans, so they cannot be learned: {', '.join(missing)}"
     total = max(1, int(counts.sum()))
     shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
-    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, shares, reasons, seed)
+    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, single, shares, reasons, seed)

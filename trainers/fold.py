@@ -16,11 +16,11 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import write_json
+from mre_lowshot.inference.export import kept_single, native_labels
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide
 from mre_lowshot.plans import claim, results_folder
-from mre_lowshot.preprocessing.pipeline import inverse_labels
 from mre_lowshot.preprocessing.prepare import REFERENCES
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
@@ -112,7 +112,7 @@ def validate(
     results = []
     for name in names:
         case = job.case(name)
-        predicted = inverse_labels(predictor.predict(case.image), case.transform)
+        predicted = native_labels(predictor.predict(case.image), case.transform, kept_single([trainer.plan]))
         out = folder / f"{name}{plan.file_ending}"
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"

@@ -121,7 +121,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     from tqdm import tqdm
 
-    from mre_lowshot.inference.export import predict_case
+    from mre_lowshot.inference.export import kept_single, predict_case
     from mre_lowshot.preprocessing.prepare import read_crops
     from mre_lowshot.volume import file_ending
 
@@ -129,6 +129,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     cases, problems = _cases(options, len(model.plan.channel_names))
     crops = read_crops(options.i) if options.i.is_dir() else {}
     predictor = _predictor(options, model)
+    single = kept_single(model.plans)
     done = 0
     with tqdm(cases, desc="predict", unit="scan", disable=None, delay=2) as bar:
         for case in bar:
@@ -138,7 +139,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 continue
             try:
                 warnings = predict_case(
-                    case, model.plan, predictor, options.o, crops.get(case.name), options.save_probabilities
+                    case, model.plan, predictor, options.o, crops.get(case.name), single, options.save_probabilities
                 )
             except (UserError, NumericalError) as problem:
                 text = str(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,32 @@ from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
 from mre_lowshot.inference.predictor import Predictor, Progress
 from mre_lowshot.preprocessing.cropping import Box
-from mre_lowshot.preprocessing.pipeline import inverse_labels, inverse_probabilities
+from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.preprocessing.prepare import prepare_case
 from mre_lowshot.specs import Plan
 from mre_lowshot.volume import file_ending, read_channels, write_volume
+
+
+def native_labels(
+    probabilities: np.ndarray, transform: GridTransform, single_component: Sequence[int] = ()
+) -> np.ndarray:
+    """Class probabilities (K, *size) to the label map on the scan's grid, (D, H, W); of the classes in
+    ``single_component`` only the largest connected piece is kept, the rest becomes background."""
+    labels = inverse_labels(probabilities, transform)
+    if single_component:
+        from acvl_utils.morphology.morphology_helper import remove_all_but_largest_component
+
+        for label in single_component:
+            mask = labels == label
+            if mask.any():
+                labels[mask & ~remove_all_but_largest_component(mask)] = 0
+    return labels
+
+
+def kept_single(plans: Sequence[Plan]) -> tuple[int, ...]:
+    """The classes filtered to their largest piece: those that every fold's training labels show as one piece."""
+    sets = [set(p.fold.single_component) if p.fold and p.recipe.largest_component else set() for p in plans]
+    return tuple(sorted(set.intersection(*sets))) if sets else ()
 
 
 def predict_case(
@@ -23,6 +46,7 @@ def predict_case(
     predictor: Predictor,
     folder: Path,
     crop: Box | None = None,
+    single_component: Sequence[int] = (),
     save_probabilities: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -38,7 +62,7 @@ def predict_case(
     probabilities = predictor.predict(prepared.image, progress)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
-        inverse_labels(probabilities, prepared.transform),
+        native_labels(probabilities, prepared.transform, single_component),
         image.geometry,
     )
     if save_probabilities:

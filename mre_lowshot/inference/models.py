@@ -22,9 +22,14 @@ class Model:
 
     folder: Path
     folds: tuple[int, ...]
-    plan: Plan
+    plans: tuple[Plan, ...]
     networks: tuple[MRENet, ...]
     unfinished: tuple[int, ...]  # folds of which only checkpoint_latest.pth is there
+
+    @property
+    def plan(self) -> Plan:
+        """What the folds share (network, patch, preprocessing, labels): the first fold's plan."""
+        return self.plans[0]
 
 
 def find_folder(
@@ -89,7 +94,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         raise UserError(
             f"{folder}: folds {different} were trained by another plan than fold {wanted[0]}; choose with -f"
         )
-    return Model(folder, tuple(wanted), plans[0], tuple(networks), tuple(unfinished))
+    return Model(folder, tuple(wanted), tuple(plans), tuple(networks), tuple(unfinished))
 
 
 def _shared(plan: Plan) -> tuple[object, ...]:
