@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     """Versions of what shapes the numbers."""
     return {
         "mre_lowshot": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }

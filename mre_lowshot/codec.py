@@ -93,7 +93,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def changed(value: T, path: str, text: str, where: str) -> T:
-    """``value`` with the field at dotted ``path`` replaced by ``text`` (JSON, or a bare word), as ``--set`` does.
+    """``value`` with the field at dotted ``path`` replaced by ``text`` (JSON, or a bare word), as ``--set`` does."""
+    return all_changed(value, {path: text}, where)
+
+
+def all_changed(value: T, changes: dict[str, str], where: str) -> T:
+    """As `changed`, several fields at once: rules that join fields are checked when all are set.
 
     Raises:
         UserError: the path names no field, or the new value breaks a rule.
@@ -101,17 +106,18 @@ def changed(value: T, path: str, text: str, where: str) -> T:
     import json
 
     data = to_json(value)
-    *parents, last = path.split(".")
-    place = data
-    for parent in parents:
-        if not isinstance(place, dict) or parent not in place:
-            raise UserError(f"{where}: {path!r} names no field; {nearest(parent, place)}")
-        place = place[parent]
-    if not isinstance(place, dict) or last not in place:
-        known = place if isinstance(place, dict) else []
-        raise UserError(f"{where}: {path!r} names no field; {nearest(last, known)}")
-    try:
-        place[last] = json.loads(text)
-    except json.JSONDecodeError:
-        place[last] = text
+    for path, text in changes.items():
+        place, names = data, path.split(".")
+        for depth, name in enumerate(names):
+            if not isinstance(place, dict):
+                above = ".".join(names[:depth])
+                raise UserError(f"{where}: {path!r} names no field; {above!r} has no fields of its own")
+            if name not in place:
+                raise UserError(f"{where}: {path!r} names no field; {nearest(name, place)}")
+            if depth + 1 < len(names):
+                place = place[name]
+        try:
+            place[names[-1]] = json.loads(text)
+        except json.JSONDecodeError:
+            place[names[-1]] = text
     return from_json(type(value), data, where)

@@ -17,7 +17,7 @@ from mre_lowshot.files import read_json
 from mre_lowshot.volume import READABLE_ENDINGS
 from mre_lowshot.volume import file_ending as ending_of
 
-COLOUR_ENDINGS = (".png", ".bmp", ".tif", ".tiff")  # one file of these may hold all channels (RGB)
+COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # one file of these may hold all channels (RGB)
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 

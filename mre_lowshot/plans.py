@@ -20,7 +20,13 @@ def load_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         raise UserError(f"plan {path} is missing; run mre_plan_and_preprocess first (-p names another plan)")
-    return from_json(Plan, read_json(path, "plan"), path.name)
+    plan = from_json(Plan, read_json(path, "plan"), path.name)
+    if path.name != "plans.json" and plan.plans_name != path.stem:
+        raise UserError(
+            f"{path.name}: plans_name is {plan.plans_name!r}, whose preprocessed cases and results it would use; "
+            f"set it to {path.stem!r}, the file's name"
+        )
+    return plan
 
 
 def results_folder(results: Path, dataset_name: str, plans_name: str, level: str) -> Path:

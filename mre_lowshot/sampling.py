@@ -6,6 +6,7 @@ workers, and goes on after an interruption as if there had been none.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,12 +65,15 @@ class BatchSampler(Dataset):
         rng = np.random.default_rng([self.seed, iteration])
         drawn = [self._patch(rng) for _ in range(self.recipe.batch_size)]
         images = np.stack([d[0] for d in drawn])
-        before = np.random.get_state()  # noqa: NPY002 - batchgenerators draws from numpy's global state
-        np.random.seed(rng.integers(2**31))  # noqa: NPY002
+        before = np.random.get_state(), random.getstate()  # noqa: NPY002 - batchgenerators draws from both globals
+        seed = int(rng.integers(2**31))
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
         try:
             images = self.intensity(images)
         finally:
-            np.random.set_state(before)  # noqa: NPY002
+            np.random.set_state(before[0])  # noqa: NPY002
+            random.setstate(before[1])
         coordinates = np.stack([d[1] for d in drawn])
         targets = np.stack([d[2] for d in drawn])
         return torch.from_numpy(images), torch.from_numpy(coordinates), torch.from_numpy(targets)

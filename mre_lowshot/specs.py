@@ -268,10 +268,10 @@ class FoldDecisions:
     train: tuple[str, ...]
     test: tuple[str, ...]
     majority: tuple[int, ...]
-    single_component: tuple[int, ...]
     voxel_shares: dict[str, float]
     reasons: dict[str, str]
     seed: int = 0
+    single_component: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,6 +316,12 @@ class Plan:
         _need(
             sorted(self.labels.values()) == list(range(self.network.classes)),
             f"labels {self.labels} must be numbered 0 to {self.network.classes - 1}, one a network class",
+        )
+        pooled = self.network.ams and self.network.aspp and self.network.image_level and self.network.image_level_norm
+        _need(
+            self.recipe.batch_size > 1 or not pooled,
+            "recipe.batch_size 1 leaves one vector to normalise in the image-level branch; "
+            "make it 2 or more, or set network.image_level_norm to false",
         )
         unknown = [name for name in self.recipe.majority if name not in self.labels]
         _need(not unknown, f"recipe.majority names {unknown}, which are no labels; labels are {list(self.labels)}")

@@ -7,7 +7,8 @@ arrays work where it is not installed.
 
 from __future__ import annotations
 
-import gzip
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ import numpy as np
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import whole_file
+from mre_lowshot.nifti import check_nifti
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-READABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
+FLAT_ENDINGS = (".png", ".tif", ".tiff")
+READABLE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff")
 GEOMETRY_TOLERANCE = 1e-3  # mm or direction cosine; files written by different tools differ in the last float32 digits
 
 
@@ -84,6 +87,8 @@ def _read(path: Path) -> sitk.Image:
 
     if not path.is_file():
         raise UserError(f"{path}: the file is missing")
+    if file_ending(path) in (".nii", ".nii.gz"):
+        check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as problem:
@@ -91,33 +96,7 @@ def _read(path: Path) -> sitk.Image:
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); export it again as one of {', '.join(READABLE_ENDINGS)}"
         ) from None
-    if hidden := _hidden_nonfinite(path):
-        raise UserError(
-            f"{path} has {hidden} voxel(s) that are NaN or infinite and would be read as 0; "
-            "replace them, for example with the background's value"
-        )
     return image
-
-
-def _hidden_nonfinite(path: Path) -> int:
-    """Count what ITK hides: its NIfTI reader turns NaN and infinities into 0. Only files of floats are read for it."""
-    if file_ending(path) not in (".nii", ".nii.gz"):
-        return 0
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            header = file.read(348)
-            order = next((o for o in "<>" if header[:4] == np.array(348, f"{o}i4").tobytes()), None)
-            if order is None:  # NIfTI-2 or Analyze: left to ITK
-                return 0
-            kind = {16: "f4", 64: "f8"}.get(int(np.frombuffer(header, f"{order}i2", 1, 70)[0]))
-            if kind is None:
-                return 0
-            file.seek(int(np.frombuffer(header, f"{order}f4", 1, 108)[0]))
-            data = file.read()
-    except (OSError, EOFError):
-        return 0
-    values = np.frombuffer(data, order + kind, len(data) // int(kind[1]))
-    return int((~np.isfinite(values)).sum())
 
 
 def _to_lps(image: sitk.Image, path: Path) -> tuple[sitk.Image, str]:
@@ -235,7 +214,16 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
     image = sitk.DICOMOrient(image, geometry.orientation)
-    if file_ending(path) in (".png", ".tif", ".tiff", ".bmp"):
+    if file_ending(path) in FLAT_ENDINGS:
+        if image.GetSize()[2] > 1:
+            raise UserError(f"{path}: {file_ending(path)} holds one slice, not {image.GetSize()[2]}; use .nii.gz")
         image = image[:, :, 0]
+    if file_ending(path) == ".mhd":  # two files, and the header names the other: it comes last
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial.", dir=path.parent) as folder:
+            sitk.WriteImage(image, str(Path(folder, path.name)), useCompression=True)
+            for part in sorted(Path(folder).iterdir(), key=lambda p: p.suffix == ".mhd"):
+                os.replace(part, path.parent / part.name)
+        return
     with whole_file(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)

@@ -67,4 +67,4 @@ def decide(
         reasons["missing"] = f"not in the training scans, so they cannot be learned: {', '.join(missing)}"
     total = max(1, int(counts.sum()))
     shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
-    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, single, shares, reasons, seed)
+    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, shares, reasons, seed, single)

@@ -46,8 +46,7 @@ def make_plan(
         median_size, spacing = median_size[1:], spacing[1:]
     size, reasons["network"] = rules.size_rule(device)
     if recipe.name == "paper":
-        batch = size.batch_size if size.name == "paper" else rules.PAPER_SIZE.batch_size
-        size = replace(rules.PAPER_SIZE, batch_size=batch)
+        size = replace(rules.PAPER_SIZE, batch_size=rules.paper_batch(device))
         reasons["network"] = f"recipe 'paper': the paper's network, {size.batch_size} patches a batch"
     strides = rules.strides_rule(spacing)
     divisor = tuple(a * b for a, b in zip(*strides, strict=True))

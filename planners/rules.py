@@ -64,7 +64,7 @@ def spacing_rule(
                 high = middle
         target = np.maximum(target, high)
         reason += f", made coarser to {_mm(target)} mm so that the median scan has at most {voxel_limit:,} voxels"
-    return tuple(round(float(v), 4) for v in target), reason
+    return tuple(float(f"{v:.5g}") for v in target), reason
 
 
 def _mm(values: np.ndarray) -> str:
@@ -139,10 +139,17 @@ SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 3_0
 PAPER_GB_A_PATCH = 1.7
 
 
+def paper_batch(device: Device) -> int:
+    """The paper's 24 patches, or as many as a GPU holds (the CPU's memory is not counted: it can swap)."""
+    if device.kind != "cuda":
+        return PAPER_SIZE.batch_size
+    return int(min(PAPER_SIZE.batch_size, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
+
+
 def size_rule(device: Device) -> tuple[NetworkSize, str]:
     """The paper's network where a GPU of 12 GB or more is there, with the batch that fits; a small one elsewhere."""
     if device.kind == "cuda" and device.memory_gb >= 11.5:  # a "12 GB" card reports a little less
-        batch = int(min(PAPER_SIZE.batch_size, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
+        batch = paper_batch(device)
         size = NetworkSize(**{**PAPER_SIZE.__dict__, "batch_size": batch})
         return size, f"GPU with {device.memory_gb:.0f} GB: the paper's network, {batch} patches of about 1.7 GB each"
     return (

@@ -65,7 +65,7 @@ def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0
 
     step = tuple(max(1, min(int(4.0 // s), n // 48)) for s, n in zip(spacing, image.shape[1:], strict=True))
     thin = image[0][tuple(slice(None, None, s) for s in step)]
-    smooth = ndimage.gaussian_filter(thin, 1.0)
+    smooth = ndimage.gaussian_filter(thin, 0.5)
     try:
         air = threshold_multiotsu(smooth, classes=3, nbins=128)[0]
     except ValueError:  # fewer than three grey levels: nothing to tell apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,5 +55,5 @@ def load_case(folder: Path, name: str) -> PreparedCase:
             )
     except FileNotFoundError:
         raise UserError(f"case {name}: {path} is missing; run mre_plan_and_preprocess again") from None
-    except (ValueError, KeyError, OSError) as problem:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as problem:
         raise UserError(f"case {name}: {path} is damaged ({problem}); run mre_plan_and_preprocess again") from None

@@ -68,6 +68,7 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     Raises:
         UserError: the folder holds results of another plan, or a finished fold (without ``overwrite`` or ``resume``).
     """
+    claim(job.folder.parent / "plans.json", job.plan)
     if overwrite and job.folder.exists():
         shutil.rmtree(job.folder)
     if not resume and (job.folder / checkpoint.LATEST).is_file():
@@ -78,7 +79,6 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     decisions = decide(
         job.plan, job.level, job.fold, job.split["train"], job.split["val"], [c.label for c in cases], job.seed
     )
-    claim(job.folder.parent / "plans.json", job.plan)
     shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
     claim(job.folder / "plans.json", plan)

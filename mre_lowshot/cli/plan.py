@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
     made.add_argument("--recipe", default="default", help="default or paper (default: %(default)s)")
     made.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes",
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change fields of the plan, as recipe.iterations=1000 or network.modes=1; needs a -p of its own",
     )  # fmt: skip
     common.add_device(made)
@@ -61,8 +61,10 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--keep_plan takes the plan as it is; leave out --set and --overwrite")
     if options.memory is not None and options.memory <= 0:
         raise UserError(f"--memory {options.memory}: must be above 0 (GB)")
-    if not options.p.replace("_", "").replace("-", "").isalnum():
-        raise UserError(f"-p {options.p!r}: use letters, digits, - and _ only (it names files and folders)")
+    if not options.p.replace("_", "").replace("-", "").isalnum() or "__" in f"_{options.p}_":
+        raise UserError(
+            f"-p {options.p!r}: use letters, digits, - and _ only, no _ first, last or doubled (it names folders)"
+        )
     for change in options.changes:
         if "=" not in change:
             raise UserError(f"--set {change!r}: write KEY=VALUE, as network.modes=1")
@@ -91,7 +93,7 @@ def _verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
 
 def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict[str, Any]) -> Plan:
     from mre_lowshot import devices
-    from mre_lowshot.codec import changed
+    from mre_lowshot.codec import all_changed
     from mre_lowshot.planners.planner import DatasetFacts, make_plan
     from mre_lowshot.planners.rules import Device
 
@@ -106,10 +108,8 @@ def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict
         (dataset.folder / "crops.json").is_file(),
     )
     plan = make_plan(facts, fingerprint, Device(device.type, memory), options.recipe, options.p)
-    for change in options.changes:
-        key, _, value = change.partition("=")
-        plan = changed(plan, key.strip(), value.strip(), "--set")
-    return plan
+    pairs = (change.partition("=") for change in options.changes)
+    return all_changed(plan, {key.strip(): value.strip() for key, _, value in pairs}, "--set")
 
 
 def _one(options: argparse.Namespace, name: str) -> None:

@@ -79,7 +79,8 @@ def _model(options: argparse.Namespace) -> Model:
     model = load_model(folder, None if "all" in folds else [f for f in folds if isinstance(f, int)], device)
     print(f"model: {folder} ({how}), fold{'s' if len(model.folds) > 1 else ''} {', '.join(map(str, model.folds))}")
     if model.unfinished:
-        print(f"note: fold {model.unfinished} is not trained to the end; its latest checkpoint is used")
+        those = ", ".join(map(str, model.unfinished))
+        print(f"note: fold {those} is not trained to the end; its latest checkpoint is used")
     return model
 
 
@@ -108,6 +109,8 @@ def _cases(options: argparse.Namespace, channels: int) -> tuple[list[Case], list
         if channels != 1:
             raise UserError(f"-i {options.i}: the model takes {channels} channels; give a folder with case_0000, ...")
         name = options.i.name[: -len(file_ending(options.i)) or None].removesuffix("_0000")
+        if (options.o / f"{name}{file_ending(options.i)}").resolve() == options.i.resolve():
+            raise UserError(f"-o {options.o}: the label map would overwrite {options.i}; name another folder")
         return [Case(name, (options.i,))], []
     cases, problems = find_cases(options.i, channels, None)
     return cases[options.part_id :: options.num_parts], problems

@@ -47,7 +47,7 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     from dataclasses import replace
 
     from mre_lowshot import devices
-    from mre_lowshot.plans import load_plan
+    from mre_lowshot.plans import load_plan, results_folder
     from mre_lowshot.preprocessing.prepare import check_prepared
     from mre_lowshot.splits import load_or_make, parse_fold, parse_level
     from mre_lowshot.trainers.fold import FoldJob
@@ -59,6 +59,9 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     plan = load_plan(prepared / f"{options.p}.json")
     names = check_prepared(plan, prepared)
     splits = load_or_make(prepared, level, names)
+    there = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level) / "plans.json"
+    if options.iterations is None and (options.resume or options.val) and there.is_file():
+        options.iterations = load_plan(there).recipe.iterations
     if options.iterations is not None:
         plan = replace(plan, recipe=replace(plan.recipe, iterations=options.iterations))
     numbers = range(len(splits)) if fold == "all" else [fold]

@@ -44,7 +44,7 @@ def find_folder(
         UserError: nothing trained fits; the message lists what is there.
     """
     trained = {}
-    for path in sorted(results.glob(f"Dataset*/{TRAINER}__*__*")):
+    for path in sorted(results.glob(f"*/{TRAINER}__*__*")):
         checkpoints = list(path.glob("fold_*/checkpoint_*.pth"))
         if checkpoints:
             trained[path] = max(c.stat().st_mtime for c in checkpoints)
