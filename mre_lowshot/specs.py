@@ -162,7 +162,9 @@ class Recipe:
     ``schedule`` ``step`` multiplies the rate by ``step_factor`` every ``step_every`` iterations, ``cosine`` lets it
     fall to zero at the last one. ``majority`` names the OHEM majority group; empty means it is derived from the
     training labels' voxel shares. ``n_lg`` is N_Lg, ``ohem_floor`` how many majority voxels are kept when a batch
-    holds no minority voxel. ``balanced_share`` is the share of patches centred on a voxel of a class drawn at random.
+    holds no minority voxel. ``class_balance`` 1 gives every class the same weight (equation 5), 0 every voxel.
+    ``dice_weight`` adds the soft Dice loss, summed over classes. ``balanced_share`` is the share of patches centred on
+    a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
     ``largest_component`` keeps, in predictions, only the largest piece of each class that is one piece in the
     training labels.
     """
@@ -178,6 +180,7 @@ class Recipe:
     ohem: bool = True
     n_lg: int = 6
     ohem_floor: int = 256
+    class_balance: float = 1.0
     majority: tuple[str, ...] = ()
     dice_weight: float = 0.0
     balanced_share: float = 0.0
@@ -193,6 +196,7 @@ class Recipe:
         _need(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
         for name in ("weight_decay", "dice_weight"):
             _need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; must not be negative")
+        _need(0 <= self.class_balance <= 1, f"class_balance is {self.class_balance}; must lie in [0, 1]")
         _need(0 <= self.balanced_share <= 1, f"balanced_share is {self.balanced_share}; must lie in [0, 1]")
         _need(0 <= self.ema < 1, f"ema is {self.ema}; must lie in [0, 1)")
 

@@ -134,7 +134,7 @@ class NetworkSize:
 
 
 PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None)
-SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 3_000_000)
+SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
 PAPER_GB_A_PATCH = 1.7
 

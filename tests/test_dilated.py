@@ -12,6 +12,15 @@ from torch.nn import functional as F
 from mre_lowshot.network.dilated import DilatedConv, dilated_conv
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Many tiny convolutions: on a busy machine, threads waiting for one another made these tests ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, ...]) -> Tensor:
     conv = F.conv2d if x.dim() == 4 else F.conv3d
     return conv(x, weight, bias, padding=dilation, dilation=dilation)
@@ -126,9 +135,11 @@ def test_autocast_gives_the_plain_dtype_and_float32_gradients(backward_inside):
 def test_repeats_bit_for_bit():
     inputs = draw(2, 19, 16, (12, 24, 24), torch.float32)
     upstream = torch.randn(2, 16, 12, 24, 24)
+    torch.set_num_threads(2)
     for dilation in ((6, 6, 6), (12, 12, 12), (18, 18, 18)):
         first, second = (results(dilated_conv, inputs, dilation, upstream) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("bias", [True, False])

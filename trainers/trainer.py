@@ -60,7 +60,13 @@ class MRETrainer:
             rule = get_ema_multi_avg_fn(recipe.ema)
             self.average = AveragedModel(self.network, multi_avg_fn=rule, use_buffers=True)
         self.loss = MRELoss(
-            plan.network.classes, plan.fold.majority, recipe.ohem, recipe.n_lg, recipe.ohem_floor, recipe.dice_weight
+            plan.network.classes,
+            plan.fold.majority,
+            recipe.ohem,
+            recipe.n_lg,
+            recipe.ohem_floor,
+            recipe.dice_weight,
+            recipe.class_balance,
         )
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay

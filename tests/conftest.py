@@ -1,0 +1,119 @@
+"""A tiny workspace, planned and trained once a session through the real commands, and copies of it to play with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+SETTINGS = ("network.widths=[4, 8, 8]", "network.convs=[1, 1, 1]", "network.aspp_channels=4", "network.embedding=16",
+            "recipe.batch_size=2", "recipe.iterations=3", "recipe.inference.tiling=centre")  # fmt: skip
+
+
+def command(name: str, *arguments: object) -> int:
+    """Run a command (plan, train, predict, evaluate, demo) in this process: its exit code."""
+    return import_module(f"mre_lowshot.cli.{name}").main([str(a) for a in arguments])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and lose much where the cores are busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change top-level fields of a JSON file; a dict is merged into what is there."""
+    data = json.loads(path.read_text())
+    for key, value in changes.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(data))
+
+
+def iterations(folder: Path, name: str = "checkpoint_latest.pth") -> list[float]:
+    """Those that a fold's checkpoint has seen."""
+    import torch
+
+    return torch.load(folder / name, weights_only=True)["training"]["history"]["iteration"]
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Press Ctrl-C in training, after so many steps."""
+    from mre_lowshot.trainers.trainer import MRETrainer
+
+    step = MRETrainer.step
+
+    def limited(self, *batch):
+        if self.iteration == steps:
+            raise KeyboardInterrupt
+        step(self, *batch)
+
+    monkeypatch.setattr(MRETrainer, "step", limited)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A workspace with the dataset Dataset900_Synthetic, and the commands run in it."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw/Dataset900_Synthetic"
+
+    @property
+    def prepared(self) -> Path:
+        return self.root / "preprocessed/Dataset900_Synthetic"
+
+    def model(self, plan: str = "Tiny", level: str = "1shot") -> Path:
+        return self.root / f"results/Dataset900_Synthetic/MRETrainer__{plan}__{level}"
+
+    def plan(self, *arguments: object, name: str = "Tiny", settings: tuple[str, ...] = SETTINGS) -> int:
+        changes = ("--set", *settings) if settings else ()
+        return command("plan", "-d", "900", "-p", name, "--workspace", self.root, "-device", "cpu",
+                       *arguments, *changes)  # fmt: skip
+
+    def train(self, *arguments: object, name: str = "Tiny", level: str = "1shot", fold: str = "fold0") -> int:
+        return command("train", "Synthetic", level, fold, "-p", name, "--workspace", self.root, "-device", "cpu",
+                       *arguments)  # fmt: skip
+
+    def predict(self, scans: Path, out: Path, *arguments: object) -> int:
+        return command("predict", "-i", scans, "-o", out, "--workspace", self.root, "-device", "cpu", *arguments)
+
+    def labelled_only(self, name: str) -> None:
+        """Take the label maps of all other cases away."""
+        for path in (self.raw / "labelsTr").iterdir():
+            if path.name != f"{name}.nii.gz":
+                path.unlink()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Space:
+    """Planned, and fold 0 of 1shot trained and validated. Not to be changed: `space` is a copy."""
+    from mre_lowshot.synthetic import write_dataset
+
+    space = Space(tmp_path_factory.mktemp("workspace"))
+    write_dataset(space.root / "raw", subjects=3, shape=(20, 36, 44), spacing=(8.0, 8.0, 8.0))
+    with one_thread():
+        assert space.plan() == 0
+        assert space.train() == 0
+    return space
+
+
+@pytest.fixture
+def space(trained, tmp_path) -> Space:
+    """A copy of the trained workspace."""
+    shutil.copytree(trained.root, tmp_path / "space")
+    return Space(tmp_path / "space")

@@ -1,0 +1,191 @@
+"""The house's own rules: which way imports point, what the wheel holds, what is light, what is short."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mre_lowshot"
+LINKED = ("planners", "preprocessing", "trainers")
+COMMANDS = dict(re.findall(r'^(mre_\w+) = "(mre_lowshot\.cli\.\w+):main"', (ROOT / "pyproject.toml").read_text(), re.M))
+
+# Each line may import from itself and the lines above. `losses` stands low for its IGNORE, which all layers share.
+LAYERS = [
+    {"", "errors", "files", "codec", "specs", "recipes", "nifti", "volume", "devices", "losses"},
+    {"dataset", "verification", "splits", "workspace", "plans", "synthetic"},
+    {"preprocessing"},
+    {"planners"},
+    {"sampling", "augmentation", "network", "checkpoint"},
+    {"inference"},
+    {"evaluation"},
+    {"trainers"},
+    {"baselines", "experiments"},
+    {"cli"},
+]
+
+
+def modules():
+    """Dotted name -> file of every module, through the links."""
+    found = {}
+    for folder, _, names in os.walk(PACKAGE, followlinks=True):
+        for name in names:
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                parts = path.relative_to(ROOT).with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path):
+    """Every module that a file imports, also inside functions, absolute."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def layer(module):
+    part = module.partition(".")[2].split(".")[0]
+    found = [number for number, names in enumerate(LAYERS) if part in names]
+    assert found, f"{module}: give its part of the package a place in LAYERS"
+    return found[0]
+
+
+def test_imports_point_one_way():
+    assert len(MODULES) > 40
+    backward = [
+        f"{name} imports {wanted}"
+        for name, path in MODULES.items()
+        for wanted in imports(path)
+        if wanted.split(".")[0] == "mre_lowshot" and layer(wanted) > layer(name)
+    ]
+    assert backward == []
+
+
+def test_no_module_imports_itself_by_a_detour():
+    arrows = {name: {w for w in imports(path) if w in MODULES} for name, path in MODULES.items()}
+    done = set()
+    while free := {name for name, wanted in arrows.items() if name not in done and wanted <= done}:
+        done |= free
+    assert set(arrows) - done == set()
+
+
+def test_simpleitk_lives_in_volume_only():
+    users = {name for name, path in MODULES.items() if any(w.split(".")[0] == "SimpleITK" for w in imports(path))}
+    assert users == {"mre_lowshot.volume"}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_links_lead_to_the_folders_at_the_top(name):
+    assert os.readlink(PACKAGE / name) == f"../{name}"
+    assert (PACKAGE / name).resolve() == ROOT / name
+    assert (ROOT / name / "__init__.py").is_file()
+
+
+def test_no_file_is_longer_than_400_lines():
+    paths = {*MODULES.values(), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")}
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in paths}
+    assert {path: n for path, n in lengths.items() if n > 400} == {}
+
+
+@pytest.mark.parametrize("links", ["links", "no links"])
+def test_the_wheel_holds_the_whole_package_and_nothing_else(links, tmp_path):
+    """Without links is how a checkout on Windows looks: small text files in their places."""
+    pytest.importorskip("build")
+    setuptools = pytest.importorskip("setuptools", minversion="69")
+    source = tmp_path / "source"
+    leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("mre_lowshot", *LINKED):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    if links == "no links":
+        for name in LINKED:
+            (source / "mre_lowshot" / name).unlink()
+            (source / "mre_lowshot" / name).write_text(f"../{name}")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "out", source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (setuptools.__version__, done.stdout[-2000:], done.stderr[-2000:])
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    told = {name for name in files if ".dist-info/" in name}
+    assert {name.split("/")[0] for name in told} == {wheel.name.split("-py3")[0] + ".dist-info"}
+    wanted = {path.relative_to(ROOT).as_posix() for path in MODULES.values()} | {"mre_lowshot/py.typed"}
+    assert files - told == wanted
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_what_handles_arrays_works_without_simpleitk():
+    parts = (
+        "network",
+        "losses",
+        "sampling",
+        "augmentation",
+        "trainers",
+        "inference",
+        "checkpoint",
+        "evaluation.metrics",
+    )
+    light = [m for m in MODULES if m.split(".", 1)[-1].startswith((*parts, "preprocessing", "planners"))]
+    assert len(light) > 25
+    done = python(f"""
+import sys
+sys.modules["SimpleITK"] = None
+import importlib
+for name in {light}:
+    importlib.import_module(name)
+import numpy as np
+from mre_lowshot.preprocessing.pipeline import forward, forward_labels, inverse_labels
+from mre_lowshot.specs import ChannelNormalization, PreprocessingSpec
+spec = PreprocessingSpec("nonzero", (ChannelNormalization(),), "size", size=(6, 6, 6))
+image, transform = forward(np.random.default_rng(0).random((1, 8, 9, 9), np.float32), (1.0, 1.0, 1.0), spec)
+print(image.shape, forward_labels(np.ones((8, 9, 9), int), transform).min())
+""")
+    assert done.stdout.strip() == "(1, 6, 6, 6) 1", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_at_once_and_loads_nothing_heavy(command):
+    code = f"""
+import sys
+from {COMMANDS[command]} import main
+try:
+    main(["-h"])
+except SystemExit as left:
+    heavy = sorted({{"torch", "SimpleITK", "scipy", "skimage", "matplotlib"}} & set(sys.modules))
+    print("left with", left.code, heavy)
+"""
+    seconds = []
+    while len(seconds) < 3 and (not seconds or min(seconds) >= 1):
+        begun = time.perf_counter()
+        done = python(code)
+        seconds.append(time.perf_counter() - begun)
+    assert done.stdout.startswith(f"usage: {command} ")
+    assert "not a medical device" in done.stdout
+    assert done.stdout.endswith("left with 0 []\n"), done.stderr[-2000:]
+    assert min(seconds) < 1
+
+
+def test_every_command_of_the_package_can_be_called():
+    assert {m for m in MODULES if m.startswith("mre_lowshot.cli.")} - {"mre_lowshot.cli.common"} == set(
+        COMMANDS.values()
+    )

@@ -1,0 +1,258 @@
+"""Tiles cover the volume as they should, and the predictor equals a slow loop: coordinates, padding, mirroring."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import TINY, TINY_2D, single_thread, whole_map  # noqa: F401
+from torch import Tensor, nn
+
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.tiles import centre_tiles, gaussian_weight, overlap_tiles
+from mre_lowshot.network.build import build
+from mre_lowshot.specs import InferenceSpec, PatchSpec
+
+PATCH = PatchSpec((4, 8, 8), (2, 4, 6))
+CENTRE, OVERLAP = InferenceSpec(), InferenceSpec(tiling="overlap")
+UNIFORM = replace(OVERLAP, weighting="uniform", step=0.7)
+CPU = torch.device("cpu")
+
+
+class Coordinates(nn.Module):
+    """Logits are the coordinates themselves."""
+
+    def forward(self, image: Tensor, coordinates: Tensor) -> Tensor:
+        return 3 * coordinates
+
+
+class Pointwise(nn.Module):
+    """Logits depend on the voxel's own intensity alone."""
+
+    def forward(self, image: Tensor, coordinates: Tensor) -> Tensor:
+        return torch.cat([image, image**2, torch.sin(3 * image)], dim=1)
+
+
+def network(seed: int = 0, spec=TINY) -> nn.Module:
+    """A random network with weights large enough that its outputs differ from voxel to voxel."""
+    torch.manual_seed(seed)
+    net = build(spec)
+    for p in net.parameters():
+        p.data *= 1.5
+    return net.eval()
+
+
+def predictor(*networks: nn.Module, rule: InferenceSpec = CENTRE, spec=TINY, patch=PATCH, **kwargs) -> Predictor:
+    return Predictor(networks, spec, patch, rule, CPU, **kwargs)
+
+
+def picture(*size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, *size)).astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(axis=0))
+    return e / e.sum(axis=0)
+
+
+@st.composite
+def coverings(draw):
+    axes = draw(st.integers(1, 3))
+    patch = [draw(st.integers(1, 12)) for _ in range(axes)]
+    centre = [draw(st.integers(1, p)) for p in patch]
+    size = [p + draw(st.integers(0, 25)) for p in patch]
+    return tuple(size), tuple(patch), tuple(centre)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(coverings())
+def test_centre_tiles_keep_every_voxel_once_and_its_surroundings(case):
+    size, patch, centre = case
+    count = np.zeros(size, int)
+    for tile in centre_tiles(size, patch, centre):
+        assert count[tile.input_slices(patch)].shape == patch  # the input lies inside the volume
+        assert count[tile.output_slices()].shape == np.empty(patch)[tile.kept_slices()].shape
+        count[tile.output_slices()] += 1
+        for n, p, c, start, (low, high) in zip(size, patch, centre, tile.start, tile.keep, strict=True):
+            margin = (p - c) // 2
+            assert 0 <= low < high <= p
+            assert low >= margin or start == 0
+            assert p - high >= margin or start + p == n
+    assert (count == 1).all()
+
+
+def test_centre_tiles_are_consecutive_in_the_papers_setting():
+    starts = sorted({t.start for t in centre_tiles((48, 216, 216), (12, 36, 36), (8, 28, 28))})
+    assert [sorted({s[axis] for s in starts}) for axis in (0, 1)] == [
+        [0, 8, 16, 24, 32, 36],
+        [0, 28, 56, 84, 112, 140, 168, 180],
+    ]
+    assert len(starts) == 6 * 8 * 8
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(coverings(), st.floats(0.05, 1))
+def test_overlap_tiles_reach_every_voxel_in_steps_no_longer_than_asked(case, step):
+    size, patch, _ = case
+    count = np.zeros(size, int)
+    tiles = list(overlap_tiles(size, patch, step))
+    for tile in tiles:
+        assert count[tile.input_slices(patch)].shape == patch == count[tile.output_slices()].shape
+        count[tile.output_slices()] += 1
+    assert (count >= 1).all()
+    for axis, (n, p) in enumerate(zip(size, patch, strict=True)):
+        starts = sorted({t.start[axis] for t in tiles})
+        assert starts[0] == 0
+        assert starts[-1] == n - p
+        assert all(b - a <= max(1, p * step) for a, b in itertools.pairwise(starts))
+
+
+def test_gaussian_weight():
+    weight = gaussian_weight((9, 17))
+    assert weight.shape == (9, 17)
+    assert weight[4, 8] == weight.max() == 1
+    assert weight.min() == pytest.approx(1e-3)
+    np.testing.assert_array_equal(weight, weight[::-1, ::-1])
+    assert weight[4, 8 + 2] == pytest.approx(np.exp(-0.5 * (2 / (17 / 8)) ** 2))
+
+
+def run(net: nn.Module, image: np.ndarray, start, size) -> np.ndarray:
+    """Probabilities of one tile, the plain way."""
+    place = (slice(None), *(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True)))
+    maps = whole_map(size)[place]
+    with torch.no_grad():
+        return softmax(net(torch.tensor(image[place])[None], torch.tensor(maps)[None])[0].numpy())
+
+
+def slow_centre(net: nn.Module, image: np.ndarray) -> np.ndarray:
+    """Voxel by voxel: the first tile that has the voxel before its far margin, or the last tile."""
+    size = image.shape[1:]
+    result = np.zeros((3, *size), np.float32)
+    cache: dict[tuple[int, ...], np.ndarray] = {}
+    for voxel in np.ndindex(*size):
+        start = []
+        for v, n, p, c in zip(voxel, size, PATCH.size, PATCH.centre, strict=True):
+            s = 0
+            while s < n - p and v >= s + (p - c) // 2 + c:
+                s = min(s + c, n - p)
+            start.append(s)
+        if tuple(start) not in cache:
+            cache[tuple(start)] = run(net, image, start, size)
+        result[(slice(None), *voxel)] = cache[tuple(start)][(slice(None), *np.subtract(voxel, start))]
+    return result
+
+
+def slow_overlap(net: nn.Module, image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Half-overlapping tiles of a volume that they fit, weighted and divided by the weights' sum."""
+    size = image.shape[1:]
+    total, votes = np.zeros((3, *size)), np.zeros(size)
+    for start in itertools.product(*(range(0, n - p + 1, p // 2) for n, p in zip(size, PATCH.size, strict=True))):
+        place = tuple(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True))
+        total[(slice(None), *place)] += run(net, image, start, size) * weight
+        votes[place] += weight
+    return total / votes
+
+
+@pytest.mark.parametrize("tile_batch", [1, 5, 100])
+def test_the_predictor_equals_a_slow_loop(tile_batch):
+    net = network()
+    image = picture(7, 13, 19)
+    found = predictor(net, tile_batch=tile_batch).predict(image)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, slow_centre(net, image), atol=2e-5)
+    assert found.std(axis=(1, 2, 3)).min() > 1e-3  # not a constant, which any loop would give
+    image = picture(6, 16, 12)
+    for rule, weight in ((OVERLAP, gaussian_weight(PATCH.size)), (replace(UNIFORM, step=0.5), np.ones(PATCH.size))):
+        found = predictor(net, rule=rule, tile_batch=tile_batch).predict(image)
+        np.testing.assert_allclose(found, slow_overlap(net, image, weight), atol=2e-5)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(2, 12), st.integers(2, 20), st.integers(2, 20)),
+    st.sampled_from([CENTRE, OVERLAP, UNIFORM]),
+    st.lists(st.integers(0, 2), max_size=3, unique=True),
+)
+def test_coordinates_are_those_of_the_whole_volume(size, rule, mirrored):
+    """In every tile, in volumes smaller than the patch, and in mirrored views, where they turn with the content."""
+    found = predictor(Coordinates(), rule=replace(rule, mirror_axes=tuple(mirrored))).predict(picture(*size))
+    views = []
+    for turned in itertools.product(*[(1, -1) if axis in mirrored else (1,) for axis in range(3)]):
+        views.append(softmax(3 * whole_map(size) * np.array(turned, np.float32).reshape(3, 1, 1, 1)))
+    np.testing.assert_allclose(found, np.mean(views, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [CENTRE, OVERLAP, UNIFORM], ids=["centre", "gaussian", "uniform"])
+@pytest.mark.parametrize("size", [(4, 8, 8), (9, 11, 21), (2, 20, 5), (1, 1, 1)])
+@pytest.mark.parametrize("mirrored", [(), (0, 2)])
+def test_a_pointwise_network_gives_the_same_with_any_tiling(rule, size, mirrored):
+    image = picture(*size)
+    found = predictor(Pointwise(), rule=replace(rule, mirror_axes=mirrored)).predict(image)
+    with torch.no_grad():
+        wanted = softmax(Pointwise()(torch.tensor(image)[None], torch.zeros(1))[0].numpy())
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["volume", "patch", "none"])
+def test_mirrored_views_make_the_prediction_turn_with_the_image(source):
+    spec = replace(TINY, coordinates=source)
+    net = network(spec=spec)
+    rule = replace(OVERLAP, mirror_axes=(1, 2))
+    image = picture(6, 12, 16)
+    plain = predictor(net, rule=rule, spec=spec).predict(image)
+    for axes in ((3,), (2, 3)):
+        turned = predictor(net, rule=rule, spec=spec).predict(np.flip(image, axes).copy())
+        np.testing.assert_allclose(np.flip(turned, axes), plain, atol=1e-5)
+    without = predictor(net, rule=OVERLAP, spec=spec).predict(image)
+    assert np.abs(without - plain).max() > 1e-3
+
+
+def test_probabilities_of_several_networks_are_averaged():
+    nets, image = [network(seed) for seed in range(3)], picture(5, 9, 9)
+    alone = [predictor(net).predict(image) for net in nets]
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    np.testing.assert_allclose(predictor(*nets).predict(image), np.mean(alone, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(20, 33), (5, 30), (3, 4)])
+def test_two_dimensions_with_and_without_the_slice_axis(size):
+    patch, rule = PatchSpec((8, 12), (4, 8)), replace(OVERLAP, mirror_axes=(1,))
+    net = predictor(network(spec=TINY_2D), rule=rule, spec=TINY_2D, patch=patch)
+    image = picture(*size)
+    flat, slice_ = net.predict(image), net.predict(image[:, None])
+    assert flat.shape == (3, *size)
+    assert slice_.shape == (3, 1, *size)
+    np.testing.assert_array_equal(slice_[:, 0], flat)
+    np.testing.assert_allclose(flat.sum(axis=0), 1, atol=1e-5)
+
+
+def test_a_stack_of_slices_is_not_cut_down_to_its_first():
+    net = predictor(network(spec=TINY_2D), spec=TINY_2D, patch=PatchSpec((8, 12), (4, 8)))
+    with pytest.raises(UserError, match="slice"):
+        net.predict(picture(5, 20, 20))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_prediction_that_is_not_finite_is_an_error(bad):
+    image = picture(6, 12, 12)
+    image[0, 5, 11, 11] = bad  # one voxel, in the last tile
+    with pytest.raises(NumericalError, match="non-finite"):
+        predictor(Pointwise()).predict(image)
+
+
+def test_networks_predict_in_evaluation_mode_and_progress_is_told():
+    net, told = network().train(), []
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    image = picture(7, 13, 13)
+    found = predictor(net, tile_batch=4).predict(image, lambda done, of: told.append((done, of)))
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    np.testing.assert_allclose(found, slow_centre(net.eval(), image), atol=2e-5)
+    count = len(list(centre_tiles((7, 13, 13), PATCH.size, PATCH.centre)))
+    assert told == [(min(n + 4, count), count) for n in range(0, count, 4)]

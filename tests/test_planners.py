@@ -1,0 +1,227 @@
+"""What is decided for which dataset: golden plans, literal, and the rules' properties."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.planners import rules
+from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
+from mre_lowshot.planners.fold import decide, groups_rule, single_component_rule
+from mre_lowshot.planners.planner import DatasetFacts, make_plan
+from mre_lowshot.specs import ChannelNormalization, Recipe
+
+CPU, GPU12, GPU24, GPU80 = ("cpu", 16.0), ("cuda", 12.0), ("cuda", 24.0), ("cuda", 80.0)
+PAPER_DILATIONS = ((6, 6, 6), (12, 12, 12), (18, 18, 18))
+COARSE_Z, CUBIC = ((2, 2, 2), (1, 2, 2)), ((2, 2, 2), (2, 2, 2))
+LABELS = {"background": 0, "organ": 1, "vessel": 2}
+
+
+def case(shape, spacing, body=None, nonzero=None, background=0.0, channels=1):
+    """A made-up scan's fingerprint; body and nonzero are the sizes of those boxes."""
+    middle = dict.fromkeys(("min", "percentile_00_5", "percentile_25", "median", "percentile_75"), 100.0)
+    channel = {**middle, "percentile_99_5": 400.0, "max": 500.0, "mean": 150.0, "std": 90.0}
+    return {
+        "shape": list(shape), "spacing": list(spacing), "orientation": "LPS", "background_share": background,
+        "nonzero_shape": list(nonzero or shape), "body_shape": list(body or shape), "channels": [channel] * channels,
+    }  # fmt: skip
+
+
+BRAIN = [case((48, 240, 240), (3, 0.958, 0.958), body=(48, 215, 180))] * 3
+CUBE = [case((180, 220, 180), (1, 1, 1), body=(178, 215, 178))] * 2
+CT = [case((100, 512, 512), (3, 0.7, 0.7), body=(100, 350, 480)),
+      case((150, 512, 512), (2.5, 0.8, 0.8), body=(150, 300, 440)),
+      case((90, 512, 512), (5, 0.75, 0.75), body=(90, 340, 470))]  # fmt: skip
+STRIPPED = [case((155, 240, 240), (1, 1, 1), nonzero=(140, 170, 140), background=0.85, channels=2)] * 2
+ULTRASOUND = [case((1, 471, 562), (1, 1, 1)), case((1, 500, 600), (1, 0.5, 0.5)), case((1, 300, 400), (1, 1, 1))]
+
+
+def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False):
+    facts = DatasetFacts("Dataset001_X", channels, LABELS, None, ".nii.gz", crops)
+    fingerprint = dataset_fingerprint(facts.name, {str(n): c for n, c in enumerate(cases)})
+    return make_plan(facts, fingerprint, rules.Device(*device), recipe)
+
+
+# the scans, channels, device, recipe -> crop, grid, its spacing or size, patch, centre, strides, dilations
+GOLDEN = {
+    "brain, cpu": (BRAIN, ("MRI",), CPU, "default", "body", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
+                   ((2, 6, 6), (4, 12, 12), (6, 18, 18))),
+    "brain, paper": (BRAIN, ("T1",), GPU80, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
+                     PAPER_DILATIONS),
+    "cube, cpu": (CUBE, ("MRI",), CPU, "default", "none", "spacing", (1.3344, 1.3344, 1.3344), (24, 24, 24),
+                  (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
+    "cube, gpu": (CUBE, ("MRI",), GPU24, "default", "none", "native", (), (24, 24, 24), (18, 18, 18), CUBIC,
+                  ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
+    "cube, paper": (CUBE, ("MRI",), CPU, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
+                    PAPER_DILATIONS),
+    "ct, cpu": (CT, ("CT",), CPU, "default", "body", "spacing", (3.0, 1.8956, 1.8956), (20, 28, 28), (16, 22, 22),
+                CUBIC, ((3, 5, 5), (7, 9, 9), (10, 14, 14))),
+    "ct, gpu": (CT, ("CT",), GPU24, "default", "body", "spacing", (3.0, 0.75, 0.75), (10, 40, 40), (6, 32, 32),
+                COARSE_Z, ((2, 7, 7), (3, 13, 13), (5, 20, 20))),
+    "ct, paper": (CT, ("ct",), CPU, "paper", "body", "size", (72, 324, 396), (12, 36, 36), (8, 28, 28), COARSE_Z,
+                  PAPER_DILATIONS),
+    "stripped": (STRIPPED, ("T1", "FLAIR"), CPU, "default", "nonzero", "spacing", (1.0356, 1.0356, 1.0356),
+                 (24, 24, 24), (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
+    "stripped, paper": (STRIPPED, ("T1", "FLAIR"), GPU80, "paper", "nonzero", "native", (), (12, 36, 36),
+                        (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
+    "2d": (ULTRASOUND, ("US",), CPU, "default", "none", "native", (), (128, 128), (100, 100), ((2, 2), (2, 2)),
+           ((21, 21), (43, 43), (64, 64))),
+    "2d, small": ([case((1, 50, 62), (1, 1, 1))], ("US",), CPU, "paper", "none", "native", (), (48, 60), (38, 46),
+                  ((2, 2), (2, 2)), ((8, 10), (16, 20), (24, 30))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_plans(name):
+    cases, channels, device, recipe, *wanted = GOLDEN[name]
+    plan = planned(cases, channels, device, recipe)
+    done, patch, network = plan.preprocessing, plan.patch, plan.network
+    found = [done.crop, done.grid, done.spacing or done.size, patch.size, patch.centre]
+    assert [*found, network.strides, network.dilations] == wanted
+    assert network.in_channels == len(channels)
+    assert network.classes == 3
+    assert {"crop", "grid", "patch", "network", "dilations", "recipe", "normalization_0"} <= set(plan.reasons)
+    scheme = ChannelNormalization("clip", lower=-210.0, upper=290.0) if channels[0].lower() == "ct" else None
+    assert done.normalization == (scheme or ChannelNormalization("zscore", "stripped" in name),) * len(channels)
+
+
+@pytest.mark.parametrize(
+    ("device", "widths", "embedding", "batch"),
+    [
+        (CPU, (16, 32, 64), 64, 4),
+        (("mps", 64.0), (16, 32, 64), 64, 4),
+        (("cuda", 8.0), (16, 32, 64), 64, 4),
+        (GPU12, (64, 128, 256), 2048, 6),
+        (GPU24, (64, 128, 256), 2048, 12),
+        (GPU80, (64, 128, 256), 2048, 24),
+    ],
+)
+def test_network_and_batch_follow_the_device(device, widths, embedding, batch):
+    plan = planned(BRAIN, device=device)
+    assert (plan.network.widths, plan.network.embedding, plan.recipe.batch_size) == (widths, embedding, batch)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU80])
+@pytest.mark.parametrize(("cases", "channel"), [(BRAIN, "MRI"), (CT, "CT"), (CUBE, "T1")])
+def test_the_paper_recipe_is_the_papers_on_any_device(device, cases, channel):
+    plan = planned(cases, (channel,), device, "paper")
+    assert plan.recipe == Recipe(name="paper", iterations=3000, batch_size=24, learning_rate=1e-3)
+    network = plan.network
+    assert (network.widths, network.aspp_channels, network.embedding) == ((64, 128, 256), 256, 2048)
+    assert (network.mixer_width, network.modes, network.dilations) == (512, 3, PAPER_DILATIONS)
+    assert (plan.patch.size, plan.patch.centre) == ((12, 36, 36), (8, 28, 28))
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_a_smaller_card_never_gets_a_larger_load(recipe):
+    plans = [planned(BRAIN, device=("cuda", gigabytes), recipe=recipe) for gigabytes in (4.0, 8.0, 12.0, 24.0, 80.0)]
+    loads = [p.recipe.batch_size * sum(p.network.widths) for p in plans]
+    assert loads == sorted(loads)
+
+
+def test_crops_are_taken_by_the_paper_recipe_only():
+    assert planned(CT, ("CT",), recipe="paper", crops=True).preprocessing.crop == "given"
+    assert planned(CT, ("CT",), crops=True).preprocessing.crop == "body"
+
+
+def test_an_unknown_channel_name_and_recipe_are_spoken_of():
+    assert planned(BRAIN, ("mystery",)).reasons["normalization_0"].startswith("NOTE channel name 'mystery' is unknown")
+    with pytest.raises(UserError, match=r"'papper' is unknown; did you mean 'paper'\?"):
+        planned(BRAIN, recipe="papper")
+
+
+def test_what_prediction_compares_with_is_the_range_of_all_scans():
+    seen = planned(CT, ("CT",)).seen
+    assert seen["spacing"] == [[2.5, 0.7, 0.7], [5, 0.8, 0.8]]
+    assert seen["extent_mm"] == [[300, pytest.approx(358.4), pytest.approx(358.4)], [450, 409.6, 409.6]]
+    assert seen["channels"] == [{"median": [100.0, 100.0], "percentile_99_5": [400.0, 400.0]}]
+
+
+SIDES = st.floats(0.3, 8.0)
+
+
+@given(st.lists(st.tuples(SIDES, st.integers(1, 400)), min_size=2, max_size=3), st.sampled_from([2000, 15552, 60000]))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_a_patch_fits_divides_and_uses_its_budget(axes, budget):
+    spacing, size = tuple(a[0] for a in axes), tuple(a[1] for a in axes)
+    strides = rules.strides_rule(spacing)
+    divisor = tuple(np.prod(strides, axis=0).tolist())
+    patch, _ = rules.patch_rule(spacing, size, budget, divisor)
+    for side, centre, whole, part in zip(patch.size, patch.centre, size, divisor, strict=True):
+        assert side % part == 0
+        assert side <= max(whole, part)
+        assert 0 < centre <= side
+        assert (side - centre) % 2 == 0
+    if len(axes) == 3 and budget == rules.PAPER_BUDGET and min(size) >= 160:
+        assert 0.6 < math.prod(patch.size) / budget < 1.5
+    dilations, _ = rules.dilation_rule(patch.size)
+    assert all(1 <= d <= n for row in dilations for d, n in zip(row, patch.size, strict=True))
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(0.1, 8.0)] * 3, *[st.integers(8, 600)] * 3), min_size=1, max_size=5),
+    st.sampled_from([None, 100_000, 3_000_000]),
+)
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_the_target_spacing_is_never_finer_and_keeps_the_voxel_limit(scans, limit):
+    spacings = np.array([scan[:3] for scan in scans])
+    extents = spacings * np.array([scan[3:] for scan in scans])
+    target, _ = rules.spacing_rule(spacings, extents, limit)
+    median = np.median(spacings, axis=0)
+    assert (np.array(target) >= median - 1e-4).all()
+    voxels = np.prod(np.median(extents, axis=0) / target)
+    if limit is None:
+        assert target == pytest.approx(tuple(median), abs=1e-4)
+    else:
+        assert voxels <= limit * 1.01
+        if (np.array(target) > median + 1e-3).any():
+            assert voxels >= limit * 0.99  # no coarser than needed
+
+
+def test_a_microscopic_spacing_is_kept():
+    """0.4 micrometres are rounded to no other number."""
+    spacings = np.array([[0.00043, 0.00041, 0.00041]])
+    target, _ = rules.spacing_rule(spacings, spacings * 100, None)
+    assert target == pytest.approx((0.00043, 0.00041, 0.00041), rel=1e-3)
+
+
+def test_a_case_is_measured_from_its_image():
+    image = np.full((1, 10, 20, 20), -5.0, np.float32)
+    image[0, 2:8, 4:16, 5:19] = np.linspace(10, 110, 6 * 12 * 14).reshape(6, 12, 14)
+    measured = case_fingerprint(image, (2.0, 1.0, 1.0), "RAS")
+    assert measured["nonzero_shape"] == [6, 12, 14]
+    assert measured["background_share"] == pytest.approx(1 - 6 * 12 * 14 / 4000)
+    assert (measured["channels"][0]["min"], measured["channels"][0]["max"]) == (-5, 110)
+    assert (measured["shape"], measured["spacing"], measured["orientation"]) == ([10, 20, 20], [2, 1, 1], "RAS")
+    other = {**measured, "background_share": 0.1}
+    assert constant_background(dataset_fingerprint("D", {"a": measured}))
+    assert not constant_background(dataset_fingerprint("D", {"a": measured, "b": other}))
+
+
+def test_groups_come_from_training_labels_or_from_the_recipe():
+    assert groups_rule(np.array([1000, 100, 99, 0]))[0] == (0, 1)
+    assert groups_rule(np.array([5, 1000, 90, 100]))[0] == (0, 1, 3)
+    label = np.array([0] * 90 + [1] * 9 + [-1] * 50)
+    derived = decide(planned(BRAIN), "1shot", 0, ["a"], ["b"], [label], 3)
+    assert derived.majority == (0, 1)
+    assert derived.voxel_shares == {"background": 0.909091, "organ": 0.090909, "vessel": 0.0}
+    assert "vessel" in derived.reasons["missing"]
+    assert (derived.train, derived.test, derived.seed) == (("a",), ("b",), 3)
+    plan = planned(BRAIN)
+    plan = replace(plan, recipe=replace(plan.recipe, majority=("vessel",)))
+    assert decide(plan, "1shot", 0, [], [], [label], 0).majority == (2,)
+
+
+def test_a_class_in_one_piece_is_one_in_every_training_scan():
+    whole, broken = np.zeros((2, 9, 9, 9), np.int16)
+    whole[1:6, 1:6, 1:6] = 1
+    whole[7, 7, 7] = 1  # a stray voxel of 126
+    broken[1:6, 1:6, 1:6] = 1
+    broken[0, 7:9, 7:9] = 1
+    whole[8, 0, 0] = broken[8, 0, 0] = broken[8, 8, 8] = 2
+    assert single_component_rule([whole], 4)[0] == (1, 2)  # class 3 is nowhere
+    assert single_component_rule([whole, broken], 4)[0] == ()
