@@ -101,7 +101,9 @@ def intensity_transform(spec: AugmentationSpec) -> Callable[[np.ndarray], np.nda
             )
         )
     if spec.gamma_probability:
-        steps.append(colour.GammaTransform(spec.gamma, retain_stats=True, p_per_sample=spec.gamma_probability))
+        steps.append(
+            colour.GammaTransform(spec.gamma, per_channel=True, retain_stats=True, p_per_sample=spec.gamma_probability)
+        )
     if not steps:
         return lambda images: images
     compose = Compose(steps)

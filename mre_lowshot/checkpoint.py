@@ -60,4 +60,7 @@ def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
     found = content.get("format_version") if isinstance(content, dict) else None
     if found != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is {found}, this mre_lowshot reads {FORMAT_VERSION}; train again")
+    missing = sorted({"plan", "weights", "training"} - content.keys())
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}: foreign or damaged; train the fold again")
     return from_json(Plan, content["plan"], f"{path}: plan"), content

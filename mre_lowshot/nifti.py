@@ -21,7 +21,7 @@ def check_nifti(path: Path) -> None:
     """
     kind: str | None = None
     order: str | None = None
-    wanted, data = 0.0, b""
+    wanted, data = 0, b""
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
             header = file.read(348)
@@ -31,13 +31,14 @@ def check_nifti(path: Path) -> None:
             dim = np.frombuffer(header, f"{order}i2", 8, 40).astype(np.int64)
             code, bits = (int(v) for v in np.frombuffer(header, f"{order}i2", 2, 70))
             start = int(np.frombuffer(header, f"{order}f4", 1, 108)[0])
-            wanted = int(dim[1 : dim[0] + 1].prod()) * bits / 8
+            wanted = (int(dim[1 : dim[0] + 1].prod()) * bits + 7) // 8
             kind = _FLOATS.get(code)
             file.seek(start)
-            data = file.read()
+            data = file.read(wanted)  # what follows the voxels is nobody's
+            damaged = len(data) < wanted
     except (EOFError, OSError, zlib.error, ValueError):
-        wanted = float("inf")
-    if len(data) < wanted:
+        damaged = True
+    if damaged:
         raise UserError(f"{path}: cannot be read as an image (it is cut off or damaged); copy or download it again")
     if kind is None or order is None:
         return

@@ -38,9 +38,9 @@ def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
 
 def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Cartesian maps of voxels at ``positions``: each axis from -1 to 1 over the whole volume of ``size`` voxels,
-    going on linearly outside it (paper, III-C). Float32, same shape."""
-    last = np.maximum(np.asarray(size) - 1, 1).reshape(-1, *[1] * (positions.ndim - 1))
-    return (2 * positions / last - 1).astype(np.float32)
+    going on linearly outside it (paper, III-C); 0 along an axis of a single voxel. Float32, same shape."""
+    last = np.asarray(size).reshape(-1, *[1] * (positions.ndim - 1)) - 1
+    return ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
 
 
 class BatchSampler(Dataset):

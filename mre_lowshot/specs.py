@@ -327,5 +327,11 @@ class Plan:
             "recipe.batch_size 1 leaves one vector to normalise in the image-level branch; "
             "make it 2 or more, or set network.image_level_norm to false",
         )
+        mirrored = {*self.recipe.augmentation.mirror_axes, *self.recipe.inference.mirror_axes}
+        _need(
+            mirrored <= set(range(len(size))),
+            f"mirror_axes {sorted(mirrored)} of recipe.augmentation or recipe.inference: the images have axes "
+            f"0 to {len(size) - 1}",
+        )
         unknown = [name for name in self.recipe.majority if name not in self.labels]
         _need(not unknown, f"recipe.majority names {unknown}, which are no labels; labels are {list(self.labels)}")

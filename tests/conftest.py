@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     step = MRETrainer.step
 
     def limited(self, *batch):
-        if self.iteration == steps:
-            raise KeyboardInterrupt
         step(self, *batch)
+        if self.iteration == steps:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(MRETrainer, "step", limited)
 

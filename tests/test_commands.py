@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.models import find_folder
+from mre_lowshot.recipes import DEFAULT
 from mre_lowshot.volume import geometry_of, read_labels, write_volume
 
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
@@ -136,7 +137,7 @@ def test_a_changed_plan_does_not_mix_with_older_results(space, capsys):
     before = (space.model() / "fold_0/checkpoint_final.pth").read_bytes()
     for arguments in (["--overwrite"], ["--c"], ["--val"]):
         assert space.train(*arguments) == 2
-        assert "recipe.learning_rate: 0.002 there, 0.5 now" in capsys.readouterr().err
+        assert f"recipe.learning_rate: {DEFAULT.learning_rate} there, 0.5 now" in capsys.readouterr().err
         assert (space.model() / "fold_0/checkpoint_final.pth").read_bytes() == before
     assert space.train(fold="1") == 2
     assert not (space.model() / "fold_1/checkpoint_latest.pth").exists()

@@ -97,7 +97,7 @@ RECIPES = {
 def raise_at(iteration: int):
     def on_step(trainer: MRETrainer) -> None:
         if trainer.iteration == iteration:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     return on_step
 

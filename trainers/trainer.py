@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,26 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.iterations)
     return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_every, recipe.step_factor)
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Callable[[], bool]]:
+    """Notes a Ctrl-C instead of raising it, once; gives a function that tells whether there was one. Outside the
+    main thread, where signals do not arrive, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def note(*_: object) -> None:
+        seen.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @torch.no_grad()
@@ -84,7 +107,9 @@ class MRETrainer:
     def fit(self, workers: int = 0, on_step: Callable[[MRETrainer], None] | None = None) -> None:
         """Train from the present iteration to the recipe's last; ``on_step`` is called after each.
 
-        Ctrl-C saves ``checkpoint_latest.pth`` and is raised on. The last state is saved as latest and final.
+        Ctrl-C lets the present iteration finish (half an iteration would count in the running statistics), saves
+        ``checkpoint_latest.pth`` and is raised on; a second one stops at once. The last state is saved as latest and
+        final.
 
         Raises:
             NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -93,19 +118,19 @@ class MRETrainer:
         loader = DataLoader(rest, batch_size=None, num_workers=workers, persistent_workers=False)
         saved = time.monotonic()
         self.network.train()
-        try:
+        with held_interrupt() as interrupted:
             for images, coordinates, targets in loader:
                 self.step(images, coordinates, targets)
                 if on_step:
                     on_step(self)
+                if interrupted():
+                    self.save(checkpoint.LATEST)
+                    self.logbook.say(f"interrupted after iteration {self.iteration}; --c goes on")
+                    raise KeyboardInterrupt
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save(checkpoint.LATEST)
                     self.logbook.draw()
                     saved = time.monotonic()
-        except KeyboardInterrupt:
-            self.save(checkpoint.LATEST)
-            self.logbook.say(f"interrupted after iteration {self.iteration}; --c goes on")
-            raise
         self.save(checkpoint.LATEST)
         self.save(checkpoint.FINAL)
         self.logbook.draw()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mre_lowshot.errors import NumericalError
+from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.sampling import coordinate_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
@@ -51,8 +51,11 @@ class Predictor:
 
         Raises:
             NumericalError: a probability is not finite.
+            UserError: several slices for a 2D network.
         """
         flat = self.spec.axes == 2 and image.ndim == 4
+        if flat and image.shape[1] != 1:
+            raise UserError(f"the scan has {image.shape[1]} slices, the network is 2D; predict them slice by slice")
         image = image[:, 0] if flat else image
         before, padding = self._padding(image.shape[1:])
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
