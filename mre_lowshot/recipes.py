@@ -10,7 +10,7 @@ PAPER = Recipe()
 
 DEFAULT = Recipe(
     name="default",
-    iterations=450,
+    iterations=600,
     batch_size=4,
     learning_rate=3e-3,
     schedule="cosine",
