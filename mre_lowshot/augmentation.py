@@ -61,6 +61,15 @@ def deform(
     return offsets / scale + centre
 
 
+def jitter(positions: np.ndarray, spec: AugmentationSpec, rng: np.random.Generator) -> np.ndarray:
+    """``positions`` (axes, *patch) bent by a smooth field whose strength is drawn up to ``spec.location_jitter``."""
+    if not spec.location_jitter:
+        return positions
+    patch = positions.shape[1:]
+    strength = rng.uniform(0, spec.location_jitter) * np.asarray(patch).reshape(-1, *[1] * len(patch))
+    return positions + elastic_field(patch, rng) * strength
+
+
 def elastic_field(patch: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """A smooth random field (axes, *patch): unit normal displacements at a few control points, splined between."""
     from scipy import ndimage

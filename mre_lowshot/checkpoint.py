@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from mre_lowshot import __version__
+from mre_lowshot.alignment import Atlas
 from mre_lowshot.codec import from_json, to_json
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import whole_file
@@ -31,7 +32,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def save(path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any]) -> None:
+def save(
+    path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any], atlas: Atlas | None = None
+) -> None:
     """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from."""
     content = {
         "format_version": FORMAT_VERSION,
@@ -39,6 +42,7 @@ def save(path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dic
         "weights": weights,
         "training": training,
         "versions": versions(),
+        "atlas": atlas.to_tensors() if atlas else None,
     }
     with whole_file(path) as temporary:
         torch.save(content, temporary)

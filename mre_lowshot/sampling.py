@@ -16,18 +16,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mre_lowshot.augmentation import deform, intensity_transform
+from mre_lowshot.augmentation import deform, intensity_transform, jitter
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.specs import Recipe
 
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """A preprocessed scan: image (C, *size) float32, label (*size) int16 with `losses.IGNORE`, spacing in mm."""
+    """A preprocessed scan: image (C, *size) float32, label (*size) int16 with `losses.IGNORE`, spacing in mm.
+
+    ``coordinates`` (axes, *size) are its voxels' places in the atlas, -1 to 1; None: its own volume is the frame.
+    """
 
     image: np.ndarray
     label: np.ndarray
     spacing: tuple[float, ...]
+    coordinates: np.ndarray | None = None
 
 
 def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
@@ -43,14 +47,40 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """The atlas's label map (*size) int16, asked at coordinates."""
+
+    label: np.ndarray
+    classes: int
+
+    def __call__(self, coordinates: np.ndarray) -> np.ndarray:
+        """(K - 1, *patch) float32: 1 where the atlas has that foreground class at ``coordinates`` (axes, *patch)."""
+        size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
+        there = take_label(self.label, (coordinates + 1) / 2 * (size - 1))
+        return np.stack([there == k for k in range(1, self.classes)]).astype(np.float32)
+
+
+def location_maps(coordinates: np.ndarray, prior: Prior | None) -> np.ndarray:
+    """What the network is told of the place: ``coordinates`` (axes, *patch), and the atlas's labels there, if any."""
+    return coordinates if prior is None else np.concatenate([coordinates, prior(coordinates)])
+
+
 class BatchSampler(Dataset):
     """Mini-batches of a recipe: ``sampler[n]`` is (images (B, C, *patch), coordinates (B, axes, *patch), targets
     (B, *patch) int64), a function of (seed, n) only."""
 
     def __init__(
-        self, cases: Sequence[TrainingCase], patch: tuple[int, ...], recipe: Recipe, classes: int, seed: int
+        self,
+        cases: Sequence[TrainingCase],
+        patch: tuple[int, ...],
+        recipe: Recipe,
+        classes: int,
+        seed: int,
+        prior: Prior | None = None,
     ) -> None:
         self.cases, self.patch, self.recipe, self.seed = list(cases), patch, recipe, seed
+        self.prior = prior
         self.intensity = intensity_transform(recipe.augmentation)
         self.voxels: list[dict[int, np.ndarray]] = []
         for case in self.cases:
@@ -97,12 +127,19 @@ class BatchSampler(Dataset):
                 corner.append(int(np.clip(centre[axis] - p // 2 + jitter, 0, n - p)))
         return corner
 
+    @staticmethod
+    def _coordinates(case: TrainingCase, positions: np.ndarray) -> np.ndarray:
+        if case.coordinates is None:
+            return coordinate_maps(positions, case.label.shape)
+        return take_image(case.coordinates, positions)
+
     def _patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = int(rng.integers(len(self.cases)))
         case, augmentation = self.cases[index], self.recipe.augmentation
         size = case.label.shape
         home = voxel_positions(self._corner(index, rng), self.patch)
-        coordinates = coordinate_maps(home, size)  # of the undeformed place: augmentation moves content only
+        # of the undeformed place: augmentation moves content only
+        coordinates = location_maps(self._coordinates(case, jitter(home, augmentation, rng)), self.prior)
         source = deform(home, case.spacing, size, augmentation, rng)
         for axis in augmentation.mirror_axes:
             if axis < len(size) and rng.random() < 0.5:

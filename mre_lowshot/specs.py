@@ -25,7 +25,8 @@ class NetworkSpec:
 
     ``widths``/``convs`` describe the encoder blocks, ``strides`` the poolings between them. ``ams`` switches the
     attentional multi-scale embedding (SE, multi-level concatenation, ASPP); ``coordinates`` says over what the
-    Cartesian maps run from -1 to 1; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
+    Cartesian maps run from -1 to 1; ``atlas_prior`` adds to them the labels that the atlas (the first training scan)
+    has at these coordinates, one channel a class; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
     """
 
     in_channels: int
@@ -35,6 +36,7 @@ class NetworkSpec:
     strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (1, 2, 2))
     norm: Literal["batch", "instance"] = "batch"
     coordinates: Literal["volume", "patch", "none"] = "volume"
+    atlas_prior: bool = False
     ams: bool = True
     bottleneck_level: bool = False
     se: bool = True
@@ -66,6 +68,10 @@ class NetworkSpec:
             self.norm == "batch" or not (self.ams and self.aspp and self.image_level and self.image_level_norm),
             "image_level_norm needs norm 'batch' (an instance norm of a single value is always 0); set it to false",
         )
+        _need(
+            not self.atlas_prior or self.coordinates == "volume",
+            f"atlas_prior needs coordinates 'volume', not {self.coordinates!r}",
+        )
         _need(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
         _need(self.scale > 0, f"scale is {self.scale}; must be above 0")
         _need(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
@@ -89,6 +95,13 @@ class NetworkSpec:
         return len(self.strides[0])
 
     @property
+    def location_channels(self) -> int:
+        """Channels that say where a voxel lies: one a coordinate, and with ``atlas_prior`` one a foreground class."""
+        if self.coordinates == "none":
+            return 0
+        return self.axes + (self.classes - 1 if self.atlas_prior else 0)
+
+    @property
     def divisor(self) -> tuple[int, ...]:
         """What each side of a patch must be divisible by: the product of the strides along that axis."""
         product = [1] * self.axes
@@ -104,6 +117,8 @@ class AugmentationSpec:
     Spatial changes move the content, not the coordinate map. Angles in degrees, factors multiply, ``mirror_axes``
     index (z, y, x). ``elastic`` is the standard deviation of the displacement at the control points, as a share of
     the patch side; ``shift`` moves the content against the coordinate map by up to that share of the volume's side.
+    ``location_jitter`` bends the location maps (coordinates and atlas prior) of every patch as alignment to the atlas
+    will be wrong: a smooth field of up to that standard deviation, again as a share of the patch side.
     """
 
     spatial_probability: float = 0.0
@@ -111,6 +126,7 @@ class AugmentationSpec:
     scaling: tuple[float, ...] = (0.85, 1.15)
     elastic: float = 0.0
     shift: float = 0.0
+    location_jitter: float = 0.0
     mirror_axes: tuple[int, ...] = ()
     brightness_probability: float = 0.0
     brightness: tuple[float, ...] = (0.75, 1.25)
@@ -134,7 +150,7 @@ class AugmentationSpec:
             _need(
                 len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high"
             )
-        for name in ("elastic", "shift"):
+        for name in ("elastic", "shift", "location_jitter"):
             _need(0 <= getattr(self, name) < 0.5, f"{name} is {getattr(self, name)}; must lie in [0, 0.5)")
         _need(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
         _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
@@ -165,8 +181,8 @@ class Recipe:
     holds no minority voxel. ``class_balance`` 1 gives every class the same weight (equation 5), 0 every voxel.
     ``dice_weight`` adds the soft Dice loss, summed over classes. ``balanced_share`` is the share of patches centred on
     a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
-    ``largest_component`` keeps, in predictions, only the largest piece of each class that is one piece in the
-    training labels.
+    ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``largest_component``
+    keeps, in predictions, only the largest piece of each class that is one piece in the training labels.
     """
 
     name: str = "paper"
@@ -185,6 +201,7 @@ class Recipe:
     dice_weight: float = 0.0
     balanced_share: float = 0.0
     ema: float = 0.0
+    alignment: Literal["none", "affine", "deformable"] = "none"
     largest_component: bool = False
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
     inference: InferenceSpec = field(default_factory=InferenceSpec)

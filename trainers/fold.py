@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas, align, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.metrics import case_metrics
@@ -82,7 +83,12 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
     claim(job.folder / "plans.json", plan)
-    trainer = MRETrainer(plan, cases, job.folder, job.device)
+    atlas = None
+    if plan.recipe.alignment != "none" or plan.network.atlas_prior:
+        first = cases[0]
+        atlas = Atlas(first.image, first.label, first.spacing)
+        cases = [first, *(replace(c, coordinates=align(atlas, c.image, c.spacing, plan)) for c in cases[1:])]
+    trainer = MRETrainer(plan, cases, job.folder, job.device, atlas)
     if resume:
         trainer.resume()
     debug = {
@@ -107,12 +113,17 @@ def validate(
     Writes ``folder/<case><ending>``, ``summary.json`` and ``summary.csv``; gives the summary.
     """
     plan = job.plan
-    predictor = Predictor([trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device)
+    priors = [make_prior(trainer.atlas, plan)]
+    predictor = Predictor(
+        [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
+    )
     labels = {name: value for name, value in plan.labels.items() if value}
     results = []
     for name in names:
         case = job.case(name)
-        predicted = native_labels(predictor.predict(case.image), case.transform, kept_single([trainer.plan]))
+        fields = [align(trainer.atlas, case.image, case.transform.spacing, plan)]
+        predicted_maps = predictor.predict(case.image, coordinates=fields)
+        predicted = native_labels(predicted_maps, case.transform, kept_single([trainer.plan]))
         out = folder / f"{name}{plan.file_ending}"
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"

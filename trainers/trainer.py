@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas, make_prior
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
@@ -71,7 +72,9 @@ def batch_dice(logits: Tensor, target: Tensor) -> float:
 class MRETrainer:
     """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``."""
 
-    def __init__(self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device, atlas: Atlas | None = None
+    ) -> None:
         if plan.fold is None:
             raise ValueError("a fold's plan is needed: planners.fold.decide fills it")
         self.plan, self.folder, self.device, self.seed = plan, folder, device, plan.fold.seed
@@ -95,7 +98,9 @@ class MRETrainer:
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.schedule = schedule(self.optimizer, recipe)
-        self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed)
+        self.atlas = atlas
+        prior = make_prior(atlas, plan)
+        self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
         self.logbook = Logbook(folder)
 
@@ -167,7 +172,7 @@ class MRETrainer:
             "schedule": self.schedule.state_dict(),
             "history": self.logbook.history,
         }
-        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training)
+        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training, self.atlas)
 
     def resume(self) -> None:
         """Go on from ``checkpoint_latest.pth``.

@@ -88,6 +88,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     from dataclasses import replace
 
     from mre_lowshot import devices
+    from mre_lowshot.alignment import make_prior
     from mre_lowshot.inference.predictor import Predictor
 
     rule = model.plan.recipe.inference
@@ -98,7 +99,8 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     if options.disable_tta:
         rule = replace(rule, mirror_axes=())
     plan = model.plan
-    return Predictor(model.networks, plan.network, plan.patch, rule, devices.resolve(options.device))
+    priors = [make_prior(atlas, plan) for atlas in model.atlases]
+    return Predictor(model.networks, plan.network, plan.patch, rule, devices.resolve(options.device), priors=priors)
 
 
 def _cases(options: argparse.Namespace, channels: int) -> tuple[list[Case], list[str]]:
@@ -142,7 +144,14 @@ def _main(arguments: Sequence[str] | None) -> int:
                 continue
             try:
                 warnings = predict_case(
-                    case, model.plan, predictor, options.o, crops.get(case.name), single, options.save_probabilities
+                    case,
+                    model.plan,
+                    predictor,
+                    model.atlases,
+                    options.o,
+                    crops.get(case.name),
+                    single,
+                    options.save_probabilities,
                 )
             except (UserError, NumericalError) as problem:
                 text = str(problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mre_lowshot.alignment import Atlas, align
 from mre_lowshot.dataset import Case
 from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
@@ -44,6 +45,7 @@ def predict_case(
     case: Case,
     plan: Plan,
     predictor: Predictor,
+    atlases: Sequence[Atlas | None],
     folder: Path,
     crop: Box | None = None,
     single_component: Sequence[int] = (),
@@ -59,7 +61,8 @@ def predict_case(
     """
     image = read_channels(list(case.images))
     prepared = prepare_case(case.name, image, None, plan, crop)
-    probabilities = predictor.predict(prepared.image, progress)
+    fields = [align(atlas, prepared.image, prepared.transform.spacing, plan) for atlas in atlases]
+    probabilities = predictor.predict(prepared.image, progress, fields)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
         native_labels(probabilities, prepared.transform, single_component),

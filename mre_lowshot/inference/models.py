@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import MRENet, build
 from mre_lowshot.plans import TRAINER
@@ -24,6 +25,7 @@ class Model:
     folds: tuple[int, ...]
     plans: tuple[Plan, ...]
     networks: tuple[MRENet, ...]
+    atlases: tuple[Atlas | None, ...]
     unfinished: tuple[int, ...]  # folds of which only checkpoint_latest.pth is there
 
     @property
@@ -78,7 +80,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
     missing = [fold for fold in wanted if fold not in there]
     if missing or not wanted:
         raise UserError(f"{folder}: fold {missing or 'any'} is not trained (there: {sorted(there) or 'none'}); see -f")
-    plans, networks, unfinished = [], [], []
+    plans, networks, atlases, unfinished = [], [], [], []
     for fold in wanted:
         path = there[fold] / checkpoint.FINAL
         if not path.is_file():
@@ -89,13 +91,22 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         network.load_state_dict(content["weights"])
         plans.append(plan)
         networks.append(network)
+        atlases.append(Atlas.from_tensors(content.get("atlas")))
     different = [f for f, p in zip(wanted, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:
         raise UserError(
             f"{folder}: folds {different} were trained by another plan than fold {wanted[0]}; choose with -f"
         )
-    return Model(folder, tuple(wanted), tuple(plans), tuple(networks), tuple(unfinished))
+    return Model(folder, tuple(wanted), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished))
 
 
 def _shared(plan: Plan) -> tuple[object, ...]:
-    return plan.network, plan.patch, plan.preprocessing, plan.labels, plan.channel_names, plan.recipe.inference
+    return (
+        plan.network,
+        plan.patch,
+        plan.preprocessing,
+        plan.labels,
+        plan.channel_names,
+        plan.recipe.inference,
+        plan.recipe.alignment,
+    )

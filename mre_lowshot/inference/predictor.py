@@ -12,7 +12,7 @@ from torch import nn
 
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
-from mre_lowshot.sampling import coordinate_maps, voxel_positions
+from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
@@ -20,10 +20,12 @@ Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 @dataclass(frozen=True)
 class _Frame:
-    """The scan's size, and how many voxels of padding lie before it: coordinates refer to the scan alone."""
+    """The scan's size, and how many voxels of padding lie before it: coordinates refer to the scan alone, or are
+    given a network (padded)."""
 
     size: tuple[int, ...]
     before: tuple[int, ...]
+    fields: Sequence[np.ndarray | None]
 
 
 class Predictor:
@@ -41,13 +43,22 @@ class Predictor:
         inference: InferenceSpec,
         device: torch.device,
         tile_batch: int = 8,
+        priors: Sequence[Prior | None] | None = None,
     ) -> None:
         self.networks = [network.to(device).eval() for network in networks]
         self.spec, self.patch, self.inference = spec, patch, inference
         self.device, self.tile_batch = device, tile_batch
+        self.priors = list(priors or [None] * len(networks))
 
-    def predict(self, image: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+    def predict(
+        self,
+        image: np.ndarray,
+        progress: Progress | None = None,
+        coordinates: Sequence[np.ndarray | None] | None = None,
+    ) -> np.ndarray:
         """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid.
+
+        ``coordinates``: for each network the voxels' places in its atlas (axes, *size), where the image was aligned.
 
         Raises:
             NumericalError: a probability is not finite.
@@ -60,7 +71,9 @@ class Predictor:
         before, padding = self._padding(image.shape[1:])
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
-        whole = self._cover(padded, _Frame(image.shape[1:], before), progress)
+        fields = list(coordinates or [None] * len(self.networks))
+        fields = [f if f is None else np.pad(f[:, 0] if flat else f, [(0, 0), *padding], mode="edge") for f in fields]
+        whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
         probabilities = whole[(slice(None), *inner)]
         if not np.isfinite(probabilities).all():
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
@@ -97,26 +110,33 @@ class Predictor:
         patch = self.patch.size
         images = np.stack([image[(slice(None), *t.input_slices(patch))] for t in tiles])
         batch = torch.from_numpy(images).to(self.device)
-        coordinates = None
+        locations: list[torch.Tensor | None] = [None] * len(self.networks)
         if self.spec.coordinates == "volume":
-            maps = [self._coordinates(t, frame) for t in tiles]
-            coordinates = torch.from_numpy(np.stack(maps)).to(self.device)
-        views = [self._view(batch, coordinates, axes) for axes in _subsets(self.inference.mirror_axes)]
+            own = [self._coordinates(t, frame) for t in tiles]
+            for n, (field, prior) in enumerate(zip(frame.fields, self.priors, strict=True)):
+                maps = own if field is None else [field[(slice(None), *t.input_slices(patch))] for t in tiles]
+                maps = [location_maps(m, prior) for m in maps]
+                locations[n] = torch.from_numpy(np.stack(maps).astype(np.float32)).to(self.device)
+        views = [self._view(batch, locations, axes) for axes in _subsets(self.inference.mirror_axes)]
         return torch.stack(views).mean(dim=0).cpu()
 
     def _coordinates(self, tile: Tile, frame: _Frame) -> np.ndarray:
         corner = [start - b for start, b in zip(tile.start, frame.before, strict=True)]
         return coordinate_maps(voxel_positions(corner, self.patch.size), frame.size)
 
-    def _view(self, batch: torch.Tensor, coordinates: torch.Tensor | None, axes: tuple[int, ...]) -> torch.Tensor:
+    def _view(
+        self, batch: torch.Tensor, locations: Sequence[torch.Tensor | None], axes: tuple[int, ...]
+    ) -> torch.Tensor:
         dims = [a + 2 for a in axes]
         if dims:
             # the mirrored content of this place stands, in the mirrored volume, at the mirrored coordinates
             batch = batch.flip(dims)
-            if coordinates is not None:
-                coordinates = coordinates.flip(dims)
-                coordinates[:, list(axes)] *= -1
-        mean = torch.stack([torch.softmax(n(batch, coordinates).float(), dim=1) for n in self.networks]).mean(dim=0)
+            locations = [x if x is None else x.flip(dims) for x in locations]
+            for x in locations:
+                if x is not None:
+                    x[:, list(axes)] *= -1
+        pairs = zip(self.networks, locations, strict=True)
+        mean = torch.stack([torch.softmax(n(batch, x).float(), dim=1) for n, x in pairs]).mean(dim=0)
         return mean.flip(dims) if dims else mean
 
 

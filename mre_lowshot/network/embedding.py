@@ -78,7 +78,7 @@ class Embedding(nn.Module):
         self.spec = spec
         levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
         self.levels = levels if spec.ams else 1
-        channels = sum(spec.widths[: self.levels]) + (spec.axes if spec.coordinates != "none" else 0)
+        channels = sum(spec.widths[: self.levels]) + spec.location_channels
         self.se = SqueezeExcite(channels, spec.se_reduction) if spec.ams and spec.se else None
         self.aspp = ASPP(spec, channels) if spec.ams and spec.aspp else None
         features = self.aspp.out_channels if self.aspp is not None else channels

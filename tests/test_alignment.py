@@ -1,0 +1,164 @@
+"""Alignment: what is moved in a known way is found again; location maps; the way through training and prediction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from references import TINY, numbered_case, sampler, tiny_case, tiny_plan
+from scipy import ndimage
+
+from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas, align, make_prior
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.network.build import build
+from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
+from mre_lowshot.specs import AugmentationSpec, PatchSpec
+from mre_lowshot.trainers.trainer import MRETrainer
+
+SPACING = (2.0, 1.0, 1.5)
+CPU = torch.device("cpu")
+
+
+def head(size=(30, 44, 36), seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth textured ball (1, *size), and its own label map: the ball, with a smaller one off its middle."""
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij")
+    ball = np.sqrt(z**2 + y**2 + x**2) < 0.75
+    inner = np.sqrt((z - 0.2) ** 2 + (y + 0.15) ** 2 + (x - 0.1) ** 2) < 0.35
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), 2) * 3
+    image = ndimage.gaussian_filter(ball + 0.8 * inner + ball * texture, 0.7)
+    return image[None].astype(np.float32), (ball.astype(np.int16) + inner)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def aligned(kind: str):
+    return tiny_plan(alignment=kind)
+
+
+@pytest.mark.parametrize("kind", ["affine", "deformable"])
+def test_a_scan_moved_by_a_known_affine_is_found_again(kind):
+    image, label = head()
+    atlas = Atlas(image, label, SPACING)
+    matrix, offset = np.array([[1.05, 0.03, 0], [0, 0.95, 0.05], [-0.04, 0, 1.0]]), np.array([1.5, -2.0, 1.0])
+    moved = ndimage.affine_transform(image[0], matrix, offset, order=1, mode="nearest")[None]
+    truth = ndimage.affine_transform(label, matrix, offset, order=0)
+    found = align(atlas, moved, SPACING, aligned(kind))
+    assert found.shape == (3, *image.shape[1:])
+    assert found.dtype == np.float32
+    wanted = np.einsum("ij,j...->i...", matrix, np.indices(image.shape[1:])) + offset.reshape(3, 1, 1, 1)
+    places = (found + 1) / 2 * (np.array(image.shape[1:]).reshape(3, 1, 1, 1) - 1)
+    inside = truth > 0
+    assert np.abs(places - wanted)[:, inside].mean() < 0.5  # voxels
+    prior = Prior(label, 3)(found)
+    start = Prior(label, 3)(coordinate_maps(voxel_positions((0, 0, 0), label.shape), label.shape))
+    assert dice(prior[1] > 0, truth == 2) > max(0.9, dice(start[1] > 0, truth == 2))
+
+
+def test_deformable_alignment_follows_what_no_affine_can():
+    image, label = head()
+    z, y, x = np.indices(image.shape[1:]).astype(float)
+    bent = [z + 2 * np.sin(y / 7), y + 2 * np.sin(x / 6), x + 2 * np.cos(z / 6)]
+    moved = ndimage.map_coordinates(image[0], bent, order=1, mode="nearest")[None]
+    truth = ndimage.map_coordinates(label, bent, order=0)
+    scores = []
+    for kind in ("affine", "deformable"):
+        prior = Prior(label, 3)(align(Atlas(image, label, SPACING), moved, SPACING, aligned(kind)))
+        scores.append(dice(prior[1] > 0, truth == 2))
+    assert scores[1] > scores[0] + 0.03
+    assert scores[1] > 0.9
+
+
+def test_a_scan_of_another_size_and_spacing_gets_coordinates_of_its_own_voxels():
+    image, label = head()
+    finer = ndimage.zoom(image[0], (1, 1, 1.5), order=1, grid_mode=True, mode="nearest")[None]
+    found = align(Atlas(image, label, SPACING), finer, (2.0, 1.0, 1.0), aligned("affine"))
+    assert found.shape == (3, *finer.shape[1:])
+    middle = tuple(n // 2 for n in finer.shape[1:])
+    assert np.abs(found[(slice(None), *middle)]).max() < 0.1
+    assert found[2, 15, 22, 45] - found[2, 15, 22, 8] == pytest.approx(2 * 37 / 53, rel=0.05)
+
+
+def test_nothing_is_aligned_where_the_plan_says_none():
+    image, label = head()
+    atlas = Atlas(image, label, SPACING)
+    assert align(atlas, image, SPACING, aligned("none")) is None
+    assert align(None, image, SPACING, aligned("affine")) is None
+    assert make_prior(atlas, aligned("affine")) is None
+
+
+def test_the_prior_is_the_atlas_label_at_the_coordinates_and_background_outside():
+    label = np.random.default_rng(0).integers(-1, 4, size=(5, 6, 7)).astype(np.int16)
+    at = coordinate_maps(voxel_positions((0, 0, 0), label.shape), label.shape)
+    prior = Prior(label, 4)(at)
+    for k in (1, 2, 3):
+        assert np.array_equal(prior[k - 1], (label == k).astype(np.float32))
+    assert not Prior(label, 4)(at + 3).any()
+    assert location_maps(at, None) is at
+    assert np.array_equal(location_maps(at, Prior(label, 4)), np.concatenate([at, prior]))
+
+
+def test_patches_take_the_coordinates_a_case_was_given():
+    case = numbered_case((10, 14, 12))
+    given = np.random.default_rng(1).normal(size=(3, 10, 14, 12)).astype(np.float32)
+    batches = sampler(replace(case, coordinates=given))
+    plain = sampler(case)
+    for n in range(3):
+        images, coordinates, _ = (t.numpy() for t in batches[n])
+        for found, own in zip(coordinates, plain[n][1].numpy(), strict=True):
+            voxels = np.rint((own + 1) / 2 * (np.array(case.label.shape) - 1).reshape(3, 1, 1, 1)).astype(int)
+            assert np.array_equal(found, given[(slice(None), *voxels)])
+        assert np.array_equal(images, plain[n][0].numpy())
+
+
+def test_location_jitter_bends_locations_only_and_never_beyond_reason():
+    case = numbered_case((10, 14, 12))
+    bent, plain = sampler(case, spec=AugmentationSpec(location_jitter=0.1)), sampler(case)
+    for image, label in [(bent[0][0], bent[0][2])]:
+        assert image.shape == plain[0][0].shape
+        assert label.min() >= -1
+    moved = np.concatenate([bent[n][1].numpy().ravel() for n in range(4)])
+    assert np.abs(moved).max() < 1 + 2 * 0.1 * 5
+    differences = bent[0][1].numpy()
+    assert np.abs(np.diff(differences, axis=-1)).max() < 1  # smooth: no tears
+
+
+def test_the_atlas_comes_back_from_a_checkpoint_and_predicts_alone(tmp_path):
+    network = replace(TINY, atlas_prior=True)
+    plan = tiny_plan(network, alignment="affine", iterations=2)
+    case = tiny_case()
+    atlas = Atlas(case.image, case.label, case.spacing)
+    MRETrainer(plan, [case], tmp_path, CPU, atlas).fit()
+    _, content = checkpoint.load(tmp_path / checkpoint.FINAL, CPU)
+    again = Atlas.from_tensors(content["atlas"])
+    assert np.array_equal(again.label, case.label)
+    assert np.allclose(again.image, case.image, atol=2e-3)
+    assert again.spacing == case.spacing
+    net = build(network)
+    net.load_state_dict(content["weights"])
+    predictor = Predictor([net], network, plan.patch, plan.recipe.inference, CPU, priors=[make_prior(again, plan)])
+    own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
+    implied, given = predictor.predict(case.image), predictor.predict(case.image, coordinates=[own])
+    np.testing.assert_allclose(implied, given, atol=1e-5)
+    elsewhere = predictor.predict(case.image, coordinates=[own * 0.5])
+    assert np.abs(elsewhere - given).max() > 1e-4
+
+
+def test_networks_with_atlases_of_their_own_are_averaged():
+    network = replace(TINY, atlas_prior=True)
+    torch.manual_seed(0)
+    nets = [build(network).eval() for _ in range(2)]
+    case, other = tiny_case(), tiny_case((7, 13, 12))
+    priors = [Prior(case.label, network.classes), Prior(other.label, network.classes)]
+    image = np.random.default_rng(0).normal(size=case.image.shape).astype(np.float32)
+    patch = PatchSpec((4, 8, 8), (2, 4, 6))
+    rule = tiny_plan().recipe.inference
+    both = Predictor(nets, network, patch, rule, CPU, priors=priors).predict(image)
+    each = [
+        Predictor([n], network, patch, rule, CPU, priors=[p]).predict(image) for n, p in zip(nets, priors, strict=True)
+    ]
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-5)
