@@ -59,6 +59,11 @@ def make_plan(
         reasons["patch"] = reasons["dilations"] = (
             "recipe 'paper': 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
         )
+    pooled_norm = recipe.name == "paper" or size.batch_size >= rules.POOLED_NORM_BATCH
+    if not pooled_norm:
+        reasons["image_level_norm"] = (
+            f"off: with {size.batch_size} patches a batch it would take its statistics from {size.batch_size} vectors"
+        )
     network = NetworkSpec(
         in_channels=len(facts.channel_names),
         classes=len(facts.labels),
@@ -68,8 +73,11 @@ def make_plan(
         dilations=dilations,
         embedding=size.embedding,
         mixer_width=size.mixer_width,
+        image_level_norm=pooled_norm,
     )
-    recipe = replace(recipe, batch_size=size.batch_size)
+    alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), flat)
+    network = replace(network, atlas_prior=alignment != "none")
+    recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
     reasons["groups"] = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
     return Plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ OTHER_NAMES = ("us", "ultrasound", "pet", "r", "g", "b", "red", "green", "blue",
 PAPER_BUDGET = 12 * 36 * 36  # voxels of the paper's patch
 COARSE = 2.0  # an axis more than this many times coarser than the finest is not pooled twice
 CropRule = Literal["none", "nonzero", "body", "centre", "given"]
+Alignment = Literal["none", "affine", "deformable"]
 
 
 def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalization, str]:
@@ -111,6 +113,27 @@ def dilation_rule(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], 
     return rows, "1/6, 1/3 and 1/2 of the patch side, as the paper's 6, 12, 18 are of 36"
 
 
+# Words in label names that tell a lesion: where it lies in one scan says nothing about the next.
+LESIONS = (
+    "tumor", "tumour", "lesion", "edema", "oedema", "necro", "cyst", "metasta", "cancer", "carcinoma", "infarct",
+    "stroke", "ischem", "ischaem", "hemorrhage", "haemorrhage", "hematoma", "haematoma", "bleed", "plaque", "nodule",
+    "polyp", "abscess", "aneurysm", "effusion", "calcification", "hyperintens", "wmh", "benign", "malignant",
+)  # fmt: skip
+
+
+def alignment_rule(wanted: Alignment, labels: Sequence[str], is_flat: bool) -> tuple[Alignment, str]:
+    """Whether scans are registered to the labelled one: what the recipe wants, but not for 2D images, and not for
+    lesions (told by the labels' names), which have no place of their own."""
+    if wanted == "none":
+        return "none", "the recipe aligns nothing: coordinates run over each scan's own volume"
+    if is_flat:
+        return "none", "2D images are not aligned"
+    lesions = [name for name in labels if any(word in name.lower() for word in LESIONS)]
+    if lesions:
+        return "none", f"labels {', '.join(lesions)} name lesions, which have no place of their own: nothing to align"
+    return wanted, f"{wanted} registration to the first training scan, whose labels are told to the network as a prior"
+
+
 @dataclass(frozen=True)
 class Device:
     """The device planned for: ``kind`` cuda, mps or cpu; ``memory_gb`` of it."""
@@ -137,6 +160,7 @@ PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDG
 SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
 PAPER_GB_A_PATCH = 1.7
+POOLED_NORM_BATCH = 16  # smaller batches leave the image-level branch's norm, one vector a patch, too few to average
 
 
 def paper_batch(device: Device) -> int:

@@ -123,6 +123,23 @@ def test_a_smaller_card_never_gets_a_larger_load(recipe):
     assert loads == sorted(loads)
 
 
+def test_scans_are_aligned_unless_flat_or_lesions_or_the_papers_recipe():
+    plan = planned(BRAIN)
+    assert (plan.recipe.alignment, plan.network.atlas_prior) == ("deformable", True)
+    assert "first training scan" in plan.reasons["alignment"]
+    for other in (planned(ULTRASOUND, ("US",)), planned(BRAIN, recipe="paper")):
+        assert (other.recipe.alignment, other.network.atlas_prior) == ("none", False)
+    for names, lesions in ((["background", "Edema", "enhancing_tumor"], "Edema, enhancing_tumor"), (["organ"], None)):
+        found, reason = rules.alignment_rule("affine", names, False)
+        assert found == ("none" if lesions else "affine")
+        assert lesions is None or f"labels {lesions} name lesions" in reason
+
+
+def test_a_small_batch_switches_the_image_levels_norm_off():
+    assert [planned(BRAIN, device=d).network.image_level_norm for d in (CPU, GPU12, GPU80)] == [False, False, True]
+    assert planned(BRAIN, recipe="paper", device=GPU12).network.image_level_norm
+
+
 def test_crops_are_taken_by_the_paper_recipe_only():
     assert planned(CT, ("CT",), recipe="paper", crops=True).preprocessing.crop == "given"
     assert planned(CT, ("CT",), crops=True).preprocessing.crop == "body"
