@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mre_lowshot.sampling import Prior
+from mre_lowshot.errors import UserError
+from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
+from mre_lowshot.sampling import Prior, TrainingCase
 from mre_lowshot.specs import Plan
 
+MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
 DEMONS_ITERATIONS = 50  # at each of three resolutions
 DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
 
@@ -26,6 +29,11 @@ class Atlas:
     image: np.ndarray
     label: np.ndarray
     spacing: tuple[float, ...]
+
+    @classmethod
+    def of(cls, case: TrainingCase) -> Atlas:
+        """The atlas that a training case is, rounded as a checkpoint keeps it: scans align to the same later on."""
+        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing)
 
     def to_tensors(self) -> dict[str, Any]:
         """For a checkpoint; the image is kept in half precision."""
@@ -54,33 +62,58 @@ def align(atlas: Atlas | None, image: np.ndarray, spacing: tuple[float, ...], pl
     """Coordinates (3, *size) of a preprocessed scan's voxels in the atlas, each axis -1 to 1 over the atlas; None
     where the plan aligns nothing (the scan's own volume is the frame then).
 
-    ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration.
+    ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration, large scans are thinned.
+
+    Raises:
+        UserError: the scan cannot be registered (a few slices only, constant, nothing in common).
     """
     if atlas is None or plan.recipe.alignment == "none":
         return None
+    try:
+        return _register(atlas, image, spacing, plan.recipe.alignment)
+    except RuntimeError as problem:  # too thin, constant, no overlap: SimpleITK says which, in its last line
+        reason = str(problem).strip().splitlines()[-1]
+        raise UserError(
+            f"cannot be registered to the training scan ({reason}); if such scans are usual, "
+            "plan with --set recipe.alignment=none network.atlas_prior=false"
+        ) from None
+
+
+def _register(atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str) -> np.ndarray:
     import SimpleITK as sitk
 
     fixed, moving = _image(image, spacing), _image(atlas.image, atlas.spacing)
     transform = affine(fixed, moving)
-    if plan.recipe.alignment == "deformable":
+    if kind == "deformable":
         transform = sitk.CompositeTransform([transform, demons(fixed, moving, transform)])
     moved = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing()
     )
-    # physical (x, y, z) = index * spacing, for both images start at the origin
-    size = image.shape[1:]
-    index = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float64) for n in size], indexing="ij"))
-    places = index * np.reshape(spacing, (3, 1, 1, 1)) + np.moveaxis(sitk.GetArrayViewFromImage(moved), -1, 0)[::-1]
-    last = (np.array(atlas.label.shape) - 1).reshape(3, 1, 1, 1)
-    voxels = places / np.reshape(atlas.spacing, (3, 1, 1, 1))
-    return ((2 * voxels - last) / np.maximum(last, 1)).astype(np.float32)
+    places = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # (x, y, z) to (z, y, x), mm
+    index = np.indices(places.shape[1:])
+    for axis in range(3):
+        x = 2 - axis
+        places[axis] += fixed.GetOrigin()[x] + index[axis] * fixed.GetSpacing()[x]
+        last = atlas.label.shape[axis] - 1
+        places[axis] = (2 * places[axis] / atlas.spacing[axis] - last) / max(last, 1)
+    if not np.isfinite(places).all():
+        raise RuntimeError("the transform is not finite")
+    return np.stack([resize_linear(axis, image.shape[1:]) for axis in places])
 
 
 def _image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
+    """The channels' mean as a SimpleITK image, thinned to `MOST_VOXELS`; mm from the centre of the full grid's first
+    voxel."""
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(array.mean(axis=0).astype(np.float32))
-    image.SetSpacing([float(s) for s in reversed(spacing)])
+    size = array.shape[1:]
+    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
+    thinned = tuple(max(1, int(n / factor)) for n in size)
+    mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
+    image = sitk.GetImageFromArray(mean.astype(np.float32))
+    coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
+    image.SetSpacing([float(s) for s in reversed(coarse)])
+    image.SetOrigin([float(c - s) / 2 for c, s in zip(reversed(coarse), reversed(spacing), strict=True)])
     return image
 
 

@@ -7,6 +7,8 @@ intensity changes are batchgenerators' transforms.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,11 +116,14 @@ def intensity_transform(spec: AugmentationSpec) -> Callable[[np.ndarray], np.nda
         steps.append(
             colour.GammaTransform(spec.gamma, per_channel=True, retain_stats=True, p_per_sample=spec.gamma_probability)
         )
-    if not steps:
-        return lambda images: images
-    compose = Compose(steps)
+    return Intensity(Compose(steps) if steps else None)
 
-    def apply(images: np.ndarray) -> np.ndarray:
-        return compose(data=images)["data"]
 
-    return apply
+@dataclass(frozen=True)
+class Intensity:
+    """What `intensity_transform` gives: a class, for loader processes that are spawned get it pickled."""
+
+    compose: Any
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return images if self.compose is None else self.compose(data=images)["data"]

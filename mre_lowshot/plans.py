@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mre_lowshot.codec import from_json, to_json
@@ -42,13 +43,24 @@ def claim(path: Path, plan: Plan) -> None:
     """
     if path.is_file():
         there = load_plan(path)
-        if there != plan:
+        if not same_plan(there, plan):
+            one, other = (to_json(_without_reasons(p)) for p in (there, plan))
             raise UserError(
-                f"{path.parent}: holds results of another plan ({_first_difference(to_json(there), to_json(plan))}); "
+                f"{path.parent}: holds results of another plan ({_first_difference(one, other)}); "
                 "give this plan another name (-p), or move the folder away"
             )
         return
     write_json(path, to_json(plan))
+
+
+def same_plan(one: Plan, other: Plan) -> bool:
+    """Whether two plans say the same, whatever their reasons' wording."""
+    return _without_reasons(one) == _without_reasons(other)
+
+
+def _without_reasons(plan: Plan) -> Plan:
+    """Reasons are prose: another wording is no other plan."""
+    return replace(plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}))
 
 
 def _first_difference(one: object, other: object, where: str = "") -> str:

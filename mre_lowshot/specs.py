@@ -344,6 +344,10 @@ class Plan:
             "recipe.batch_size 1 leaves one vector to normalise in the image-level branch; "
             "make it 2 or more, or set network.image_level_norm to false",
         )
+        _need(
+            self.recipe.alignment == "none" or (len(size) == 3 and self.network.coordinates == "volume"),
+            f"recipe.alignment {self.recipe.alignment!r} needs a 3D network with coordinates 'volume'; set 'none'",
+        )
         mirrored = {*self.recipe.augmentation.mirror_axes, *self.recipe.inference.mirror_axes}
         _need(
             mirrored <= set(range(len(size))),

@@ -109,7 +109,11 @@ def load_or_make(
     level = parse_level(level)
     path = Path(folder) / f"splits_{level}.json"
     if path.is_file():
-        return _checked(read_json(path, f"splits of level {level}"), path, level, names)
+        splits = _checked(read_json(path, f"splits of level {level}"), path, level, names)
+        left = set(names) - {name for fold in splits for part in fold.values() for name in part}
+        if left:
+            print(f"note: {path.name} leaves out {_some(left)}; delete {path} to have it made again")
+        return splits
     splits = make_splits(level, names, seed, cohort)
     write_json(path, splits)
     return splits

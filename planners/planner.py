@@ -75,7 +75,7 @@ def make_plan(
         mixer_width=size.mixer_width,
         image_level_norm=pooled_norm,
     )
-    alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), flat)
+    alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
     network = replace(network, atlas_prior=alignment != "none")
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
@@ -113,7 +113,7 @@ def _preprocessing(
     margin = 3 * float(np.median(spacings)) if crop == "nonzero" else 0.0
     spec = PreprocessingSpec(crop, tuple(normalization), grid="native", crop_margin_mm=round(margin, 4))
     if recipe.name == "paper":
-        if is_ct:
+        if is_ct and not flat:
             reasons["grid"] = f"recipe 'paper': CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"
             if facts.has_crops:
                 spec, reasons["crop"] = replace(spec, crop="given"), "recipe 'paper': boxes of crops.json"

@@ -121,13 +121,16 @@ LESIONS = (
 )  # fmt: skip
 
 
-def alignment_rule(wanted: Alignment, labels: Sequence[str], is_flat: bool) -> tuple[Alignment, str]:
-    """Whether scans are registered to the labelled one: what the recipe wants, but not for 2D images, and not for
-    lesions (told by the labels' names), which have no place of their own."""
+FEWEST_SLICES = 8  # registration smooths and thins by up to 4 along each axis
+
+
+def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[int, ...]) -> tuple[Alignment, str]:
+    """Whether scans are registered to the labelled one: what the recipe wants, but not for 2D images or a few slices,
+    and not for lesions (told by the labels' names), which have no place of their own."""
     if wanted == "none":
         return "none", "the recipe aligns nothing: coordinates run over each scan's own volume"
-    if is_flat:
-        return "none", "2D images are not aligned"
+    if len(median_size) < 3 or min(median_size) < FEWEST_SLICES:
+        return "none", f"images of {' x '.join(map(str, median_size))} voxels are not aligned: too few slices"
     lesions = [name for name in labels if any(word in name.lower() for word in LESIONS)]
     if lesions:
         return "none", f"labels {', '.join(lesions)} name lesions, which have no place of their own: nothing to align"

@@ -17,7 +17,7 @@ from mre_lowshot.preprocessing.cropping import Box
 from mre_lowshot.preprocessing.pipeline import forward, forward_labels
 from mre_lowshot.preprocessing.store import PreparedCase, save_case
 from mre_lowshot.specs import Plan
-from mre_lowshot.volume import Volume, read_channels, read_labels
+from mre_lowshot.volume import Volume, read_channels, read_labels, write_volume
 
 REFERENCES = "gt_segmentations"  # nnU-Net's name for the copies of the label maps
 
@@ -83,7 +83,11 @@ def prepare_dataset(
             continue
         image, label = read_channels(list(case.images)), read_labels(case.label)
         save_case(cases, prepare_case(case.name, image, label, plan, crops.get(case.name)))
-        shutil.copyfile(case.label, folder / REFERENCES / case.label.name)
+        reference = folder / REFERENCES / case.label.name
+        if reference.suffix.lower() == ".mhd":  # a header only: its voxels lie in another file
+            write_volume(reference, label.array, label.geometry)
+        else:
+            shutil.copyfile(case.label, reference)
     shutil.copyfile(dataset.folder / "dataset.json", folder / "dataset.json")
     write_json(record, {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]})
 

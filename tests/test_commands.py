@@ -13,7 +13,7 @@ from scipy import ndimage
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.models import find_folder
 from mre_lowshot.recipes import DEFAULT
-from mre_lowshot.volume import geometry_of, read_labels, write_volume
+from mre_lowshot.volume import geometry_of, read_image, read_labels, write_volume
 
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
 NNUNET_METRICS = {"Dice", "IoU", "TP", "FP", "FN", "TN", "n_pred", "n_ref"}
@@ -135,12 +135,57 @@ def test_there_is_nothing_to_go_on_from_where_nothing_was_trained(space, flag, c
 def test_a_changed_plan_does_not_mix_with_older_results(space, capsys):
     edit(space.prepared / "Tiny.json", recipe={"learning_rate": 0.5})
     before = (space.model() / "fold_0/checkpoint_final.pth").read_bytes()
-    for arguments in (["--overwrite"], ["--c"], ["--val"]):
+    shutil.copytree(space.model() / "fold_0", space.model() / "fold_1")
+    for arguments in (["--overwrite"], ["--c"], ["--val"]):  # the other fold's results are of the old plan
         assert space.train(*arguments) == 2
         assert f"recipe.learning_rate: {DEFAULT.learning_rate} there, 0.5 now" in capsys.readouterr().err
         assert (space.model() / "fold_0/checkpoint_final.pth").read_bytes() == before
+    shutil.rmtree(space.model() / "fold_1")
     assert space.train(fold="1") == 2
     assert not (space.model() / "fold_1/checkpoint_latest.pth").exists()
+    assert space.train("--overwrite", "--no_val") == 0  # nothing of the old plan is left then
+    assert json.loads((space.model() / "plans.json").read_text())["recipe"]["learning_rate"] == 0.5
+
+
+def test_all_folds_go_on_where_they_were_interrupted(space, monkeypatch, capsys):
+    assert space.train("--no_val", "--seed", "3", fold="1") == 0
+    assert space.train("--c", "--no_val", fold="1") == 0  # remembers the seed
+    shutil.rmtree(space.model())
+    interrupt_after(monkeypatch, 2)
+    assert space.train("--no_val", fold="all") == 130
+    monkeypatch.undo()
+    assert space.train("--no_val", fold="all") == 2
+    assert "was trained already, or begun; --c goes on" in capsys.readouterr().err
+    assert space.train("--c", "--no_val", fold="all") == 0
+    assert len(list(space.model().glob("fold_*/checkpoint_final.pth"))) > 1
+
+
+def test_a_kept_plan_must_be_of_this_dataset(space, capsys):
+    edit(space.raw / "dataset.json", channel_names={"0": "MRI"})
+    assert space.plan("--keep_plan", settings=()) == 2
+    assert "channel_names is ('CT',), the dataset's ('MRI',)" in capsys.readouterr().err
+
+
+def test_cases_annotated_later_are_spoken_of(space, capsys):
+    path = space.prepared / "splits_1shot.json"
+    splits = json.loads(path.read_text())
+    gone = splits.pop()["train"][0]
+    path.write_text(json.dumps([{**s, "val": [n for n in s["val"] if n != gone]} for s in splits]))
+    assert space.train("--val") in (0, 2)
+    assert f"leaves out {gone}" in capsys.readouterr().out
+
+
+def test_a_scan_that_cannot_be_registered_is_named_and_the_rest_done(space, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    shutil.copytree(space.raw / "imagesTr", scans)
+    names = sorted(path.name for path in scans.iterdir())
+    image = read_image(scans / names[0])
+    write_volume(scans / names[0], np.zeros(image.geometry.shape, dtype=np.int16), image.geometry)
+    assert space.predict(scans, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    case = names[0].removesuffix("_0000.nii.gz")
+    assert f"case {case}: " in said.err
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == len(names) - 1
 
 
 def test_cases_preprocessed_by_another_plan_are_refused(space, capsys):

@@ -130,9 +130,10 @@ def test_scans_are_aligned_unless_flat_or_lesions_or_the_papers_recipe():
     for other in (planned(ULTRASOUND, ("US",)), planned(BRAIN, recipe="paper")):
         assert (other.recipe.alignment, other.network.atlas_prior) == ("none", False)
     for names, lesions in ((["background", "Edema", "enhancing_tumor"], "Edema, enhancing_tumor"), (["organ"], None)):
-        found, reason = rules.alignment_rule("affine", names, False)
+        found, reason = rules.alignment_rule("affine", names, (40, 60, 60))
         assert found == ("none" if lesions else "affine")
         assert lesions is None or f"labels {lesions} name lesions" in reason
+    assert rules.alignment_rule("affine", ["organ"], (5, 200, 200))[0] == "none"
 
 
 def test_a_small_batch_switches_the_image_levels_norm_off():

@@ -13,7 +13,7 @@ import torch
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, align, make_prior
 from mre_lowshot.codec import to_json
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import write_json
@@ -69,10 +69,7 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     Raises:
         UserError: the folder holds results of another plan, or a finished fold (without ``overwrite`` or ``resume``).
     """
-    claim(job.folder.parent / "plans.json", job.plan)
-    if overwrite and job.folder.exists():
-        shutil.rmtree(job.folder)
-    if not resume and (job.folder / checkpoint.LATEST).is_file():
+    if not resume and not overwrite and (job.folder / checkpoint.LATEST).is_file():
         raise UserError(
             f"{job.folder}: was trained already, or begun; --c goes on, --val only validates, --overwrite starts anew"
         )
@@ -80,14 +77,21 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     decisions = decide(
         job.plan, job.level, job.fold, job.split["train"], job.split["val"], [c.label for c in cases], job.seed
     )
+    model = job.folder.parent
+    if overwrite:  # only now that all that is needed was read
+        if any(path.parent != job.folder for path in model.glob("fold_*/*.pth")):
+            claim(model / "plans.json", job.plan)  # refused before anything is deleted
+        else:
+            (model / "plans.json").unlink(missing_ok=True)
+        shutil.rmtree(job.folder, ignore_errors=True)
+    claim(model / "plans.json", job.plan)
     shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
     claim(job.folder / "plans.json", plan)
     atlas = None
     if plan.recipe.alignment != "none" or plan.network.atlas_prior:
-        first = cases[0]
-        atlas = Atlas(first.image, first.label, first.spacing)
-        cases = [first, *(replace(c, coordinates=align(atlas, c.image, c.spacing, plan)) for c in cases[1:])]
+        atlas = Atlas.of(cases[0])
+        cases = [cases[0], *(replace(c, coordinates=align(atlas, c.image, c.spacing, plan)) for c in cases[1:])]
     trainer = MRETrainer(plan, cases, job.folder, job.device, atlas)
     if resume:
         trainer.resume()
@@ -118,13 +122,17 @@ def validate(
         [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
     )
     labels = {name: value for name, value in plan.labels.items() if value}
-    results = []
+    results, failed = [], {}
     for name in names:
         case = job.case(name)
-        fields = [align(trainer.atlas, case.image, case.transform.spacing, plan)]
-        predicted_maps = predictor.predict(case.image, coordinates=fields)
-        predicted = native_labels(predicted_maps, case.transform, kept_single([trainer.plan]))
         out = folder / f"{name}{plan.file_ending}"
+        try:
+            fields = [align(trainer.atlas, case.image, case.transform.spacing, plan)]
+            probabilities = predictor.predict(case.image, coordinates=fields)
+        except (UserError, NumericalError) as problem:  # the others are scored all the same
+            failed[name] = f"case {name}: {problem}"
+            continue
+        predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
         truth = read_labels(reference)
@@ -132,6 +140,6 @@ def validate(
         results.append(CaseResult(name, metrics, str(out), str(reference)))
         if on_case:
             on_case(name)
-    summary = summarise(results, labels, ignore_label=plan.ignore_label)
+    summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}
     write_summary(summary, folder)
     return summary

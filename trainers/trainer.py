@@ -21,6 +21,7 @@ from mre_lowshot.alignment import Atlas, make_prior
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
+from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
 from mre_lowshot.trainers.logbook import Logbook
@@ -182,7 +183,7 @@ class MRETrainer:
         """
         path = self.folder / checkpoint.LATEST
         plan, content = checkpoint.load(path, self.device)
-        if plan != self.plan:
+        if not same_plan(plan, self.plan):
             raise UserError(f"{path}: was trained by another plan than the present one; use another -p, or --overwrite")
         state = content["training"]
         self.network.load_state_dict(state["network"])

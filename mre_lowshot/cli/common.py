@@ -56,6 +56,11 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
             raise
         print(f"error: {problem}", file=sys.stderr)
         return 2 if isinstance(problem, UserError) else 1
+    except OSError as problem:  # a full disk, a folder that may not be written to
+        if os.environ.get("MRE_TRACEBACK"):
+            raise
+        print(f"error: {problem.filename or 'the system'}: {problem.strerror or problem}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

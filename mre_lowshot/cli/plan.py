@@ -92,6 +92,8 @@ def _verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
 
 
 def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict[str, Any]) -> Plan:
+    from dataclasses import replace
+
     from mre_lowshot import devices
     from mre_lowshot.codec import all_changed
     from mre_lowshot.planners.planner import DatasetFacts, make_plan
@@ -109,7 +111,28 @@ def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict
     )
     plan = make_plan(facts, fingerprint, Device(device.type, memory), options.recipe, options.p)
     pairs = (change.partition("=") for change in options.changes)
-    return all_changed(plan, {key.strip(): value.strip() for key, _, value in pairs}, "--set")
+    plan = all_changed(plan, {key.strip(): value.strip() for key, _, value in pairs}, "--set")
+    if options.changes:
+        plan = replace(
+            plan, reasons={**plan.reasons, "set": "by --set, whatever is said above: " + ", ".join(options.changes)}
+        )
+    return plan
+
+
+def _check_plan(plan: Plan, path: Path, dataset: RawDataset) -> None:
+    """Refuse a kept plan that was made for another dataset.json."""
+    pairs = {
+        "dataset_name": dataset.name,
+        "channel_names": dataset.channel_names,
+        "labels": dataset.labels,
+        "ignore_label": dataset.ignore_label,
+        "file_ending": dataset.file_ending,
+    }
+    for key, now in pairs.items():
+        if getattr(plan, key) != now:
+            raise UserError(
+                f"{path}: {key} is {getattr(plan, key)!r}, the dataset's {now!r}; edit it, or plan anew (--overwrite)"
+            )
 
 
 def _one(options: argparse.Namespace, name: str) -> None:
@@ -132,6 +155,7 @@ def _one(options: argparse.Namespace, name: str) -> None:
     path = folder / f"{options.p}.json"
     if options.keep_plan:
         plan = load_plan(path)
+        _check_plan(plan, path, dataset)
     else:
         plan = _planned(options, dataset, fingerprint)
         if path.is_file() and not options.overwrite and load_plan(path) != plan:

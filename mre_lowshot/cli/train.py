@@ -11,6 +11,8 @@ from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -31,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("fold", help="fold0, 0 or all")
     made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
     made.add_argument("--iterations", type=int, metavar="N", help="train this many iterations (default: the plan's)")
-    made.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
+    made.add_argument("--seed", type=int, help="seed of weights and patches (default: 0; with --c and --val, as begun)")
     made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
@@ -68,7 +70,21 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
     device = devices.resolve(options.device)
-    return [FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, options.seed) for n in numbers]
+    return [
+        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, _seed(options, there.parent, n))
+        for n in numbers
+    ]
+
+
+def _seed(options: argparse.Namespace, model: Path, fold: int) -> int:
+    """The seed asked for, or that of the fold to go on with."""
+    from mre_lowshot.plans import load_plan
+
+    path = model / f"fold_{fold}" / "plans.json"
+    if options.seed is None and (options.resume or options.val) and path.is_file():
+        decisions = load_plan(path).fold
+        return decisions.seed if decisions else 0
+    return options.seed or 0
 
 
 def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
@@ -90,11 +106,14 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
 
 
 def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
+    from mre_lowshot import checkpoint
     from mre_lowshot.evaluation.summary import format_table
     from mre_lowshot.trainers.fold import make_trainer, validate
 
     begun = time.monotonic()
-    trainer = make_trainer(job, options.resume or options.val, options.overwrite)
+    # with 'all', --c goes on with the folds that were begun and starts the others
+    begun_before = options.fold.strip().lower() != "all" or (job.folder / checkpoint.LATEST).is_file()
+    trainer = make_trainer(job, options.val or (options.resume and begun_before), options.overwrite)
     fold = trainer.plan.fold
     print(f"fold {job.fold}: trains on {', '.join(job.split['train'])} ({job.device}); results in {job.folder}")
     for reason in (fold.reasons if fold else {}).values():
@@ -131,7 +150,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(
             f"{len(means)} folds: mean Dice {statistics.mean(means):.4f}, SD over folds {statistics.stdev(means):.4f}"
         )
-    return 0
+    return 1 if any(s["failed_cases"] for s in summaries) else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

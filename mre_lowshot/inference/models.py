@@ -60,7 +60,7 @@ def find_folder(
 
 
 def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None) -> bool:
-    _, its_plans, its_level = path.name.split("__")
+    _, its_plans, its_level = path.name.split("__", 2)
     if dataset is not None:
         match = re.match(r"Dataset(\d+)_(.+)$", path.parent.name)
         names = {path.parent.name, *(match.groups() if match else ())}

@@ -72,7 +72,7 @@ class Predictor:
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
         fields = list(coordinates or [None] * len(self.networks))
-        fields = [f if f is None else np.pad(f[:, 0] if flat else f, [(0, 0), *padding], mode="edge") for f in fields]
+        fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
         probabilities = whole[(slice(None), *inner)]
         if not np.isfinite(probabilities).all():
@@ -110,15 +110,29 @@ class Predictor:
         patch = self.patch.size
         images = np.stack([image[(slice(None), *t.input_slices(patch))] for t in tiles])
         batch = torch.from_numpy(images).to(self.device)
-        locations: list[torch.Tensor | None] = [None] * len(self.networks)
-        if self.spec.coordinates == "volume":
-            own = [self._coordinates(t, frame) for t in tiles]
-            for n, (field, prior) in enumerate(zip(frame.fields, self.priors, strict=True)):
-                maps = own if field is None else [field[(slice(None), *t.input_slices(patch))] for t in tiles]
-                maps = [location_maps(m, prior) for m in maps]
-                locations[n] = torch.from_numpy(np.stack(maps).astype(np.float32)).to(self.device)
-        views = [self._view(batch, locations, axes) for axes in _subsets(self.inference.mirror_axes)]
+        views = []
+        for axes in _subsets(self.inference.mirror_axes):
+            views.append(self._view(batch, self._locations(tiles, frame, axes), axes))
         return torch.stack(views).mean(dim=0).cpu()
+
+    def _locations(self, tiles: Sequence[Tile], frame: _Frame, axes: tuple[int, ...]) -> list[torch.Tensor | None]:
+        """For each network its location maps of the tiles, mirrored over ``axes``: the mirrored content of a place
+        stands, in the mirrored volume, at the mirrored coordinates, with the atlas's labels of there."""
+        if self.spec.coordinates != "volume":
+            return [None] * len(self.networks)
+        locations: list[torch.Tensor | None] = []
+        for field, prior in zip(frame.fields, self.priors, strict=True):
+            maps = []
+            for tile in tiles:
+                if field is None:
+                    own = self._coordinates(tile, frame)
+                else:
+                    own = field[(slice(None), *tile.input_slices(self.patch.size))]
+                own = np.flip(own, tuple(a + 1 for a in axes)).copy()
+                own[list(axes)] *= -1
+                maps.append(location_maps(own, prior).astype(np.float32))
+            locations.append(torch.from_numpy(np.stack(maps)).to(self.device))
+        return locations
 
     def _coordinates(self, tile: Tile, frame: _Frame) -> np.ndarray:
         corner = [start - b for start, b in zip(tile.start, frame.before, strict=True)]
@@ -128,16 +142,20 @@ class Predictor:
         self, batch: torch.Tensor, locations: Sequence[torch.Tensor | None], axes: tuple[int, ...]
     ) -> torch.Tensor:
         dims = [a + 2 for a in axes]
-        if dims:
-            # the mirrored content of this place stands, in the mirrored volume, at the mirrored coordinates
-            batch = batch.flip(dims)
-            locations = [x if x is None else x.flip(dims) for x in locations]
-            for x in locations:
-                if x is not None:
-                    x[:, list(axes)] *= -1
+        batch = batch.flip(dims) if dims else batch
         pairs = zip(self.networks, locations, strict=True)
         mean = torch.stack([torch.softmax(n(batch, x).float(), dim=1) for n, x in pairs]).mean(dim=0)
         return mean.flip(dims) if dims else mean
+
+
+def _continued(field: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray:
+    """Coordinates (axes, *size) padded as they go on linearly, not clamped."""
+    for axis, pad in enumerate(padding, start=1):
+        widths = [(0, 0)] * field.ndim
+        widths[axis] = pad
+        mode: dict[str, str] = {"mode": "reflect", "reflect_type": "odd"} if field.shape[axis] > 1 else {"mode": "edge"}
+        field = np.pad(field, widths, **mode)  # type: ignore[call-overload]
+    return field
 
 
 def _subsets(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
