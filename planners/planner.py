@@ -9,7 +9,7 @@ import numpy as np
 
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import constant_background, seen_ranges
-from mre_lowshot.recipes import named
+from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, named
 from mre_lowshot.specs import NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
 
 PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
@@ -45,21 +45,22 @@ def make_plan(
     if flat:
         median_size, spacing = median_size[1:], spacing[1:]
     size, reasons["network"] = rules.size_rule(device)
-    if recipe.name == "paper":
-        size = replace(rules.PAPER_SIZE, batch_size=rules.paper_batch(device))
-        reasons["network"] = f"recipe 'paper': the paper's network, {size.batch_size} patches a batch"
+    of_the_paper = recipe.name in OF_THE_PAPER
+    if of_the_paper:
+        size = replace(rules.PAPER_SIZE, batch_size=rules.paper_batch(device, recipe.batch_size))
+        reasons["network"] = f"recipe {recipe.name!r}: the paper's widths, {size.batch_size} patches a batch"
     strides = rules.strides_rule(spacing)
     divisor = tuple(a * b for a, b in zip(*strides, strict=True))
     budget = size.budget if not flat else 128 * 128
     patch, reasons["patch"] = rules.patch_rule(spacing, median_size, budget, divisor)
     dilations, reasons["dilations"] = rules.dilation_rule(patch.size)
-    if recipe.name == "paper" and not flat:
+    if of_the_paper and not flat:
         patch, strides = PatchSpec(), NetworkSpec(1, 2).strides
         dilations = NetworkSpec(1, 2).dilations
         reasons["patch"] = reasons["dilations"] = (
-            "recipe 'paper': 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
+            f"recipe {recipe.name!r}: 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
         )
-    pooled_norm = recipe.name == "paper" or size.batch_size >= rules.POOLED_NORM_BATCH
+    pooled_norm = of_the_paper or size.batch_size >= rules.POOLED_NORM_BATCH
     if not pooled_norm:
         reasons["image_level_norm"] = (
             f"off: with {size.batch_size} patches a batch it would take its statistics from {size.batch_size} vectors"
@@ -76,7 +77,7 @@ def make_plan(
         image_level_norm=pooled_norm,
     )
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
-    network = replace(network, atlas_prior=alignment != "none")
+    network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
     reasons["groups"] = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
@@ -112,23 +113,23 @@ def _preprocessing(
     spacings = np.array([c["spacing"] for c in cases])
     margin = 3 * float(np.median(spacings)) if crop == "nonzero" else 0.0
     spec = PreprocessingSpec(crop, tuple(normalization), grid="native", crop_margin_mm=round(margin, 4))
-    if recipe.name == "paper":
+    if recipe.name in OF_THE_PAPER:
         if is_ct and not flat:
-            reasons["grid"] = f"recipe 'paper': CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"
+            reasons["grid"] = f"recipe {recipe.name!r}: CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"
             if facts.has_crops:
-                spec, reasons["crop"] = replace(spec, crop="given"), "recipe 'paper': boxes of crops.json"
+                spec, reasons["crop"] = replace(spec, crop="given"), f"recipe {recipe.name!r}: boxes of crops.json"
             return replace(spec, grid="size", size=PAPER_CT_SIZE)
         if crop != "nonzero" and not flat:
-            reasons["crop"] = "recipe 'paper': MRI, the central 100 % x 90 % x 90 %"
+            reasons["crop"] = f"recipe {recipe.name!r}: MRI, the central 100 % x 90 % x 90 %"
             spec = replace(spec, crop="centre")
     if flat or np.allclose(spacings, spacings[0], rtol=1e-3):
         voxel_limit = rules.size_rule(device)[0].voxel_limit
         shapes = np.array([_cropped_shape(c, spec) for c in cases])
-        if recipe.name == "paper" or flat or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
+        if recipe.name in OF_THE_PAPER or flat or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
             reasons["grid"] = "all scans have one spacing: their own grid"
             return spec
     extents = np.array([np.multiply(_cropped_shape(c, spec), c["spacing"]) for c in cases])
-    limit = None if recipe.name == "paper" else rules.size_rule(device)[0].voxel_limit
+    limit = None if recipe.name in OF_THE_PAPER else rules.size_rule(device)[0].voxel_limit
     spacing, reasons["grid"] = rules.spacing_rule(spacings, extents, limit)
     return replace(spec, grid="spacing", spacing=spacing)
 

@@ -166,11 +166,11 @@ PAPER_GB_A_PATCH = 1.7
 POOLED_NORM_BATCH = 16  # smaller batches leave the image-level branch's norm, one vector a patch, too few to average
 
 
-def paper_batch(device: Device) -> int:
-    """The paper's 24 patches, or as many as a GPU holds (the CPU's memory is not counted: it can swap)."""
+def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size) -> int:
+    """The paper's 24 patches (64 for its U-Net), or as many as a GPU holds; a CPU may swap."""
     if device.kind != "cuda":
-        return PAPER_SIZE.batch_size
-    return int(min(PAPER_SIZE.batch_size, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
+        return wanted
+    return int(min(wanted, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
 
 
 def size_rule(device: Device) -> tuple[NetworkSize, str]:

@@ -141,6 +141,20 @@ def test_a_small_batch_switches_the_image_levels_norm_off():
     assert planned(BRAIN, recipe="paper", device=GPU12).network.image_level_norm
 
 
+def test_the_unet_baseline_is_a_recipe():
+    paper = planned(BRAIN, recipe="unet")
+    assert (paper.recipe.iterations, paper.recipe.batch_size, paper.recipe.ohem) == (20_000, 64, False)
+    assert (paper.network.widths, paper.patch.size) == ((64, 128, 256), (12, 36, 36))
+    assert planned(BRAIN, recipe="unet_spread").recipe.step_every == 10_000
+    small, ours = planned(BRAIN, recipe="unet_default"), planned(BRAIN)
+    assert small.patch == ours.patch
+    assert small.network.widths == ours.network.widths
+    assert small.recipe.alignment == "none"
+    for plan in (paper, small):
+        network = plan.network
+        assert (network.ams, network.dml, network.coordinates, network.atlas_prior) == (False, False, "none", False)
+
+
 def test_crops_are_taken_by_the_paper_recipe_only():
     assert planned(CT, ("CT",), recipe="paper", crops=True).preprocessing.crop == "given"
     assert planned(CT, ("CT",), crops=True).preprocessing.crop == "body"

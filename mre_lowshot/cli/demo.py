@@ -19,7 +19,9 @@ and draws an overlay. Nothing is downloaded."""
 def _parser() -> common.argparse.ArgumentParser:
     made = common.parser("mre_demo", "Try the whole pipeline on synthetic scans: no data needed.", EPILOG)
     made.add_argument("-o", type=Path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)")
-    made.add_argument("--iterations", type=int, metavar="N", help="train this many (default: the plan's)")
+    made.add_argument(
+        "--iterations", type=int, default=250, metavar="N", help="train this many (default: %(default)s, to be quick)"
+    )
     made.add_argument("--seed", type=int, default=0, help="seed of subjects and training (default: %(default)s)")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
     common.add_device(made)
@@ -84,7 +86,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     dataset = root / "raw" / "Dataset900_Synthetic"
     here = ["--workspace", str(root)]
     device = ["-device", options.device]
-    iterations = ["--iterations", str(options.iterations)] if options.iterations else []
+    iterations = ["--iterations", str(options.iterations)]
     seed = ["--seed", str(options.seed)]
     _command(plan.main, "mre_plan_and_preprocess", ["-d", str(dataset), *here, *device])
     _command(train.main, "mre_train", ["Synthetic", "1shot", "fold0", "--no_val", *iterations, *seed, *here, *device])

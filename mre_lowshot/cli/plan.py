@@ -40,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
         help="id (17), name (BTCV), full name or path; several allowed",
     )
     made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
-    made.add_argument("--recipe", default="default", help="default or paper (default: %(default)s)")
+    made.add_argument(
+        "--recipe",
+        default="default",
+        help="default, paper, or the U-Net baseline unet, unet_spread, unet_default (default: %(default)s)",
+    )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change fields of the plan, as recipe.iterations=1000 or network.modes=1; needs a -p of its own",
