@@ -18,6 +18,7 @@ from mre_lowshot.sampling import Prior, TrainingCase
 from mre_lowshot.specs import Plan
 
 MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
+STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 DEMONS_ITERATIONS = 50  # at each of three resolutions
 DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
 
@@ -118,12 +119,38 @@ def _image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
 
 
 def affine(fixed: Any, moving: Any) -> Any:
-    """Affine transform from ``fixed`` to ``moving`` (SimpleITK images): mutual information, three resolutions."""
+    """Affine transform from ``fixed`` to ``moving`` (SimpleITK images): mutual information, coarse to fine.
+
+    Scans cover different lengths of the body, and a start too far off ends in a wrong place: several starts along the
+    body (z) are followed on a coarse grid, and the one whose outcome correlates best over all of ``fixed`` goes on.
+    """
     import SimpleITK as sitk
 
-    start = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.GEOMETRY
-    )
+    one, other = _coarser(fixed, 2), _coarser(moving, 2)
+    length = fixed.GetSize()[2] * fixed.GetSpacing()[2]
+    best, best_score = None, -np.inf
+    for start in STARTS:
+        geometry = sitk.CenteredTransformInitializerFilter.GEOMETRY
+        transform = sitk.AffineTransform(
+            sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), geometry)
+        )
+        x, y, z = transform.GetTranslation()
+        transform.SetTranslation((x, y, z + start * length))
+        try:
+            found = _descend(one, other, transform, [2], [1])
+        except RuntimeError:  # this start leaves too little in common
+            continue
+        score = _correlation(one, other, found)
+        if score > best_score:
+            best, best_score = found, score
+    if best is None:
+        raise RuntimeError("the images have nothing in common")
+    return _descend(fixed, moving, best, [2, 1], [1, 0])
+
+
+def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: list[float]) -> Any:
+    import SimpleITK as sitk
+
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -131,11 +158,23 @@ def affine(fixed: Any, moving: Any) -> Any:
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel(sigmas)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
     return method.Execute(fixed, moving)
+
+
+def _correlation(fixed: Any, moving: Any, transform: Any) -> float:
+    """Correlation over all of ``fixed``; where ``moving`` ends, its darkest value stands."""
+    import SimpleITK as sitk
+
+    view = sitk.GetArrayViewFromImage
+    moved = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, float(view(moving).min()))
+    one, other = view(fixed).ravel(), view(moved).ravel()
+    if one.std() == 0 or other.std() == 0:
+        return -1.0
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def demons(fixed: Any, moving: Any, start: Any) -> Any:

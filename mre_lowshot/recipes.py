@@ -37,7 +37,7 @@ DEFAULT = Recipe(
         blur_probability=0.1,
         low_resolution_probability=0.1,
     ),
-    inference=InferenceSpec(tiling="overlap", step=0.5),
+    inference=InferenceSpec(tiling="overlap", step=0.5, prior_weight=0.4),
 )
 
 # The U-Net baseline (SPEC 4): the paper's literal schedule, whose rate is 1e-7 after 6,000 iterations; the same with
@@ -50,6 +50,7 @@ UNET_DEFAULT = replace(
     ohem=False,
     alignment="none",
     augmentation=replace(DEFAULT.augmentation, location_jitter=0.0),
+    inference=replace(DEFAULT.inference, prior_weight=0.0),
 )
 
 RECIPES = {recipe.name: recipe for recipe in (DEFAULT, PAPER, UNET, UNET_SPREAD, UNET_DEFAULT)}

@@ -60,6 +60,13 @@ class Prior:
         there = take_label(self.label, (coordinates + 1) / 2 * (size - 1))
         return np.stack([there == k for k in range(1, self.classes)]).astype(np.float32)
 
+    def posterior(self, coordinates: np.ndarray) -> np.ndarray:
+        """(K, *patch) float32: the atlas's labels at ``coordinates``, background too, interpolated linearly."""
+        size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
+        places = (coordinates + 1) / 2 * (size - 1)
+        maps = [take_image((self.label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
+        return np.stack(maps).astype(np.float32)
+
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None) -> np.ndarray:
     """What the network is told of the place: ``coordinates`` (axes, *patch), and the atlas's labels there, if any."""

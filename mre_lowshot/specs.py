@@ -159,14 +159,18 @@ class AugmentationSpec:
 @dataclass(frozen=True)
 class InferenceSpec:
     """How a volume is covered with patches. ``centre``: consecutive tiles, only the centre of each kept (paper,
-    IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``."""
+    IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``. ``prior_weight`` w pools the
+    network's posterior with the labels that registration brings from the atlas, as p^(1-w) q^w (where scans are
+    aligned and the network knows the prior)."""
 
     tiling: Literal["centre", "overlap"] = "centre"
     step: float = 0.5
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
+    prior_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        _need(0 <= self.prior_weight < 1, f"prior_weight is {self.prior_weight}; must lie in [0, 1)")
         _need(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
         _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
 

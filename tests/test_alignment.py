@@ -148,6 +148,28 @@ def test_the_atlas_comes_back_from_a_checkpoint_and_predicts_alone(tmp_path):
     assert np.abs(elsewhere - given).max() > 1e-4
 
 
+def test_the_posterior_is_pooled_with_the_atlas_as_the_formula_says():
+    network = replace(TINY, atlas_prior=True)
+    net = build(network).eval()
+    case = tiny_case()
+    prior = Prior(case.label, network.classes)
+    own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
+    rule = tiny_plan().recipe.inference
+
+    def predicted(weight: float, coordinates) -> np.ndarray:
+        made = Predictor([net], network, PatchSpec((4, 8, 8), (2, 4, 6)), replace(rule, prior_weight=weight), CPU,
+                         priors=[prior])  # fmt: skip
+        return made.predict(case.image, coordinates=coordinates)
+
+    plain, pooled = predicted(0, [own]), predicted(0.4, [own])
+    for place in np.ndindex(*case.label.shape):
+        p = plain[(slice(None), *place)].astype(float)
+        q = np.array([float(case.label[place] == k) for k in range(network.classes)])
+        wanted = p**0.6 * (q + 0.01) ** 0.4
+        np.testing.assert_allclose(pooled[(slice(None), *place)], wanted / wanted.sum(), atol=1e-4)
+    assert np.array_equal(predicted(0.4, None), predicted(0, None))  # not aligned: nothing to pool with
+
+
 def test_networks_with_atlases_of_their_own_are_averaged():
     network = replace(TINY, atlas_prior=True)
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, ove
 from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
+PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 
@@ -74,10 +75,25 @@ class Predictor:
         fields = list(coordinates or [None] * len(self.networks))
         fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
-        probabilities = whole[(slice(None), *inner)]
+        probabilities = self._pooled(whole[(slice(None), *inner)], fields, inner)
         if not np.isfinite(probabilities).all():
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return probabilities[:, None] if flat else probabilities
+
+    def _pooled(
+        self, posterior: np.ndarray, fields: Sequence[np.ndarray | None], inner: tuple[slice, ...]
+    ) -> np.ndarray:
+        """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""
+        weight = self.inference.prior_weight
+        brought = [
+            prior.posterior(field[(slice(None), *inner)])
+            for field, prior in zip(fields, self.priors, strict=True)
+            if weight and field is not None and prior is not None
+        ]
+        if not brought:
+            return posterior
+        pooled = posterior ** (1 - weight) * (np.mean(brought, axis=0) + PRIOR_FLOOR) ** weight
+        return pooled / pooled.sum(axis=0)
 
     def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """What a scan smaller than the patch lacks, evenly on both sides (its edges are repeated there)."""
