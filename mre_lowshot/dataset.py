@@ -206,9 +206,13 @@ def _channel_names(data: dict[str, Any], where: str) -> tuple[str, ...]:
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
-def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | None]:
-    labels = _needed(data, "labels", where)
-    if not isinstance(labels, dict):
+def whole_labels(labels: Any, where: str) -> dict[str, int]:
+    """The "labels" of a dataset.json, checked to be names before whole numbers.
+
+    Raises:
+        UserError: no names, a region, or a value that is no whole number; begins with ``where``.
+    """
+    if not isinstance(labels, dict) or not labels:
         raise UserError(f'{where}: labels is {labels!r}; it must name them, as in {{"background": 0, "liver": 1}}')
     for name, value in labels.items():
         if isinstance(value, list):
@@ -219,6 +223,11 @@ def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | Non
         if not _is_count(value):
             turned = "turn the entries round" if str(name).isdigit() else "give it"
             raise UserError(f'{where}: label {name!r} is {value!r}; {turned}, as in "liver": 1 (whole numbers from 0)')
+    return labels
+
+
+def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | None]:
+    labels = whole_labels(_needed(data, "labels", where), where)
     if labels.get("background") != 0:
         close = nearest("background", labels) if "background" not in labels and labels else "set it to 0"
         raise UserError(f'{where}: labels {labels} lack "background": 0; {close}')

@@ -200,9 +200,9 @@ def test_profiles_reach_the_metrics(folders):
             {"background": 0, "whole": [1, 2]},
             "label 'whole' is the region [1, 2]; region-based labels are not supported",
         ),
-        ({"0": "background", "1": "liver"}, "label '0' has the value 'background'; write names before whole numbers"),
+        ({"0": "background", "1": "liver"}, "label '0' is 'background'; turn the entries round"),
         ({"background": 0, "liver": 1, "spleen": 1}, "two labels share a value"),
-        ({}, 'has no "labels"'),
+        ({}, 'labels is {}; it must name them'),
         ({"background": 0}, "no label to evaluate is left"),
     ],
 )

@@ -44,20 +44,10 @@ def labels_from_dataset_json(path: Path) -> tuple[dict[str, int], int | None]:
     Raises:
         UserError: missing, no JSON, no labels, region-based labels, or values that are not distinct whole numbers.
     """
+    from mre_lowshot.dataset import whole_labels
+
     data = read_json(path, "labels")
-    listed = data.get("labels") if isinstance(data, dict) else None
-    if not isinstance(listed, dict) or not listed:
-        raise UserError(f'{path}: has no "labels"; add for example "labels": {{"background": 0, "liver": 1}}')
-    for name, value in listed.items():
-        if isinstance(value, list):
-            raise UserError(
-                f"{path}: label {name!r} is the region {value}; region-based labels are not supported, "
-                "give each label one whole number"
-            )
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(
-                f'{path}: label {name!r} has the value {value!r}; write names before whole numbers, as {{"liver": 1}}'
-            )
+    listed = whole_labels(data.get("labels") if isinstance(data, dict) else None, str(path))
     if len(set(listed.values())) < len(listed):
         raise UserError(f"{path}: two labels share a value: {listed}; give each its own")
     ignore = listed.get("ignore")
