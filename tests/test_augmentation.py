@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import replace
 
@@ -156,6 +157,12 @@ def test_gamma_keeps_the_mean_and_spread_of_every_channel():
     assert np.abs(changed - images).max() > 0.01
     np.testing.assert_allclose(changed.mean(axis=(2, 3, 4)), images.mean(axis=(2, 3, 4)), rtol=1e-4)
     np.testing.assert_allclose(changed.std(axis=(2, 3, 4)), images.std(axis=(2, 3, 4)), rtol=1e-3)
+
+
+def test_loader_processes_that_are_spawned_get_the_same_batches():
+    batches = sampler(tiny_case(), spec=EVERYTHING)
+    for one, other in zip(batches[3], pickle.loads(pickle.dumps(batches))[3], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_global_generators_are_left_alone():

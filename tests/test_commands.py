@@ -160,6 +160,31 @@ def test_all_folds_go_on_where_they_were_interrupted(space, monkeypatch, capsys)
     assert len(list(space.model().glob("fold_*/checkpoint_final.pth"))) > 1
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_in_one_line(space, capsys):
+    wall = space.root / "wall"
+    wall.write_text("a file where a folder is wanted")
+    assert space.predict(space.raw / "imagesTr", wall / "out") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {wall}")
+    assert "Traceback" not in said
+
+
+def test_references_kept_in_two_files_are_copied_whole(space):
+    """A .mhd is a header; its voxels lie in a .raw beside it."""
+    for folder in ("imagesTr", "labelsTr"):
+        for path in list((space.raw / folder).iterdir()):
+            volume = read_image(path)
+            kind = np.uint8 if folder == "labelsTr" else np.int16
+            write_volume(path.with_name(path.name.replace(".nii.gz", ".mhd")), volume.array[0].astype(kind),
+                         volume.geometry)  # fmt: skip
+            path.unlink()
+    edit(space.raw / "dataset.json", file_ending=".mhd")
+    assert space.plan(name="Heads") == 0
+    for path in (space.raw / "labelsTr").glob("*.mhd"):
+        copied = read_labels(space.prepared / "gt_segmentations" / path.name)
+        assert np.array_equal(copied.array, read_labels(path).array)
+
+
 def test_a_kept_plan_must_be_of_this_dataset(space, capsys):
     edit(space.raw / "dataset.json", channel_names={"0": "MRI"})
     assert space.plan("--keep_plan", settings=()) == 2

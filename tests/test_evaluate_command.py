@@ -202,7 +202,7 @@ def test_profiles_reach_the_metrics(folders):
         ),
         ({"0": "background", "1": "liver"}, "label '0' is 'background'; turn the entries round"),
         ({"background": 0, "liver": 1, "spleen": 1}, "two labels share a value"),
-        ({}, 'labels is {}; it must name them'),
+        ({}, "labels is {}; it must name them"),
         ({"background": 0}, "no label to evaluate is left"),
     ],
 )
