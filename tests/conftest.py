@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -118,3 +119,19 @@ def space(trained, tmp_path) -> Space:
     """A copy of the trained workspace."""
     shutil.copytree(trained.root, tmp_path / "space")
     return Space(tmp_path / "space")
+
+
+@pytest.fixture(scope="module")
+def one_thread_only() -> Iterator[None]:
+    """All tests of a module in one thread."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def no_settings(monkeypatch, tmp_path) -> None:
+    """No variable of the person running the tests has a say, and stray files land in the temporary folder."""
+    for name in list(os.environ):
+        if name.startswith(("MRE_", "nnUNet_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)

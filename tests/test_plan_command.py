@@ -1,0 +1,123 @@
+"""``mre_plan_and_preprocess`` on three tiny phantoms: files, refusals, exit codes, what is said."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import command, edit
+
+from mre_lowshot.volume import read_image, read_labels, write_volume
+
+pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
+
+
+def test_references_kept_in_two_files_are_copied_whole(space):
+    """A .mhd is a header; its voxels lie in a .raw beside it."""
+    for folder in ("imagesTr", "labelsTr"):
+        for path in list((space.raw / folder).iterdir()):
+            volume = read_image(path)
+            kind = np.uint8 if folder == "labelsTr" else np.int16
+            write_volume(path.with_name(path.name.replace(".nii.gz", ".mhd")), volume.array[0].astype(kind),
+                         volume.geometry)  # fmt: skip
+            path.unlink()
+    edit(space.raw / "dataset.json", file_ending=".mhd")
+    assert space.plan(name="Heads") == 0
+    for path in (space.raw / "labelsTr").glob("*.mhd"):
+        copied = read_labels(space.prepared / "gt_segmentations" / path.name)
+        assert np.array_equal(copied.array, read_labels(path).array)
+
+
+def test_a_kept_plan_must_be_of_this_dataset(space, capsys):
+    edit(space.raw / "dataset.json", channel_names={"0": "MRI"})
+    assert space.plan("--keep_plan", settings=()) == 2
+    assert "channel_names is ('CT',), the dataset's ('MRI',)" in capsys.readouterr().err
+
+
+def test_cases_annotated_later_are_spoken_of(space, capsys):
+    path = space.prepared / "splits_1shot.json"
+    splits = json.loads(path.read_text())
+    gone = splits.pop()["train"][0]
+    path.write_text(json.dumps([{**s, "val": [n for n in s["val"] if n != gone]} for s in splits]))
+    assert space.train("--val") in (0, 2)
+    assert f"leaves out {gone}" in capsys.readouterr().out
+
+
+def test_a_plan_edited_by_hand_is_kept_or_refused_never_lost(space, capsys):
+    path = space.prepared / "Tiny.json"
+    edit(path, recipe={"iterations": 5})
+    mine = path.read_bytes()
+    assert space.plan() == 2
+    assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in capsys.readouterr().err
+    assert space.plan("--keep_plan", settings=()) == 0
+    assert path.read_bytes() == mine
+    assert space.plan("--overwrite", "--no_pp") == 0
+    assert json.loads(path.read_text())["recipe"]["iterations"] == 3
+    assert space.plan("--no_pp") == 0  # the same again is no difference
+
+
+def test_a_slip_in_a_plan_is_named_by_every_command_that_reads_it(space, capsys):
+    edit(space.prepared / "Tiny.json", recipe={"iteratons": 5})
+    for attempt in (lambda: space.train(fold="1"), lambda: space.plan("--keep_plan", settings=()), space.plan):
+        assert attempt() == 2
+        assert "Tiny.json.recipe: unknown key 'iteratons'; did you mean 'iterations'?" in capsys.readouterr().err
+    assert space.plan("--overwrite", "--no_pp") == 0
+
+
+def test_a_plan_copied_to_another_name_does_not_touch_the_first_ones_cases(space):
+    edit(space.prepared / "Tiny.json", preprocessing={"spacing": [12.0, 12.0, 12.0]})
+    (space.prepared / "Tiny.json").rename(space.prepared / "Mine.json")
+    before = (space.prepared / "Tiny/phantom_001.npz").read_bytes()
+    code = space.plan("--keep_plan", name="Mine", settings=())
+    assert (space.prepared / "Tiny/phantom_001.npz").read_bytes() == before
+    assert code == 2 or (space.prepared / "Mine/phantom_001.npz").is_file()
+
+
+def planned(space, name="New"):
+    return json.loads((space.prepared / f"{name}.json").read_text())
+
+
+def test_fields_that_must_agree_are_set_together(space):
+    pair = ("patch.size=[8, 16, 16]", "patch.centre=[4, 12, 12]")
+    for number, settings in enumerate((pair, pair[::-1])):
+        assert space.plan("--no_pp", name=f"New{number}", settings=settings) == 0
+        assert planned(space, f"New{number}")["patch"] == {"size": [8, 16, 16], "centre": [4, 12, 12]}
+    shallow = ("network.widths=[4, 8]", "network.convs=[1, 1]", "network.strides=[[2, 2, 2]]")
+    assert space.plan("--no_pp", name="Shallow", settings=shallow) == 0
+
+
+def test_a_second_set_does_not_undo_the_first(space):
+    assert space.plan("--no_pp", "--set", "network.modes=1", name="New", settings=("recipe.iterations=7",)) == 0
+    assert (planned(space)["network"]["modes"], planned(space)["recipe"]["iterations"]) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "network.modes=1"], "--set changes the plan, so it needs a name of its own"),
+        (["-p", "New", "--set", "network.mode=1"], "did you mean 'modes'?"),
+        (["-p", "New", "--set", "network.modes"], "write KEY=VALUE"),
+        (["-p", "New", "--set", "network.modes=many"], "must be an int"),
+        (["-p", "../New"], "letters, digits, - and _ only"),
+        (["-p", "New__er"], "-p 'New__er'"),
+        (["--recipe", "papper"], "did you mean 'paper'?"),
+        (["--keep_plan", "--overwrite"], "leave out --set and --overwrite"),
+        (["--keep_plan", "-p", "Absent"], "Absent.json is missing"),
+        (["--memory", "-1"], "--memory -1.0"),
+        (["-d", "Nothing"], "dataset 'Nothing' is not in"),
+    ],
+)
+def test_wrong_use_of_planning_is_told(space, arguments, words, capsys):
+    before = sorted(space.prepared.rglob("*"))
+    assert command("plan", "-d", "900", "--workspace", space.root, *arguments) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(space.prepared.rglob("*")) == before
+
+
+def test_a_broken_dataset_is_refused_with_every_problem(space, capsys):
+    (space.raw / "imagesTr/phantom_002_0000.nii.gz").write_bytes(b"none")
+    (space.raw / "labelsTr/phantom_003.nii.gz").write_bytes(b"none")
+    assert space.plan("--overwrite") == 2
+    told = capsys.readouterr().err
+    assert "2 problems to mend" in told
+    assert "case phantom_002: imagesTr/phantom_002_0000.nii.gz" in told
+    assert "case phantom_003: labelsTr/phantom_003.nii.gz" in told

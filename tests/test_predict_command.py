@@ -1,0 +1,149 @@
+"""``mre_predict`` with the model of three tiny phantoms: grids, refusals, exit codes, what is said."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SETTINGS, command
+from scipy import ndimage
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.models import find_folder
+from mre_lowshot.volume import geometry_of, read_labels
+
+pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
+NAMES = ["phantom_001", "phantom_002", "phantom_003"]
+
+
+def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, tmp_path, capsys):
+    scans, out = trained.raw / "imagesTr", tmp_path / "out"
+    assert trained.predict(scans, out, "--save_probabilities") == 0
+    said = capsys.readouterr().out
+    assert "the only trained model" in said
+    assert "3 of 3 scans segmented" in said
+    single = json.loads((trained.model() / "fold_0/plans.json").read_text())["fold"]["single_component"]
+    for name in NAMES:
+        volume = read_labels(out / f"{name}.nii.gz")
+        assert not volume.geometry.differences(geometry_of(scans / f"{name}_0000.nii.gz"))
+        probabilities = np.load(out / f"{name}.npz")["probabilities"]
+        assert probabilities.shape == (7, *volume.array.shape)
+        wanted = probabilities.argmax(axis=0)
+        for label in single:  # of these only the largest piece stays
+            parts, _ = ndimage.label(wanted == label, np.ones((3, 3, 3)))
+            wanted[(parts > 0) & (parts != np.bincount(parts.ravel(), minlength=2)[1:].argmax() + 1)] = 0
+        assert np.array_equal(wanted, volume.array)
+        if name != NAMES[0]:
+            validated = read_labels(trained.model() / f"fold_0/validation/{name}.nii.gz")
+            assert np.array_equal(validated.array, volume.array)
+    assert command("evaluate", trained.raw / "labelsTr", out, "-djfile", trained.raw / "dataset.json") == 0
+    assert json.loads((out / "summary.json").read_text())["number_of_cases"] == 3
+
+
+def test_one_corrupt_scan_is_named_and_the_others_are_done(trained, tmp_path, capsys):
+    scans = shutil.copytree(trained.raw / "imagesTr", tmp_path / "in")
+    path = scans / "phantom_002_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:-5000])  # as after a broken download
+    assert trained.predict(scans, tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "failed: case phantom_002: " in captured.err
+    assert "2 of 3 scans segmented" in captured.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["phantom_001.nii.gz", "phantom_003.nii.gz"]
+
+
+def test_scans_that_do_not_fit_the_model_are_named(trained, tmp_path, capsys):
+    scans, source = tmp_path / "in", trained.raw / "imagesTr/phantom_001_0000.nii.gz"
+    scans.mkdir()
+    for name in ("two_0000", "two_0001", "coarse_0000"):
+        shutil.copyfile(source, scans / f"{name}.nii.gz")
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(source))
+    image.SetSpacing([3 * s for s in image.GetSpacing()])
+    sitk.WriteImage(image, str(scans / "coarse_0000.nii.gz"))
+    assert trained.predict(scans, tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "failed: case two: two_0001.nii.gz" in told
+    assert "warning: case coarse: spacing along z is" in told
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["coarse.nii.gz"]
+
+
+def test_the_newest_model_is_taken_and_named_unless_another_is_asked_for(space, tmp_path, capsys):
+    assert space.plan(name="Other", settings=(*SETTINGS, "network.modes=1")) == 0
+    assert space.train("--no_val", name="Other") == 0
+    for path in space.model("Other").glob("fold_0/*.pth"):
+        os.utime(path, (2e9, 2e9))
+    scan = space.raw / "imagesTr/phantom_001_0000.nii.gz"
+    for arguments, words in (
+        ([], ("MRETrainer__Other__1shot", "the one of 2 trained last")),
+        (["-p", "Tiny"], ("MRETrainer__Tiny__1shot", "the only trained model")),
+        (["-m", space.model()], ("MRETrainer__Tiny__1shot", "-m")),
+        (["-d", "900", "-c", "1shot", "-f", "fold0"], ("MRETrainer__Other__1shot", "fold 0")),
+    ):
+        assert space.predict(scan, tmp_path / "out", *arguments) == 0
+        said = capsys.readouterr().out
+        assert [word for word in words if word not in said] == []
+    for arguments, words in (
+        (["-p", "Tiny", "-f", "1"], "fold [1] is not trained (there: [0])"),
+        (["-d", "901"], "Dataset900_Synthetic/MRETrainer__Tiny__1shot"),
+        (["-c", "3shot"], "train one with mre_train"),
+        (["-m", space.root / "absent"], "is not a folder"),
+    ):
+        assert space.predict(scan, tmp_path / "out2", *arguments) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
+
+
+def test_a_model_is_found_whatever_its_dataset_folder_is_called(tmp_path):
+    with pytest.raises(UserError, match=r"there: nothing"):
+        find_folder(tmp_path)
+    path = tmp_path / "liver scans/MRETrainer__My_Plan__2shot/fold_0/checkpoint_latest.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_folder(tmp_path, "liver scans", "2shot", "My_Plan")[0] == path.parent.parent
+
+
+def test_a_scan_is_never_overwritten(trained, tmp_path):
+    scan = tmp_path / "scans/case.nii.gz"
+    scan.parent.mkdir()
+    shutil.copyfile(trained.raw / "imagesTr/phantom_001_0000.nii.gz", scan)
+    before = scan.read_bytes()
+    assert trained.predict(scan.parent, scan.parent) == 2
+    assert trained.predict(scan, scan.parent) == 2
+    assert scan.read_bytes() == before
+
+
+def test_parts_make_the_whole_and_what_is_there_is_not_done_again(trained, tmp_path, capsys):
+    scans, out = trained.raw / "imagesTr", tmp_path / "out"
+    for part, names in ((0, ["phantom_001.nii.gz", "phantom_003.nii.gz"]), (1, [f"{n}.nii.gz" for n in NAMES])):
+        assert trained.predict(scans, out, "-num_parts", 2, "-part_id", part) == 0
+        assert sorted(p.name for p in out.iterdir()) == names
+    (out / "phantom_002.nii.gz").write_bytes(b"kept")
+    assert trained.predict(scans, out, "--continue_prediction") == 0
+    assert (out / "phantom_002.nii.gz").read_bytes() == b"kept"
+    assert trained.predict(scans, out, "-num_parts", 2, "-part_id", 2) == 2
+    assert trained.predict(scans, out, "--centre", "-step_size", 0.5) == 2
+    assert trained.predict(scans / "absent", out) == 2
+    assert capsys.readouterr().err.count("error: ") == 3
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(space, tmp_path, capsys):
+    path = space.model() / "fold_0/checkpoint_final.pth"
+    whole = path.read_bytes()
+    torch.save({"weights": {}}, tmp_path / "foreign.pth")
+    foreign = (tmp_path / "foreign.pth").read_bytes()
+    for content, words in ((whole[:5000], "damaged"), (foreign, "format_version is None")):
+        path.write_bytes(content)
+        assert space.predict(space.raw / "imagesTr", tmp_path / "out") == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_demo_replaces_nothing_but_a_demo(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    assert command("demo", "-o", tmp_path / "mine") == 2
+    assert command("demo", "-o", tmp_path / "mine", "--overwrite") == 2
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+    assert "is no earlier demo, so it is not replaced" in capsys.readouterr().err
