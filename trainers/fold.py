@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, align, make_prior
+from mre_lowshot.alignment import align, in_atlases, make_atlases, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.metrics import case_metrics
@@ -88,11 +88,8 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
     claim(job.folder / "plans.json", plan)
-    atlas = None
-    if plan.recipe.alignment != "none" or plan.network.atlas_prior:
-        atlas = Atlas.of(cases[0])
-        cases = [cases[0], *(replace(c, coordinates=align(atlas, c.image, c.spacing, plan)) for c in cases[1:])]
-    trainer = MRETrainer(plan, cases, job.folder, job.device, atlas)
+    atlases = make_atlases(cases, plan)
+    trainer = MRETrainer(plan, in_atlases(cases, atlases, plan), job.folder, job.device, atlases)
     if resume:
         trainer.resume()
     debug = {
@@ -117,7 +114,7 @@ def validate(
     Writes ``folder/<case><ending>``, ``summary.json`` and ``summary.csv``; gives the summary.
     """
     plan = job.plan
-    priors = [make_prior(trainer.atlas, plan)]
+    priors = [make_prior(trainer.atlases, plan)]
     predictor = Predictor(
         [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
     )
@@ -127,7 +124,7 @@ def validate(
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
-            fields = [align(trainer.atlas, case.image, case.transform.spacing, plan)]
+            fields = [align(trainer.atlases, case.image, case.transform.spacing, plan)]
             probabilities = predictor.predict(case.image, coordinates=fields)
         except (UserError, NumericalError) as problem:  # the others are scored all the same
             failed[name] = f"case {name}: {problem}"

@@ -99,7 +99,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     if options.disable_tta:
         rule = replace(rule, mirror_axes=())
     plan = model.plan
-    priors = [make_prior(atlas, plan) for atlas in model.atlases]
+    priors = [make_prior(of_fold, plan) for of_fold in model.atlases]
     return Predictor(model.networks, plan.network, plan.patch, rule, devices.resolve(options.device), priors=priors)
 
 

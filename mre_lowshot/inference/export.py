@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlas, align
+from mre_lowshot.alignment import Atlases, align
 from mre_lowshot.dataset import Case
 from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
@@ -45,7 +45,7 @@ def predict_case(
     case: Case,
     plan: Plan,
     predictor: Predictor,
-    atlases: Sequence[Atlas | None],
+    atlases: Sequence[Atlases],
     folder: Path,
     crop: Box | None = None,
     single_component: Sequence[int] = (),
@@ -61,7 +61,7 @@ def predict_case(
     """
     image = read_channels(list(case.images))
     prepared = prepare_case(case.name, image, None, plan, crop)
-    fields = [align(atlas, prepared.image, prepared.transform.spacing, plan) for atlas in atlases]
+    fields = [align(of_fold, prepared.image, prepared.transform.spacing, plan) for of_fold in atlases]
     probabilities = predictor.predict(prepared.image, progress, fields)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",

@@ -59,7 +59,8 @@ class Predictor:
     ) -> np.ndarray:
         """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid.
 
-        ``coordinates``: for each network the voxels' places in its atlas (axes, *size), where the image was aligned.
+        ``coordinates``: for each network the voxels' places in its atlases (atlases * axes, *size), where the image was
+        aligned.
 
         Raises:
             NumericalError: a probability is not finite.
@@ -145,7 +146,7 @@ class Predictor:
                 else:
                     own = field[(slice(None), *tile.input_slices(self.patch.size))]
                 own = np.flip(own, tuple(a + 1 for a in axes)).copy()
-                own[list(axes)] *= -1
+                own.reshape(-1, self.spec.axes, *self.patch.size)[:, list(axes)] *= -1  # in every atlas
                 maps.append(location_maps(own, prior).astype(np.float32))
             locations.append(torch.from_numpy(np.stack(maps)).to(self.device))
         return locations
