@@ -114,7 +114,7 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
 
 def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     from mre_lowshot import checkpoint
-    from mre_lowshot.evaluation.summary import format_table
+    from mre_lowshot.evaluation.summary import format_table, rank_correlation
     from mre_lowshot.trainers.fold import make_trainer, validate
 
     begun = time.monotonic()
@@ -139,6 +139,7 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     with tqdm(total=len(names), desc="validate", unit="scan", disable=None, delay=2) as bar:
         summary = validate(job, trainer, names, job.folder / "validation", lambda _: bar.update())
     print(format_table(summary))
+    print(f"  {rank_correlation(summary)}")
     print(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
     return summary
 
