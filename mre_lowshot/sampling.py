@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 from mre_lowshot.augmentation import deform, intensity_transform, jitter
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.specs import Recipe
+
+DRAWS = 50  # of a place with a labelled voxel, in a partly labelled scan
 
 
 @dataclass(frozen=True)
@@ -47,25 +50,40 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
 
 
+UNKNOWN = -2  # an ignored voxel of the atlas, as distinct from `IGNORE`, which stands for a place outside it
+
+
 @dataclass(frozen=True)
 class Prior:
-    """The atlas's label map (*size) int16, asked at coordinates."""
+    """The atlas's label map (*size) int16, asked at coordinates. Where it is ignored, nothing is known of the place:
+    every class has the same share."""
 
     label: np.ndarray
     classes: int
 
+    @cached_property
+    def _marked(self) -> np.ndarray:
+        return np.where(self.label == IGNORE, UNKNOWN, self.label)
+
     def __call__(self, coordinates: np.ndarray) -> np.ndarray:
-        """(K - 1, *patch) float32: 1 where the atlas has that foreground class at ``coordinates`` (axes, *patch)."""
+        """(K - 1, *patch) float32: 1 where the atlas has that foreground class at ``coordinates`` (axes, *patch), 1/K
+        where it is ignored."""
         size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
-        there = take_label(self.label, (coordinates + 1) / 2 * (size - 1))
-        return np.stack([there == k for k in range(1, self.classes)]).astype(np.float32)
+        there = take_label(self._marked, (coordinates + 1) / 2 * (size - 1))
+        told = np.stack([there == k for k in range(1, self.classes)]).astype(np.float32)
+        told[:, there == UNKNOWN] = 1 / self.classes
+        return told
 
     def posterior(self, coordinates: np.ndarray) -> np.ndarray:
-        """(K, *patch) float32: the atlas's labels at ``coordinates``, background too, interpolated linearly."""
+        """(K, *patch) float32: the atlas's labels at ``coordinates``, background too, interpolated linearly; what it
+        ignores is shared out evenly."""
         size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
         places = (coordinates + 1) / 2 * (size - 1)
         maps = [take_image((self.label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
-        return np.stack(maps).astype(np.float32)
+        shares = np.stack(maps).astype(np.float32)
+        if (self.label == IGNORE).any():
+            shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
+        return shares
 
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None) -> np.ndarray:
@@ -90,7 +108,10 @@ class BatchSampler(Dataset):
         self.prior = prior
         self.intensity = intensity_transform(recipe.augmentation)
         self.voxels: list[dict[int, np.ndarray]] = []
+        self.known: list[np.ndarray | None] = []  # of partly labelled cases: the voxels that are
         for case in self.cases:
+            known = case.label != IGNORE
+            self.known.append(None if known.all() else np.flatnonzero(known))
             flat = case.label.ravel()
             found = {k: np.flatnonzero(flat == k) for k in range(1, classes)}
             self.voxels.append({k: v for k, v in found.items() if len(v)})
@@ -117,12 +138,25 @@ class BatchSampler(Dataset):
 
     def _corner(self, index: int, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch: uniform over all places inside, or (balanced share) around a voxel of a class drawn
-        at random; a patch larger than the volume is centred on it."""
-        size = self.cases[index].label.shape
-        centre = None
+        at random; a patch larger than the volume is centred on it. Of a partly labelled scan, a place without any
+        labelled voxel is drawn again, and in the end taken around one."""
+        label, known = self.cases[index].label, self.known[index]
         if self.voxels[index] and rng.random() < self.recipe.balanced_share:
             of_class = self.voxels[index][int(rng.choice(list(self.voxels[index])))]
-            centre = np.unravel_index(int(rng.choice(of_class)), size)
+            return self._place(label.shape, rng, np.unravel_index(int(rng.choice(of_class)), label.shape))
+        corner = self._place(label.shape, rng)
+        if known is None or not len(known):
+            return corner
+        for _ in range(DRAWS):
+            seen = tuple(slice(max(c, 0), c + p) for c, p in zip(corner, self.patch, strict=True))
+            if (label[seen] != IGNORE).any():
+                return corner
+            corner = self._place(label.shape, rng)
+        return self._place(label.shape, rng, np.unravel_index(int(rng.choice(known)), label.shape))
+
+    def _place(
+        self, size: Sequence[int], rng: np.random.Generator, centre: Sequence[np.integer] | None = None
+    ) -> list[int]:
         corner = []
         for axis, (n, p) in enumerate(zip(size, self.patch, strict=True)):
             if n <= p:

@@ -7,7 +7,7 @@ weight gradient of a bf16 3x3x3 convolution over a tiny grid is garbage, and tra
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from mre_lowshot.specs import Plan
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = 0.1  # of a gradient's length; a layer rounded to bf16 is off by about 0.005, garbage by 1 and more
+FIRST_SCALE = 2.0**12  # of fp16's loss, a sum of means of about ten; doubled after so many steps without overflow
+GROWTH_INTERVAL = 200
 LEAST_SCALE = 2.0**-10  # fp16's loss scale has been halved in vain this often: it is not the scale
 
 
@@ -41,7 +43,9 @@ class Precision:
             raise UserError(f"recipe.precision {self.name}: for cuda and cpu devices only; set float32 or auto")
         if low is not None and device.type == "cpu":
             check_gradients(network, plan, low)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            device.type, FIRST_SCALE, growth_interval=GROWTH_INTERVAL, enabled=self.name == "fp16"
+        )
 
     def autocast(self) -> AbstractContextManager:
         """The context of the network's forward pass."""
@@ -74,7 +78,7 @@ class Precision:
 
 
 def _autocast(device: torch.device, low: torch.dtype | None) -> AbstractContextManager:
-    return torch.autocast(device.type if low else "cpu", low or torch.bfloat16, enabled=low is not None)
+    return nullcontext() if low is None else torch.autocast(device.type, low)
 
 
 def check_gradients(network: nn.Module, plan: Plan, low: torch.dtype) -> None:
@@ -95,7 +99,7 @@ def check_gradients(network: nn.Module, plan: Plan, low: torch.dtype) -> None:
         )
 
 
-def gradient_gap(network: nn.Module, plan: Plan, low: torch.dtype) -> tuple[float, str]:
+def gradient_gap(network: nn.Module, plan: Plan, low: torch.dtype | None) -> tuple[float, str]:
     """The largest relative error of a gradient in ``low``, and its layer: each layer alone, on random values of the
     size that it meets in a mini-batch of two patches (what goes wrong depends on the size). Through the whole network
     at once, honest rounding would add up to as much as an error."""
