@@ -6,6 +6,7 @@ They hold tensors and plain values only, so that they load with ``weights_only=T
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 
 def versions() -> dict[str, str]:
     """Versions of what shapes the numbers."""
+    others = {}
+    for name in ("scipy", "scikit-image", "SimpleITK", "batchgenerators"):
+        with suppress(metadata.PackageNotFoundError):  # arrays are handled without SimpleITK, too
+            others[name] = metadata.version(name)
     return {
         "mre_lowshot": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
-        **{name: metadata.version(name) for name in ("scipy", "scikit-image", "SimpleITK", "batchgenerators")},
+        **others,
     }
 
 

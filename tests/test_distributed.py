@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mre_lowshot import checkpoint
 from mre_lowshot.errors import UserError
 from mre_lowshot.trainers.distributed import ALONE, Processes, started
 from mre_lowshot.trainers.logbook import Logbook
-from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.trainer import MRETrainer, held_interrupt
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -134,6 +135,17 @@ def test_what_cannot_be_shared_is_refused(tmp_path, count, recipe, words):
         MRETrainer(tiny_plan(**recipe), [tiny_case()], tmp_path, CPU, processes=Processes(1, count))
 
 
+def test_torchrun_repeats_a_ctrl_c_and_nothing_is_lost_by_it():
+    """A process gets it from the terminal and from torchrun: noted each time, so that all stop after one iteration."""
+    before = signal.getsignal(signal.SIGINT)
+    with held_interrupt(always=True) as interrupted:
+        assert not interrupted()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_alone_there_is_nothing_to_synchronise(tmp_path):
     trainer = MRETrainer(tiny_plan(sync_batch_norm=True), [tiny_case()], tmp_path, CPU)
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in trainer.network.modules())
@@ -141,8 +153,9 @@ def test_alone_there_is_nothing_to_synchronise(tmp_path):
 
 def test_torchrun_trains_a_fold(space):
     """The command as documented: the losses of one process, one set of files, validation by the first process."""
-    settings = (*SETTINGS, "recipe.batch_size=4", "network.norm=instance", "network.image_level_norm=false")
-    assert space.plan(name="Two", settings=settings) == 0
+    changes = ("recipe.batch_size=4", "network.norm=instance", "network.image_level_norm=false",
+               "recipe.alignment=none", "network.atlas_prior=false")  # fmt: skip
+    assert space.plan(name="Two", settings=(*SETTINGS, *changes)) == 0
     assert space.train("--no_val", name="Two") == 0
     fold = space.model("Two") / "fold_0"
     alone = torch.load(fold / checkpoint.FINAL, weights_only=True)["training"]["history"]

@@ -67,7 +67,7 @@ def test_a_network_with_right_gradients_may_be_trained_in_low_precision(tmp_path
     """On the CPU the layers' gradients are compared first. The weights stay in single precision, and it learns."""
     losses = {}
     for name in ("float32", precision):
-        plan = tiny_plan(precision=name, iterations=30, batch_size=4, learning_rate=1e-2)
+        plan = tiny_plan(precision=name, iterations=20, batch_size=4, learning_rate=1e-2)
         try:
             trainer = MRETrainer(plan, [tiny_case()], tmp_path / name, CPU)
         except UserError as refused:  # this machine's kernels are wrong, and said to be
