@@ -195,7 +195,14 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
     method.SetSmoothingSigmasPerLevel(sigmas)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
-    return method.Execute(fixed, moving)
+    # Several threads add up mutual information in any order: another rounding in every run. The method's own
+    # SetNumberOfThreads does not reach the metric.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        return method.Execute(fixed, moving)
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _correlation(fixed: Any, moving: Any, transform: Any) -> float:

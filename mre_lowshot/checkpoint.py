@@ -6,6 +6,8 @@ They hold tensors and plain values only, so that they load with ``weights_only=T
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +26,33 @@ LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 
 def versions() -> dict[str, str]:
     """Versions of what shapes the numbers."""
+    others = {}
+    for name in ("scipy", "scikit-image", "SimpleITK", "batchgenerators"):
+        with suppress(metadata.PackageNotFoundError):  # arrays are handled without SimpleITK, too
+            others[name] = metadata.version(name)
     return {
         "mre_lowshot": __version__,
+        "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
-        "python": platform.python_version(),
+        **others,
     }
 
 
 def save(
-    path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any], atlases: Atlases = ()
+    path: Path,
+    plan: Plan,
+    weights: dict[str, torch.Tensor],
+    training: dict[str, Any],
+    atlases: Atlases = (),
+    dataset: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from."""
+    """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from, ``dataset`` the
+    content of dataset.json. The plan holds the network's spec and the labels' names."""
     content = {
         "format_version": FORMAT_VERSION,
         "plan": to_json(plan),
+        "dataset": dataset,
         "weights": weights,
         "training": training,
         "versions": versions(),
@@ -50,7 +64,7 @@ def save(
 
 def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
     """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``,
-    ``atlases``).
+    ``atlases``, ``dataset``).
 
     Raises:
         UserError: missing, damaged, of another format, or holding more than tensors and plain values.

@@ -28,6 +28,14 @@ def resolve(name: str) -> torch.device:
     return device
 
 
+def make_deterministic() -> None:
+    """From now on the same computation on the same device gives the same numbers. On CUDA some kernels are replaced by
+    slower ones, and what has none is refused by torch with an error; call it before the device is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is started
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def memory_gb(device: torch.device) -> float:
     """Total memory of the device (of the machine, for the CPU), in GB (10^9 bytes)."""
     if device.type == "cuda":

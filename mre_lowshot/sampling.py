@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.utils.data import Dataset
 from mre_lowshot.augmentation import deform, intensity_transform, jitter
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.specs import Recipe
+
+DRAWS = 50  # of a place with a labelled voxel, in a partly labelled scan
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,13 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
 
 
+UNKNOWN = -2  # an ignored voxel of the atlas, as distinct from `IGNORE`, which stands for a place outside it
+
+
 @dataclass(frozen=True)
 class Prior:
-    """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own."""
+    """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own.
+    Where an atlas is ignored, it knows nothing of the place: every class has the same share."""
 
     labels: tuple[np.ndarray, ...]
     classes: int
@@ -59,22 +66,35 @@ class Prior:
     def _places(self, coordinates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each atlas's label map and the voxels (axes, *patch) of it that are asked for."""
         axes = self.labels[0].ndim
-        for label, part in zip(self.labels, np.split(coordinates, len(coordinates) // axes), strict=True):
+        for label, part in zip(self._marked, np.split(coordinates, len(coordinates) // axes), strict=True):
             yield label, (part + 1) / 2 * (np.asarray(label.shape).reshape(-1, *[1] * (part.ndim - 1)) - 1)
 
+    @cached_property
+    def _marked(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.where(label == IGNORE, UNKNOWN, label) for label in self.labels)
+
     def __call__(self, coordinates: np.ndarray, without: int | None = None) -> np.ndarray:
-        """(K - 1, *patch) float32: the share of the atlases that have that foreground class at ``coordinates``;
-        atlas number ``without`` has no say."""
-        there = [take_label(*at) for number, at in enumerate(self._places(coordinates)) if number != without]
-        return np.stack([np.mean([t == k for t in there], axis=0) for k in range(1, self.classes)]).astype(np.float32)
+        """(K - 1, *patch) float32: the share of the atlases that have that foreground class at ``coordinates``, an
+        ignored voxel counting 1/K; atlas number ``without`` has no say."""
+        asked = [at for number, at in enumerate(self._places(coordinates)) if number != without]
+        told = np.zeros((self.classes - 1, *coordinates.shape[1:]), dtype=np.float32)
+        for label, places in asked:
+            there = take_label(label, places)
+            told += np.stack([there == k for k in range(1, self.classes)])
+            told[:, there == UNKNOWN] += np.float32(1 / self.classes)
+        return told / len(asked)
 
     def posterior(self, coordinates: np.ndarray) -> np.ndarray:
         """(K, *patch) float32: the same of all atlases, background too, interpolated linearly."""
-        maps = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
+        total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
         for label, places in self._places(coordinates):
-            for k in range(self.classes):
-                maps[k] += take_image((label == k).astype(np.float32)[None], places)[0]
-        return maps / len(self.labels)
+            shares = np.stack(
+                [take_image((label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
+            )
+            if (label == UNKNOWN).any():
+                shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
+            total += shares
+        return total / len(self.labels)
 
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None, without: int | None = None) -> np.ndarray:
@@ -102,7 +122,10 @@ class BatchSampler(Dataset):
         self.prior = prior
         self.intensity = intensity_transform(recipe.augmentation)
         self.voxels: list[dict[int, np.ndarray]] = []
+        self.known: list[np.ndarray | None] = []  # of partly labelled cases: the voxels that are
         for case in self.cases:
+            known = case.label != IGNORE
+            self.known.append(None if known.all() else np.flatnonzero(known))
             flat = case.label.ravel()
             found = {k: np.flatnonzero(flat == k) for k in range(1, classes)}
             self.voxels.append({k: v for k, v in found.items() if len(v)})
@@ -129,12 +152,25 @@ class BatchSampler(Dataset):
 
     def _corner(self, index: int, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch: uniform over all places inside, or (balanced share) around a voxel of a class drawn
-        at random; a patch larger than the volume is centred on it."""
-        size = self.cases[index].label.shape
-        centre = None
+        at random; a patch larger than the volume is centred on it. Of a partly labelled scan, a place without any
+        labelled voxel is drawn again, and in the end taken around one."""
+        label, known = self.cases[index].label, self.known[index]
         if self.voxels[index] and rng.random() < self.recipe.balanced_share:
             of_class = self.voxels[index][int(rng.choice(list(self.voxels[index])))]
-            centre = np.unravel_index(int(rng.choice(of_class)), size)
+            return self._place(label.shape, rng, np.unravel_index(int(rng.choice(of_class)), label.shape))
+        corner = self._place(label.shape, rng)
+        if known is None or not len(known):
+            return corner
+        for _ in range(DRAWS):
+            seen = tuple(slice(max(c, 0), c + p) for c, p in zip(corner, self.patch, strict=True))
+            if (label[seen] != IGNORE).any():
+                return corner
+            corner = self._place(label.shape, rng)
+        return self._place(label.shape, rng, np.unravel_index(int(rng.choice(known)), label.shape))
+
+    def _place(
+        self, size: Sequence[int], rng: np.random.Generator, centre: Sequence[np.integer] | None = None
+    ) -> list[int]:
         corner = []
         for axis, (n, p) in enumerate(zip(size, self.patch, strict=True)):
             if n <= p:

@@ -187,6 +187,9 @@ class Recipe:
     a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
     ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``largest_component``
     keeps, in predictions, only the largest piece of each class that is one piece in the training labels.
+    ``precision`` is what the network computes in while it is trained (``auto``: bf16 on CUDA devices that have it, else
+    float32); weights and loss are float32 always. ``sync_batch_norm`` takes batch-norm statistics over all processes of
+    a training (CUDA) instead of per process.
     """
 
     name: str = "paper"
@@ -207,6 +210,8 @@ class Recipe:
     ema: float = 0.0
     alignment: Literal["none", "affine", "deformable"] = "none"
     largest_component: bool = False
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    sync_batch_norm: bool = False
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
     inference: InferenceSpec = field(default_factory=InferenceSpec)
 

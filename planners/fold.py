@@ -24,19 +24,23 @@ def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
 
 
 def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[tuple[int, ...], str]:
-    """Classes whose largest connected piece holds nearly all of their voxels in every training scan that has them."""
+    """Classes whose largest connected piece holds nearly all of their voxels in every training scan that has them,
+    whatever stands under ignored voxels: those are counted as if they were a second piece."""
     from skimage.measure import label as components
 
     single = []
+    hidden = [int(np.count_nonzero(label == IGNORE)) for label in labels]
     for k in range(1, classes):
         shares = []
-        for mask in (label == k for label in labels):
+        for label, unknown in zip(labels, hidden, strict=True):
+            mask = label == k
             if mask.any():
                 sizes = np.bincount(components(mask, connectivity=mask.ndim).ravel())[1:]
-                shares.append(sizes.max() / sizes.sum())
+                shares.append(sizes.max() / (sizes.sum() + unknown))
         if shares and min(shares) >= ONE_PIECE_SHARE:
             single.append(k)
-    return tuple(single), f"their largest piece holds at least {ONE_PIECE_SHARE:.0%} of them in every training scan"
+    reason = f"their largest piece holds at least {ONE_PIECE_SHARE:.0%} of them in every training scan"
+    return tuple(single), reason + (", whatever the ignored voxels are" if any(hidden) else "")
 
 
 def decide(

@@ -129,6 +129,35 @@ def test_parts_make_the_whole_and_what_is_there_is_not_done_again(trained, tmp_p
     assert capsys.readouterr().err.count("error: ") == 3
 
 
+def test_a_checkpoint_alone_is_enough(space, tmp_path, capsys):
+    """Dataset, preprocessed cases, plans and all else are gone: the same label maps come from the file alone."""
+    shutil.copytree(space.raw / "imagesTr", tmp_path / "scans")
+    assert space.predict(tmp_path / "scans", tmp_path / "wanted", "--save_probabilities") == 0
+    alone = tmp_path / "elsewhere/fold_0/checkpoint_final.pth"
+    alone.parent.mkdir(parents=True)
+    shutil.copyfile(space.model() / "fold_0/checkpoint_final.pth", alone)
+    described = json.loads((space.raw / "dataset.json").read_text())
+    shutil.rmtree(space.root)
+    for n, path in enumerate((alone.parent.parent, alone.parent, alone)):
+        out = tmp_path / str(n)
+        arguments = ["-i", tmp_path / "scans", "-o", out, "-m", path, "-device", "cpu", "--save_probabilities"]
+        assert command("predict", *arguments) == 0
+        for name in NAMES:
+            wanted, found = (read_labels(folder / f"{name}.nii.gz").array for folder in (tmp_path / "wanted", out))
+            assert np.array_equal(wanted, found)
+            with np.load(tmp_path / f"wanted/{name}.npz") as one, np.load(out / f"{name}.npz") as other:
+                assert np.array_equal(one["probabilities"], other["probabilities"])
+    content = torch.load(alone, weights_only=True)
+    assert content["dataset"] == described
+    assert content["plan"]["labels"] == described["labels"]
+    assert content["plan"]["network"]["widths"] == [4, 8, 8]
+    assert set(content["versions"]) >= {"mre_lowshot", "torch", "numpy", "python", "SimpleITK"}
+    assert content["training"]["iteration"] == 3
+    capsys.readouterr()
+    assert command("predict", "-i", tmp_path / "scans", "-o", tmp_path / "no", "-m", alone, "-f", "0") == 2
+    assert "is a single fold's; leave out -f" in capsys.readouterr().err
+
+
 def test_a_damaged_or_foreign_checkpoint_is_refused(space, tmp_path, capsys):
     path = space.model() / "fold_0/checkpoint_final.pth"
     whole = path.read_bytes()

@@ -16,7 +16,7 @@ from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
-from mre_lowshot.files import write_json
+from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.export import kept_single, native_labels
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
@@ -28,6 +28,7 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.specs import Plan
 from mre_lowshot.splits import Split
+from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.trainer import MRETrainer
 from mre_lowshot.volume import Geometry, read_labels, write_volume
 
@@ -44,6 +45,7 @@ class FoldJob:
     results: Path
     device: torch.device
     seed: int = 0
+    processes: Processes = ALONE
 
     @property
     def folder(self) -> Path:
@@ -78,24 +80,23 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     decisions = decide(
         job.plan, job.level, job.fold, job.split["train"], job.split["val"], [c.label for c in cases], job.seed
     )
-    model = job.folder.parent
-    if overwrite:  # only now that all that is needed was read
-        if any(path.parent != job.folder for path in model.glob("fold_*/*.pth")):
-            claim(model / "plans.json", job.plan)  # refused before anything is deleted
-        else:
-            (model / "plans.json").unlink(missing_ok=True)
-        shutil.rmtree(job.folder, ignore_errors=True)
-    claim(model / "plans.json", job.plan)
-    shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
-    claim(job.folder / "plans.json", plan)
+    if job.processes.first:
+        _take_folder(job, plan, overwrite)
     atlases = make_atlases(cases, plan)
-    trainer = MRETrainer(plan, in_atlases(cases, atlases, plan), job.folder, job.device, atlases)
+    dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
+    placed = in_atlases(cases, atlases, plan)
+    trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
     if resume:
         trainer.resume()
+    if not job.processes.first:
+        return trainer
     debug = {
         "versions": checkpoint.versions(),
         "device": str(job.device),
+        "processes": job.processes.count,
+        "precision": trainer.precision.name,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "parameters": parameter_count(trainer.network),
         "seed": job.seed,
@@ -105,6 +106,20 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     }
     write_json(job.folder / "debug.json", debug)
     return trainer
+
+
+def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:
+    """Make the model's and the fold's folder this plan's; with ``overwrite`` delete what the fold holds."""
+    model = job.folder.parent
+    if overwrite:  # only now that all that is needed was read
+        if any(path.parent != job.folder for path in model.glob("fold_*/*.pth")):
+            claim(model / "plans.json", job.plan)  # refused before anything is deleted
+        else:
+            (model / "plans.json").unlink(missing_ok=True)
+        shutil.rmtree(job.folder, ignore_errors=True)
+    claim(model / "plans.json", job.plan)
+    shutil.copyfile(job.prepared / "dataset.json", model / "dataset.json")
+    claim(job.folder / "plans.json", plan)
 
 
 def validate(

@@ -7,16 +7,20 @@ from pathlib import Path
 
 
 class Logbook:
-    """Collects one row an iteration, writes lines to ``training_log_<date>.txt`` and draws ``progress.png``."""
+    """Collects one row an iteration, writes lines to ``training_log_<date>.txt`` and draws ``progress.png``; without
+    ``writes`` it only collects."""
 
-    def __init__(self, folder: Path, history: dict[str, list[float]] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, history: dict[str, list[float]] | None = None, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.history = history or {"iteration": [], "loss": [], "dice": [], "learning_rate": []}
-        folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
 
     def say(self, line: str) -> None:
         """Add a line, with the time, to the text log."""
+        if not self.writes:
+            return
         with self.log.open("a", encoding="utf-8") as out:
             out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
@@ -32,6 +36,8 @@ class Logbook:
 
     def draw(self) -> None:
         """Write ``progress.png``."""
+        if not self.writes:
+            return
         from mre_lowshot.evaluation.figures import progress
 
         progress(self.folder / "progress.png", self.history)

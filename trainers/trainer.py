@@ -24,7 +24,9 @@ from mre_lowshot.network.build import build
 from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
+from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
+from mre_lowshot.trainers.precision import Precision
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
 
@@ -37,9 +39,9 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr
 
 
 @contextmanager
-def held_interrupt() -> Iterator[Callable[[], bool]]:
-    """Notes a Ctrl-C instead of raising it, once; gives a function that tells whether there was one. Outside the
-    main thread, where signals do not arrive, nothing is changed."""
+def held_interrupt(always: bool = False) -> Iterator[Callable[[], bool]]:
+    """Notes a Ctrl-C instead of raising it, once (``always``: each time, as torchrun repeats it); gives a function
+    that tells whether there was one. Outside the main thread, where signals do not arrive, nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -47,7 +49,8 @@ def held_interrupt() -> Iterator[Callable[[], bool]]:
 
     def note(*_: object) -> None:
         seen.append(True)
-        signal.signal(signal.SIGINT, before)
+        if not always:
+            signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
     try:
@@ -71,17 +74,34 @@ def batch_dice(logits: Tensor, target: Tensor) -> float:
 
 
 class MRETrainer:
-    """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``."""
+    """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``.
+
+    ``dataset`` is the content of dataset.json, kept in the checkpoints. With several ``processes`` each trains on its
+    share of every mini-batch, and the first one writes.
+
+    Raises:
+        UserError: the plan's precision or batch does not go with the device or the number of processes.
+    """
 
     def __init__(
-        self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device, atlases: Atlases = ()
+        self,
+        plan: Plan,
+        cases: Sequence[TrainingCase],
+        folder: Path,
+        device: torch.device,
+        atlases: Atlases = (),
+        dataset: dict[str, Any] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if plan.fold is None:
             raise ValueError("a fold's plan is needed: planners.fold.decide fills it")
         self.plan, self.folder, self.device, self.seed = plan, folder, device, plan.fold.seed
         recipe = plan.recipe
         torch.manual_seed(self.seed)
-        self.network = build(plan.network).to(device)
+        self.processes, self.dataset = processes, dataset
+        network = build(plan.network)
+        self.precision = Precision(plan, network, device)
+        self.network = processes.prepared(network.to(device), plan, device)
         self.average = None
         if recipe.ema:
             rule = get_ema_multi_avg_fn(recipe.ema)
@@ -103,7 +123,9 @@ class MRETrainer:
         prior = make_prior(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
-        self.logbook = Logbook(folder)
+        self.logbook = Logbook(folder, writes=processes.first)
+        if processes.count > 1:
+            self.logbook.say(processes.summary(plan))
 
     @property
     def best_network(self) -> nn.Module:
@@ -124,13 +146,14 @@ class MRETrainer:
         loader = DataLoader(rest, batch_size=None, num_workers=workers, persistent_workers=False)
         saved = time.monotonic()
         self.network.train()
-        with held_interrupt() as interrupted:
+        with held_interrupt(always=self.processes.count > 1) as interrupted:
             for images, coordinates, targets in loader:
                 self.step(images, coordinates, targets)
                 if on_step:
                     on_step(self)
-                if interrupted():
+                if self.processes.any(interrupted(), self.device):
                     self.save(checkpoint.LATEST)
+                    self.processes.any(True, self.device)  # nobody leaves before the first one has saved
                     self.logbook.say(f"interrupted after iteration {self.iteration}; --c goes on")
                     raise KeyboardInterrupt
                 if time.monotonic() - saved > SAVE_SECONDS:
@@ -143,20 +166,24 @@ class MRETrainer:
 
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""
-        images, coordinates, targets = (t.to(self.device) for t in (images, coordinates, targets))
-        logits = self.network(images, coordinates)
+        share, targets = self.processes.share, targets.to(self.device)
+        with self.precision.autocast():
+            logits = self.network(share(images).to(self.device), share(coordinates).to(self.device))
+        logits = self.processes.joined(logits)
         loss = self.loss(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.precision.backward(loss)
+        self.processes.sum_gradients(self.network)
+        self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
         value = loss.item()
-        if not math.isfinite(value) or not math.isfinite(norm.item()):
+        if not math.isfinite(value) or not (math.isfinite(norm.item()) or self.precision.may_skip()):
             raise NumericalError(
                 f"iteration {self.iteration + 1}: loss {value:g}, gradient norm {norm.item():g} is not finite; "
                 f"training stopped, the last good checkpoint in {self.folder} is kept; lower recipe.learning_rate"
             )
         rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -164,16 +191,20 @@ class MRETrainer:
         self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of the present state."""
+        """Write a checkpoint of the present state (the first process does)."""
+        if not self.processes.first:
+            return
         training: dict[str, Any] = {
             "iteration": self.iteration,
             "network": self.network.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "history": self.logbook.history,
         }
-        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training, self.atlases)
+        weights = self.best_network.state_dict()
+        checkpoint.save(self.folder / name, self.plan, weights, training, self.atlases, self.dataset)
 
     def resume(self) -> None:
         """Go on from ``checkpoint_latest.pth``.
@@ -191,5 +222,7 @@ class MRETrainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.precision.scaler.is_enabled():
+            self.precision.scaler.load_state_dict(state["scaler"])
         self.iteration = state["iteration"]
         self.logbook.history = {key: list(values) for key, values in state["history"].items()}

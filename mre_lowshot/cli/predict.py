@@ -29,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_predict", "Segment every scan in a folder with a trained model.", EPILOG)
     made.add_argument("-i", required=True, type=Path, metavar="DIR", help="folder with the scans (or one scan file)")
     made.add_argument("-o", required=True, type=Path, metavar="DIR", help="folder for the label maps")
-    made.add_argument("-m", type=Path, metavar="DIR", help="model folder (.../MRETrainer__MREPlans__1shot)")
+    made.add_argument("-m", type=Path, metavar="PATH",
+                      help="model folder (.../MRETrainer__MREPlans__1shot), or a checkpoint file alone")  # fmt: skip
     made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
     made.add_argument("-p", metavar="NAME", help="name of its plan")
@@ -71,8 +72,8 @@ def _model(options: argparse.Namespace) -> Model:
     device = devices.resolve(options.device)
     if options.m:
         folder, how = options.m, "-m"
-        if not folder.is_dir():
-            raise UserError(f"-m {folder}: is not a folder; give .../MRETrainer__MREPlans__1shot")
+        if not folder.exists():
+            raise UserError(f"-m {folder}: is not a folder or checkpoint file; give .../MRETrainer__MREPlans__1shot")
     else:
         results = Workspace.resolve(options.workspace).results
         level = parse_level(options.c) if options.c else None

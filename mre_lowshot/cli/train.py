@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from mre_lowshot.trainers.distributed import Processes
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -22,7 +27,10 @@ once with the final weights (nothing is chosen on them). A dataset with a single
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
 plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json.
 
-Ctrl-C leaves a usable checkpoint_latest.pth; --c goes on from it."""
+Ctrl-C leaves a usable checkpoint_latest.pth; --c goes on from it.
+
+Several GPUs (or, with -device cpu, processes) train one fold together, each on its share of every mini-batch:
+  torchrun --standalone --nproc_per_node=2 -m mre_lowshot.cli.train BTCV 1shot fold0"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
                       "the level is then called LEVEL_NAME")  # fmt: skip
     made.add_argument("--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} '
                       "(default: cohorts.json beside the plan)")  # fmt: skip
+    made.add_argument(
+        "--deterministic", action="store_true",
+        help="the same weights in every run on the same GPU too, more slowly (on the CPU they always are)",
+    )  # fmt: skip
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
     group.add_argument("--c", action="store_true", dest="resume", help="go on from the latest checkpoint")
@@ -48,10 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
 
-def _jobs(options: argparse.Namespace) -> list[FoldJob]:
+def _jobs(options: argparse.Namespace, processes: Processes, device: torch.device) -> list[FoldJob]:
     from dataclasses import replace
 
-    from mre_lowshot import devices
     from mre_lowshot.plans import load_plan, results_folder
     from mre_lowshot.preprocessing.prepare import check_prepared
     from mre_lowshot.splits import load_or_make, parse_fold, parse_level, read_cohort
@@ -76,10 +87,9 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     numbers = range(len(splits)) if fold == "all" else [fold]
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
-    device = devices.resolve(options.device)
+    seeds = {n: _seed(options, there.parent, n) for n in numbers}
     return [
-        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, _seed(options, there.parent, n))
-        for n in numbers
+        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, seeds[n], processes) for n in numbers
     ]
 
 
@@ -98,7 +108,13 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
     from tqdm import tqdm
 
     total = job.plan.recipe.iterations
-    with tqdm(total=total, initial=trainer.iteration, desc=f"fold {job.fold}", unit="it", disable=None) as bar:
+    with tqdm(
+        total=total,
+        initial=trainer.iteration,
+        desc=f"fold {job.fold}",
+        unit="it",
+        disable=None if job.processes.first else True,
+    ) as bar:
 
         def on_step(current: MRETrainer) -> None:
             book = current.logbook
@@ -131,6 +147,8 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
         print(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
         trainer.logbook.say(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
     names = job.split["val"]
+    if not job.processes.first:
+        return None
     if options.no_val or not names:
         print("  nothing to validate on" if not names else "  validation left out (--no_val)")
         return None
@@ -150,7 +168,14 @@ def _main(arguments: Sequence[str] | None) -> int:
         raise UserError(f"--iterations {options.iterations}: must be at least 1")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be 0 or more")
-    summaries = [summary for job in _jobs(options) if (summary := _fold(options, job))]
+    from mre_lowshot import devices
+    from mre_lowshot.trainers.distributed import started
+
+    if options.deterministic:
+        devices.make_deterministic()
+    with started(options.device) as (processes, device), _silent(not processes.first):
+        jobs = _jobs(options, processes, device)
+        summaries = [summary for job in jobs if (summary := _fold(options, job))]
     if len(summaries) > 1:
         import statistics
 
@@ -161,6 +186,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     return 1 if any(s["failed_cases"] for s in summaries) else 0
 
 
+@contextmanager
+def _silent(silent: bool) -> Iterator[None]:
+    """Nothing on stdout; errors still come on stderr."""
+    if not silent:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_train``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":  # as torchrun -m starts it
+    raise SystemExit(main())

@@ -26,7 +26,7 @@ class Model:
     plans: tuple[Plan, ...]
     networks: tuple[MRENet, ...]
     atlases: tuple[Atlases, ...]
-    unfinished: tuple[int, ...]  # folds of which only checkpoint_latest.pth is there
+    unfinished: tuple[int, ...]  # folds whose training has not come to its end
 
     @property
     def plan(self) -> Plan:
@@ -70,34 +70,56 @@ def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None)
 
 
 def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) -> Model:
-    """Load the named folds (None: all that are trained) of a model folder.
+    """Load the named folds (None: all that are trained) of a model folder. A fold's folder, copied anywhere, or a
+    checkpoint file alone do as well: nothing else is read.
 
     Raises:
         UserError: a fold is not there, or its checkpoint cannot be used.
     """
+    alone = _alone(folder)
+    if alone is not None:
+        if folds is not None:
+            raise UserError(f"{folder}: is a single fold's; leave out -f")
+        return _loaded(folder, [alone], device)
     there = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
     wanted = sorted(there) if folds is None else sorted(set(folds))
     missing = [fold for fold in wanted if fold not in there]
     if missing or not wanted:
         raise UserError(f"{folder}: fold {missing or 'any'} is not trained (there: {sorted(there) or 'none'}); see -f")
-    plans, networks, atlases, unfinished = [], [], [], []
-    for fold in wanted:
-        path = there[fold] / checkpoint.FINAL
-        if not path.is_file():
-            path = there[fold] / checkpoint.LATEST
-            unfinished.append(fold)
+    return _loaded(folder, [_newest(there[fold]) for fold in wanted], device)
+
+
+def _newest(fold: Path) -> Path:
+    final = fold / checkpoint.FINAL
+    return final if final.is_file() else fold / checkpoint.LATEST
+
+
+def _alone(path: Path) -> Path | None:
+    """The checkpoint that ``path`` is, or that lies in it directly."""
+    if path.is_file():
+        return path
+    return _newest(path) if _newest(path).is_file() else None
+
+
+def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
+    folds, plans, networks, atlases, unfinished = [], [], [], [], []
+    for path in paths:
         plan, content = checkpoint.load(path, device)
+        fold = int(path.parent.name[5:]) if path.parent.name.startswith("fold_") else plan.fold.fold if plan.fold else 0
         network = build(plan.network)
         network.load_state_dict(content["weights"])
+        folds.append(fold)
         plans.append(plan)
         networks.append(network)
         atlases.append(tuple(Atlas.from_tensors(data) for data in content["atlases"]))
-    different = [f for f, p in zip(wanted, plans, strict=True) if _shared(p) != _shared(plans[0])]
+        if content["training"]["iteration"] < plan.recipe.iterations:
+            unfinished.append(fold)
+    different = [f for f, p in zip(folds, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:
         raise UserError(
-            f"{folder}: folds {different} were trained by another plan than fold {wanted[0]}; choose with -f"
+            f"{folder}: folds {different} were trained by another plan than fold {folds[0]}; choose with -f"
         )
-    return Model(folder, tuple(wanted), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished))
+    return Model(folder, tuple(folds), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished))
 
 
 def _shared(plan: Plan) -> tuple[object, ...]:

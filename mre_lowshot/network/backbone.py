@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mre_lowshot.network.resize import AveragePool
 from mre_lowshot.specs import NetworkSpec
 
 # By number of axes. Typed loosely: torch's own signatures name int triples where any length is meant here.
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-AVERAGE_POOL: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 NORM: dict[str, dict[int, Any]] = {
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
     "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self.encoder = nn.ModuleList(
             conv_block(spec, i, w, n) for i, w, n in zip(inputs, widths, spec.convs, strict=True)
         )
-        self.pools = nn.ModuleList(AVERAGE_POOL[spec.axes](stride, stride) for stride in spec.strides)
+        self.pools = nn.ModuleList(AveragePool(stride) for stride in spec.strides)
         self.transitions, self.ups, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for width, below, stride in zip(widths[:-1], widths[1:], spec.strides, strict=True):
             skip = max(1, width // 4)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mre_lowshot.network.backbone import CONV, norm_layer
 from mre_lowshot.network.dilated import DilatedConv
+from mre_lowshot.network.resize import upsample
 from mre_lowshot.specs import NetworkSpec
 
 
@@ -89,10 +90,9 @@ class Embedding(nn.Module):
         """z: everything up to the fusion, (B, F, *size). ``coordinates`` (B, axes, *size) over the whole volume."""
         finest = levels[0]
         size = finest.shape[2:]
-        mode = "trilinear" if len(size) == 3 else "bilinear"
         parts = [finest]
         for level in levels[1 : self.levels]:
-            parts.append(F.interpolate(level, size=size, mode=mode, align_corners=False))
+            parts.append(upsample(level, size))
         if self.spec.coordinates == "patch":
             own = patch_coordinates(size, finest.device, finest.dtype)
             parts.append(own.expand(finest.shape[0], *own.shape))

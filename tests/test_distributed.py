@@ -1,0 +1,173 @@
+"""One fold in several processes: as one process with the joined batch; what cannot be shared is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SETTINGS, iterations
+from references import TINY, single_thread, tiny_case, tiny_plan  # noqa: F401
+from torch import multiprocessing
+from torch.utils.data import Dataset
+
+from mre_lowshot import checkpoint
+from mre_lowshot.errors import UserError
+from mre_lowshot.trainers.distributed import ALONE, Processes, started
+from mre_lowshot.trainers.logbook import Logbook
+from mre_lowshot.trainers.trainer import MRETrainer, held_interrupt
+
+CPU = torch.device("cpu")
+NETWORKS = {
+    "instance": replace(TINY, norm="instance", image_level_norm=False),
+    "batch": replace(TINY, image_level_norm=False),
+}
+
+
+class Doubled(Dataset):
+    """The sampler's mini-batches in double precision: what is left of a difference is not rounding."""
+
+    def __init__(self, sampler: Dataset) -> None:
+        self.sampler = sampler
+
+    def __getitem__(self, n: int):
+        images, coordinates, targets = self.sampler[n]
+        return images.double(), coordinates.double(), targets
+
+
+def trainer_of(norm: str, folder: Path, processes: Processes = ALONE) -> MRETrainer:
+    plan = tiny_plan(NETWORKS[norm], batch_size=4, iterations=4, dice_weight=1.0, n_lg=2, ema=0.9, learning_rate=1e-2)
+    trainer = MRETrainer(plan, [tiny_case()], folder, CPU, processes=processes)
+    trainer.network.double()
+    trainer.average.double()
+    trainer.sampler = Doubled(trainer.sampler)
+    return trainer
+
+
+def one_of_two(rank: int, folder: Path, port: int) -> None:
+    """A process: trains both networks and leaves its own weights and losses."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
+    Logbook.draw = lambda self: None  # drawing the curves takes longer than training here
+    with started("cpu") as (processes, device):
+        assert (processes, device) == (Processes(rank, 2), CPU)
+        for norm in NETWORKS:
+            trainer = trainer_of(norm, folder / norm / str(rank), processes)
+            trainer.fit()
+            torch.save([trainer.network.state_dict(), trainer.logbook.history], folder / f"{norm}{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (folder, port), nprocs=2)
+    return folder
+
+
+def left(folder: Path, norm: str, rank: int):
+    return torch.load(folder / f"{norm}{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("norm", NETWORKS)
+def test_two_processes_train_as_one_with_the_joined_batch(two, tmp_path, monkeypatch, norm):
+    """N_k, OHEM's ranking and Dice are pooled. Batch norm's statistics are each process's own: as one process that
+    takes the halves of the batch through the network one after the other."""
+    monkeypatch.setattr(Logbook, "draw", lambda self: None)
+    one = trainer_of(norm, tmp_path)
+    if norm == "batch":
+        whole = one.network.forward
+        halves = lambda *batch: torch.cat([whole(*half) for half in zip(*(t.chunk(2) for t in batch), strict=True)])  # noqa: E731
+        monkeypatch.setattr(one.network, "forward", halves)
+    one.fit()
+    wanted = dict(one.network.named_parameters())
+    for rank in (0, 1):
+        weights, history = left(two, norm, rank)
+        assert history["loss"] == pytest.approx(one.logbook.history["loss"], rel=1e-9)
+        assert history["dice"] == pytest.approx(one.logbook.history["dice"], rel=1e-9, nan_ok=True)
+        for name, value in wanted.items():
+            torch.testing.assert_close(weights[name], value.detach(), rtol=1e-7, atol=1e-9, msg=name)
+    start = dict(trainer_of(norm, tmp_path).network.named_parameters())
+    moved = max(float((value - start[name]).detach().abs().max()) for name, value in wanted.items())
+    assert moved > 1e-2  # there was something to agree about
+
+
+def test_statistics_of_batch_norm_are_per_process_and_the_log_says_so(two):
+    one, other = (left(two, "batch", rank)[0] for rank in (0, 1))
+    assert not torch.equal(one["backbone.encoder.0.2.running_mean"], other["backbone.encoder.0.2.running_mean"])
+    (log,) = (two / "batch/0").glob("*.txt")
+    assert "2 processes, 2 of 4 patches each" in log.read_text()
+    assert "batch-norm statistics per process" in log.read_text()
+
+
+@pytest.mark.parametrize("norm", NETWORKS)
+def test_only_the_first_process_writes(two, norm):
+    assert {p.suffix for p in (two / norm / "0").iterdir()} == {".pth", ".txt"}
+    assert not (two / norm / "1").exists()
+    saved = checkpoint.load(two / norm / "0" / checkpoint.FINAL, CPU)[1]["training"]
+    weights, history = left(two, norm, 0)
+    assert saved["history"] == history
+    assert all(torch.equal(saved["network"][name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("count", "recipe", "words"),
+    [
+        (3, {"batch_size": 4}, "batch_size 4 cannot be shared evenly by 3 processes .* recipe.batch_size=3"),
+        (8, {"batch_size": 4}, "recipe.batch_size=8"),
+        (4, {"batch_size": 4}, "image_level_norm=false"),
+        (2, {"batch_size": 4, "sync_batch_norm": True}, "on CUDA devices only"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(tmp_path, count, recipe, words):
+    with pytest.raises(UserError, match=words):
+        MRETrainer(tiny_plan(**recipe), [tiny_case()], tmp_path, CPU, processes=Processes(1, count))
+
+
+def test_torchrun_repeats_a_ctrl_c_and_nothing_is_lost_by_it():
+    """A process gets it from the terminal and from torchrun: noted each time, so that all stop after one iteration."""
+    before = signal.getsignal(signal.SIGINT)
+    with held_interrupt(always=True) as interrupted:
+        assert not interrupted()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_alone_there_is_nothing_to_synchronise(tmp_path):
+    trainer = MRETrainer(tiny_plan(sync_batch_norm=True), [tiny_case()], tmp_path, CPU)
+    assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in trainer.network.modules())
+
+
+def test_torchrun_trains_a_fold(space):
+    """The command as documented: the losses of one process, one set of files, validation by the first process."""
+    changes = ("recipe.batch_size=4", "network.norm=instance", "network.image_level_norm=false",
+               "recipe.alignment=none", "network.atlas_prior=false")  # fmt: skip
+    assert space.plan(name="Two", settings=(*SETTINGS, *changes)) == 0
+    assert space.train("--no_val", name="Two") == 0
+    fold = space.model("Two") / "fold_0"
+    alone = torch.load(fold / checkpoint.FINAL, weights_only=True)["training"]["history"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               "-m", "mre_lowshot.cli.train", "Synthetic", "1shot", "fold0", "-p", "Two",
+               "--workspace", space.root, "-device", "cpu", "--overwrite"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained 3 iterations") == 1
+    assert iterations(fold, checkpoint.FINAL) == [1, 2, 3]
+    together = torch.load(fold / checkpoint.FINAL, weights_only=True)["training"]["history"]
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert json.loads((fold / "debug.json").read_text())["processes"] == 2
+    assert len(list(fold.glob("training_log_*.txt"))) == 1
+    assert len(json.loads((fold / "validation/summary.json").read_text())["metric_per_case"]) == 2
