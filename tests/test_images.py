@@ -28,7 +28,7 @@ def dataset(root, ending, channels):
         image, disc = scene(number, channels)
         part, name = ("Ts", "new") if number == 3 else ("Tr", f"case{number}")
         disc = disc.astype(np.uint8)
-        if ending == ".nii.gz":
+        if ending == ".nii.gz" and number != 3:  # volumes of one slice; the one to predict is a 2D image
             image, disc = image[None], disc[None]
         for folder, array, stem in (("images", image, f"{name}_0000"), ("labels", disc, name)):
             path = raw / f"{folder}{part}" / f"{stem}{ending}"
@@ -69,6 +69,9 @@ def test_from_images_to_scores(tmp_path, capsys, ending, channels):
     assert command("predict", "-i", raw / "imagesTs", "-o", out, "--workspace", tmp_path, "-device", "cpu") == 0
     assert command("evaluate", raw / "labelsTs", out, "--profile", "bus") == 0
     assert "ARE" in capsys.readouterr().out
+    written, wanted = (sitk.ReadImage(str(folder / f"new{ending}")) for folder in (out, raw / "labelsTs"))
+    assert written.GetDimension() == wanted.GetDimension() == 2
+    assert written.GetSize() == wanted.GetSize()
     one = raw / f"imagesTs/new_0000{ending}"  # a single file gives the same
     assert command("predict", "-i", one, "-o", tmp_path / "one", "--workspace", tmp_path, "-device", "cpu") == 0
     same = read_labels(tmp_path / f"one/new{ending}").array
