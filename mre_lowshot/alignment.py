@@ -6,7 +6,8 @@ coordinate maps (paper, III-C) then hold; the atlas's labels at that place can b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ import torch
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
-from mre_lowshot.sampling import Prior, TrainingCase
+from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
 from mre_lowshot.specs import Plan
 
 MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 DEMONS_ITERATIONS = 50  # at each of three resolutions
 DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
+LOCAL_SIGMA = 2.0  # voxels; the surroundings whose mean and spread demons take out
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,53 @@ class Atlas:
         }
 
     @classmethod
-    def from_tensors(cls, data: dict[str, Any] | None) -> Atlas | None:
-        if data is None:
-            return None
+    def from_tensors(cls, data: dict[str, Any]) -> Atlas:
         image = data["image"].cpu().numpy().astype(np.float32)
         return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]))
 
 
-def make_prior(atlas: Atlas | None, plan: Plan) -> Prior | None:
-    """The prior that the plan's network takes from the atlas, None for none."""
-    if atlas is None or not plan.network.atlas_prior:
+Atlases = tuple[Atlas, ...]
+"""A fold's training scans, the first of which is the frame of the coordinates; empty where the plan needs none."""
+
+
+def make_atlases(cases: Sequence[TrainingCase], plan: Plan) -> Atlases:
+    """The atlases of a fold: all training scans where they are registered and their labels are told to the network,
+    only the first where it is but the frame of the coordinates."""
+    aligned, prior = plan.recipe.alignment != "none", plan.network.atlas_prior
+    chosen = cases if aligned and prior else cases[: int(aligned or prior)]
+    return tuple(Atlas.of(case) for case in chosen)
+
+
+def in_atlases(cases: Sequence[TrainingCase], atlases: Atlases, plan: Plan) -> list[TrainingCase]:
+    """The training scans with their places in every atlas; in itself a scan lies where it lies."""
+    placed = []
+    for number, case in enumerate(cases):
+        own = number if number < len(atlases) else None
+        if len(atlases) > 1 or own is None:
+            fields = [
+                _own_place(case) if other == own else align((atlas,), case.image, case.spacing, plan)
+                for other, atlas in enumerate(atlases)
+            ]
+            there = [field for field in fields if field is not None]
+            case = replace(case, coordinates=np.concatenate(there) if there else None)
+        placed.append(replace(case, own=own))
+    return placed
+
+
+def _own_place(case: TrainingCase) -> np.ndarray:
+    shape = case.label.shape
+    return coordinate_maps(voxel_positions([0] * len(shape), shape), shape)
+
+
+def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
+    """The prior that the plan's network takes from the atlases, None for none."""
+    if not atlases or not plan.network.atlas_prior:
         return None
-    return Prior(atlas.label, plan.network.classes)
+    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes)
 
 
-def align(atlas: Atlas | None, image: np.ndarray, spacing: tuple[float, ...], plan: Plan) -> np.ndarray | None:
-    """Coordinates (3, *size) of a preprocessed scan's voxels in the atlas, each axis -1 to 1 over the atlas; None
+def align(atlases: Atlases, image: np.ndarray, spacing: tuple[float, ...], plan: Plan) -> np.ndarray | None:
+    """Coordinates (atlases * 3, *size) of a preprocessed scan's voxels in each atlas, each axis -1 to 1 over it; None
     where the plan aligns nothing (the scan's own volume is the frame then).
 
     ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration, large scans are thinned.
@@ -68,10 +101,10 @@ def align(atlas: Atlas | None, image: np.ndarray, spacing: tuple[float, ...], pl
     Raises:
         UserError: the scan cannot be registered (a few slices only, constant, nothing in common).
     """
-    if atlas is None or plan.recipe.alignment == "none":
+    if not atlases or plan.recipe.alignment == "none":
         return None
     try:
-        return _register(atlas, image, spacing, plan.recipe.alignment)
+        return np.concatenate([_register(atlas, image, spacing, plan.recipe.alignment) for atlas in atlases])
     except RuntimeError as problem:  # too thin, constant, no overlap: SimpleITK says which, in its last line
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(
@@ -178,24 +211,41 @@ def _correlation(fixed: Any, moving: Any, transform: Any) -> float:
 
 
 def demons(fixed: Any, moving: Any, start: Any) -> Any:
-    """Diffeomorphic demons from ``fixed`` to ``moving`` after ``start``, coarse to fine: a displacement transform."""
+    """Symmetric demons from ``fixed`` to ``moving`` after ``start``, coarse to fine: a displacement transform.
+
+    They compare intensities, which scans of two people or two scanners do not share even in one organ: both images
+    are first normalised by their surroundings, so that edges and texture are compared.
+    """
     import SimpleITK as sitk
 
     outside = float(sitk.GetArrayViewFromImage(moving).min())
     moved = sitk.Resample(moving, fixed, start, sitk.sitkLinear, outside)
-    moved = sitk.HistogramMatching(moved, fixed, 256, 12, True)
-    method = sitk.DiffeomorphicDemonsRegistrationFilter()
+    method = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     method.SetNumberOfIterations(DEMONS_ITERATIONS)
     method.SetStandardDeviations(DEMONS_SIGMA)
     field = None
     for factor in (4, 2, 1):
-        one, other = (_coarser(image, factor) for image in (fixed, moved))
+        one, other = (_locally_normalised(_coarser(image, factor)) for image in (fixed, moved))
         if field is None:
             field = method.Execute(one, other)
         else:
             field = sitk.Resample(field, one, sitk.Transform(), sitk.sitkLinear, 0.0, field.GetPixelID())
             field = method.Execute(one, other, field)
     return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+
+
+def _locally_normalised(image: Any) -> Any:
+    """Less the mean of its surroundings, over their standard deviation (a tenth of the whole image's is added, so that
+    noise in even areas stays small)."""
+    import SimpleITK as sitk
+    from scipy.ndimage import gaussian_filter
+
+    array = sitk.GetArrayFromImage(image).astype(np.float64)
+    mean = gaussian_filter(array, LOCAL_SIGMA)
+    spread = np.sqrt(np.maximum(gaussian_filter(array**2, LOCAL_SIGMA) - mean**2, 0))
+    normalised = sitk.GetImageFromArray(((array - mean) / (spread + 0.1 * array.std() + 1e-12)).astype(np.float32))
+    normalised.CopyInformation(image)
+    return normalised
 
 
 def _coarser(image: Any, factor: int) -> Any:

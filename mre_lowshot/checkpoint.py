@@ -13,7 +13,7 @@ import numpy
 import torch
 
 from mre_lowshot import __version__
-from mre_lowshot.alignment import Atlas
+from mre_lowshot.alignment import Atlases
 from mre_lowshot.codec import from_json, to_json
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import whole_file
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def save(
-    path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any], atlas: Atlas | None = None
+    path: Path, plan: Plan, weights: dict[str, torch.Tensor], training: dict[str, Any], atlases: Atlases = ()
 ) -> None:
     """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from."""
     content = {
@@ -42,14 +42,15 @@ def save(
         "weights": weights,
         "training": training,
         "versions": versions(),
-        "atlas": atlas.to_tensors() if atlas else None,
+        "atlases": [atlas.to_tensors() for atlas in atlases],
     }
     with whole_file(path) as temporary:
         torch.save(content, temporary)
 
 
 def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
-    """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``).
+    """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``,
+    ``atlases``).
 
     Raises:
         UserError: missing, damaged, of another format, or holding more than tensors and plain values.
@@ -64,7 +65,7 @@ def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
     found = content.get("format_version") if isinstance(content, dict) else None
     if found != FORMAT_VERSION:
         raise UserError(f"{path}: format_version is {found}, this mre_lowshot reads {FORMAT_VERSION}; train again")
-    missing = sorted({"plan", "weights", "training"} - content.keys())
+    missing = sorted({"plan", "weights", "training", "atlases"} - content.keys())
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}: foreign or damaged; train the fold again")
     return from_json(Plan, content["plan"], f"{path}: plan"), content

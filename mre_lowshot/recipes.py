@@ -11,6 +11,11 @@ from mre_lowshot.specs import AugmentationSpec, InferenceSpec, Recipe
 
 PAPER = Recipe()
 
+# The paper's "Aug.": left-right mirroring (p = 0.5; the planner takes it away but for MRI without left and right
+# labels), random brightness and contrast. How often and how strongly is our reading: half the patches, up to a quarter.
+_AUG = AugmentationSpec(mirror_axes=(2,), brightness_probability=0.5, contrast_probability=0.5)
+PAPER_AUG = replace(PAPER, name="paper_aug", augmentation=_AUG)
+
 DEFAULT = Recipe(
     name="default",
     iterations=600,
@@ -40,6 +45,18 @@ DEFAULT = Recipe(
     inference=InferenceSpec(tiling="overlap", step=0.5, prior_weight=0.4),
 )
 
+# The paper's method at the size of a CPU: its loss (equation 5 with OHEM), uniform patches, centre tiles, nothing that
+# goes beyond it; but the length and the learning rate of `default`, for its own would not converge in so few steps.
+PAPER_SMALL = replace(
+    PAPER,
+    name="paper_small",
+    iterations=DEFAULT.iterations,
+    batch_size=DEFAULT.batch_size,
+    learning_rate=DEFAULT.learning_rate,
+    schedule=DEFAULT.schedule,
+)
+PAPER_AUG_SMALL = replace(PAPER_SMALL, name="paper_aug_small", augmentation=_AUG)
+
 # The U-Net baseline (SPEC 4): the paper's literal schedule, whose rate is 1e-7 after 6,000 iterations; the same with
 # the drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe `default` without MRE-Net.
 UNET = replace(PAPER, name="unet", iterations=20_000, batch_size=64, ohem=False)
@@ -53,8 +70,10 @@ UNET_DEFAULT = replace(
     inference=replace(DEFAULT.inference, prior_weight=0.0),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (DEFAULT, PAPER, UNET, UNET_SPREAD, UNET_DEFAULT)}
-OF_THE_PAPER = ("paper", "unet", "unet_spread")  # planned as the paper did: its network, patch, crop and grid
+_ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPREAD, UNET_DEFAULT)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
+OF_THE_PAPER = ("paper", "paper_aug", "unet", "unet_spread")  # planned as the paper did: its network, patch, crop, grid
+SMALL = ("paper_small", "paper_aug_small")  # the small network on any device
 _UNET_NETWORK: dict[str, Any] = {"ams": False, "coordinates": "none", "dml": False, "embedding": 0}
 # Fields of the network that a recipe changes.
 NETWORKS: dict[str, dict[str, Any]] = dict.fromkeys(("unet", "unet_spread", "unet_default"), _UNET_NETWORK)

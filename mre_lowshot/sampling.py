@@ -7,7 +7,7 @@ workers, and goes on after an interruption as if there had been none.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,15 @@ from mre_lowshot.specs import Recipe
 class TrainingCase:
     """A preprocessed scan: image (C, *size) float32, label (*size) int16 with `losses.IGNORE`, spacing in mm.
 
-    ``coordinates`` (axes, *size) are its voxels' places in the atlas, -1 to 1; None: its own volume is the frame.
+    ``coordinates`` (atlases * axes, *size) are its voxels' places in each atlas, -1 to 1; None: its own volume is the
+    frame. ``own`` is which of the atlases the scan itself is.
     """
 
     image: np.ndarray
     label: np.ndarray
     spacing: tuple[float, ...]
     coordinates: np.ndarray | None = None
+    own: int | None = None
 
 
 def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
@@ -49,28 +51,38 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prior:
-    """The atlas's label map (*size) int16, asked at coordinates."""
+    """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own."""
 
-    label: np.ndarray
+    labels: tuple[np.ndarray, ...]
     classes: int
 
-    def __call__(self, coordinates: np.ndarray) -> np.ndarray:
-        """(K - 1, *patch) float32: 1 where the atlas has that foreground class at ``coordinates`` (axes, *patch)."""
-        size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
-        there = take_label(self.label, (coordinates + 1) / 2 * (size - 1))
-        return np.stack([there == k for k in range(1, self.classes)]).astype(np.float32)
+    def _places(self, coordinates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each atlas's label map and the voxels (axes, *patch) of it that are asked for."""
+        axes = self.labels[0].ndim
+        for label, part in zip(self.labels, np.split(coordinates, len(coordinates) // axes), strict=True):
+            yield label, (part + 1) / 2 * (np.asarray(label.shape).reshape(-1, *[1] * (part.ndim - 1)) - 1)
+
+    def __call__(self, coordinates: np.ndarray, without: int | None = None) -> np.ndarray:
+        """(K - 1, *patch) float32: the share of the atlases that have that foreground class at ``coordinates``;
+        atlas number ``without`` has no say."""
+        there = [take_label(*at) for number, at in enumerate(self._places(coordinates)) if number != without]
+        return np.stack([np.mean([t == k for t in there], axis=0) for k in range(1, self.classes)]).astype(np.float32)
 
     def posterior(self, coordinates: np.ndarray) -> np.ndarray:
-        """(K, *patch) float32: the atlas's labels at ``coordinates``, background too, interpolated linearly."""
-        size = np.asarray(self.label.shape).reshape(-1, *[1] * (coordinates.ndim - 1))
-        places = (coordinates + 1) / 2 * (size - 1)
-        maps = [take_image((self.label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
-        return np.stack(maps).astype(np.float32)
+        """(K, *patch) float32: the same of all atlases, background too, interpolated linearly."""
+        maps = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
+        for label, places in self._places(coordinates):
+            for k in range(self.classes):
+                maps[k] += take_image((label == k).astype(np.float32)[None], places)[0]
+        return maps / len(self.labels)
 
 
-def location_maps(coordinates: np.ndarray, prior: Prior | None) -> np.ndarray:
-    """What the network is told of the place: ``coordinates`` (axes, *patch), and the atlas's labels there, if any."""
-    return coordinates if prior is None else np.concatenate([coordinates, prior(coordinates)])
+def location_maps(coordinates: np.ndarray, prior: Prior | None, without: int | None = None) -> np.ndarray:
+    """What the network is told of the place: the coordinates (axes, *patch) in the first atlas, and what the
+    ``prior``, if any, says of all (see there)."""
+    if prior is None:
+        return coordinates
+    return np.concatenate([coordinates[: prior.labels[0].ndim], prior(coordinates, without)])
 
 
 class BatchSampler(Dataset):
@@ -140,13 +152,19 @@ class BatchSampler(Dataset):
             return coordinate_maps(positions, case.label.shape)
         return take_image(case.coordinates, positions)
 
+    def _left_out(self, case: TrainingCase, rng: np.random.Generator) -> int | None:
+        """In half of the patches the scan's own labels, where others bring theirs: a new scan has only those."""
+        several = self.prior is not None and len(self.prior.labels) > 1
+        return case.own if several and rng.random() < 0.5 else None
+
     def _patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         index = int(rng.integers(len(self.cases)))
         case, augmentation = self.cases[index], self.recipe.augmentation
         size = case.label.shape
         home = voxel_positions(self._corner(index, rng), self.patch)
         # of the undeformed place: augmentation moves content only
-        coordinates = location_maps(self._coordinates(case, jitter(home, augmentation, rng)), self.prior)
+        told = self._coordinates(case, jitter(home, augmentation, rng))
+        coordinates = location_maps(told, self.prior, self._left_out(case, rng))
         source = deform(home, case.spacing, size, augmentation, rng)
         for axis in augmentation.mirror_axes:
             if axis < len(size) and rng.random() < 0.5:

@@ -21,16 +21,21 @@ from mre_lowshot.files import read_json, write_json
 
 Split = dict[str, list[str]]  # {"train": [...], "val": [...]}, nnU-Net's form
 DRAWS = 7  # repetitions of two- and three-shot in the paper
+_COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*$")
 _COUNTED = re.compile(r"0*([1-9]\d*)[-_]?(shot|pct)s?$")
 
 
 def parse_level(text: str) -> str:
-    """The level as it is written in file and folder names: ``1shot``, ``2shot``, ..., ``5pct``, ``loo`` or ``all``.
+    """The level as it is written in file and folder names: ``1shot``, ``2shot``, ..., ``5pct``, ``loo`` or ``all``;
+    of a cohort ``1shot_NAME``.
 
     Raises:
         UserError: it is none of these.
     """
     plain = text.strip().lower()
+    base, _, cohort = text.strip().rpartition("_")
+    if base and _COHORT.match(cohort) and cohort.lower() not in ("shot", "shots", "pct", "pcts", "out"):
+        return f"{parse_level(base)}_{cohort}"
     match = _COUNTED.match(plain)
     if match and (match[2] == "shot" or int(match[1]) <= 100):
         return match[1] + match[2]
@@ -96,6 +101,27 @@ def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequenc
     return [_split(train, cases) for train in _draws(cases, count, seed)]
 
 
+def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
+    """The cases of cohort ``name``: {"NAME": [cases]} or, for several datasets, {"DatasetXXX_Name": {"NAME": [cases]}}.
+
+    Raises:
+        UserError: the file is missing or of another form, there is no such cohort, or its name cannot name folders.
+    """
+    if not _COHORT.match(name):
+        raise UserError(f"--cohort {name!r}: use letters, digits and -, a letter first (it names folders)")
+    if not path.is_file():
+        raise UserError(f'{path}: is not there; write {{"{name}": [case names]}} into it, or name another (--cohorts)')
+    data = read_json(path, "cohorts")
+    cohorts = data.get(dataset, data) if isinstance(data, dict) else {}
+    if not isinstance(cohorts, dict) or name not in cohorts:
+        there = ", ".join(cohorts) if isinstance(cohorts, dict) and cohorts else "none"
+        raise UserError(f"{path}: has no cohort {name!r} for {dataset} (there: {there})")
+    cases = cohorts[name]
+    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+        raise UserError(f"{path}: cohort {name!r} is {cases!r:.100}; must be a list of case names")
+    return cases
+
+
 def load_or_make(
     folder: Path, level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None
 ) -> list[Split]:
@@ -112,18 +138,22 @@ def load_or_make(
     if path.is_file():
         splits = _checked(read_json(path, f"splits of level {level}"), path, level, names)
         left = set(names) - {name for fold in splits for part in fold.values() for name in part}
-        if left:
+        if left and "_" not in level:
             print(f"note: {path.name} leaves out {_some(left)}; delete {path} to have it made again")
         return splits
-    splits = make_splits(level, names, seed, cohort)
+    base, _, name = level.partition("_")
+    if name and cohort is None:
+        raise UserError(f"level {level}: {path} is not there; name the cohort once (--cohort {name})")
+    splits = make_splits(base, names, seed, cohort)
     write_json(path, splits)
     return splits
 
 
 def _train_count(level: str, cases: int) -> int:
-    number = int(re.sub(r"\D", "", level))
+    base = level.partition("_")[0]
+    number = int(re.sub(r"\D", "", base))
     # to the nearest, a half upward: of 220 cases the paper trains on 2 (1 %), 11 (5 %) and 22 (10 %)
-    return number if level.endswith("shot") else max(1, (2 * number * cases + 100) // 200)
+    return number if base.endswith("shot") else max(1, (2 * number * cases + 100) // 200)
 
 
 def _split(train: Collection[str], cases: Sequence[str]) -> Split:
@@ -174,7 +204,7 @@ def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Sp
             raise UserError(f"{where}: {_some(both)} in train and in val; a case tested on must not be trained on")
         if not fold["train"]:
             raise UserError(f"{where}: train is empty; name at least one case")
-        if level.endswith("shot") and len(fold["train"]) != _train_count(level, len(names)):
+        if level.partition("_")[0].endswith("shot") and len(fold["train"]) != _train_count(level, len(names)):
             raise UserError(
                 f"{where}: train names {len(fold['train'])} cases ({_some(fold['train'])}), level {level} means "
                 f"{_train_count(level, len(names))}; {remake}"

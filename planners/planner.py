@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mre_lowshot.codec import all_changed
+from mre_lowshot.paper_data import groups_of
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import constant_background, seen_ranges
-from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, for_images, named
+from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, SMALL, for_images, named
 from mre_lowshot.specs import NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
+
+if TYPE_CHECKING:
+    from mre_lowshot.dataset import RawDataset
 
 PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
 
@@ -26,6 +31,13 @@ class DatasetFacts:
     file_ending: str
     has_crops: bool = False
 
+    @classmethod
+    def of(cls, dataset: RawDataset) -> DatasetFacts:
+        crops = (dataset.folder / "crops.json").is_file()
+        return cls(
+            dataset.name, dataset.channel_names, dataset.labels, dataset.ignore_label, dataset.file_ending, crops
+        )
+
 
 def make_plan(
     facts: DatasetFacts,
@@ -37,6 +49,8 @@ def make_plan(
     """Decide everything that images and device decide. What labels decide waits for the fold (`planners.fold`)."""
     reasons: dict[str, str] = {}
     recipe = named(recipe_name)
+    if recipe.name in SMALL:
+        device = replace(device, kind="cpu")
     preprocessing = _preprocessing(facts, fingerprint, device, recipe, reasons)
     sizes = _grid_sizes(fingerprint, preprocessing)
     median_size = tuple(int(v) for v in np.median(sizes, axis=0))
@@ -79,11 +93,13 @@ def make_plan(
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
     network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
-    if flat and not of_the_paper:
+    recipe = _of_the_data(recipe, facts, flat, reasons)
+    if flat and recipe.name not in (*OF_THE_PAPER, *SMALL):
         mirror_axes, reasons["mirroring"] = rules.flat_mirror_rule(list(facts.labels))
         recipe = for_images(recipe, mirror_axes)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
-    reasons["groups"] = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
+    derived = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
+    reasons.setdefault("groups", derived)
     return Plan(
         dataset_name=facts.name,
         plans_name=plans_name,
@@ -98,6 +114,39 @@ def make_plan(
         seen=seen_ranges(fingerprint),
         ignore_label=facts.ignore_label,
     )
+
+
+def with_changes(plan: Plan, changes: dict[str, str], where: str = "--set") -> Plan:
+    """``plan`` with fields changed as ``--set KEY=VALUE`` does; ``network.dilations`` may also name a rule (`paper`,
+    `patch`).
+
+    Raises:
+        UserError: a key names no field (the nearest is named), or a value breaks a rule.
+    """
+    if not changes:
+        return plan
+    rule = rules.DILATION_RULES.get(changes.get("network.dilations", ""))
+    plan_now = all_changed(plan, {k: v for k, v in changes.items() if not (rule and k == "network.dilations")}, where)
+    if rule:
+        rows, _ = rule(plan_now.patch.size)
+        plan_now = replace(plan_now, network=replace(plan_now.network, dilations=rows))
+    said = ", ".join(f"{key}={value}" for key, value in changes.items())
+    return replace(plan_now, reasons={**plan.reasons, "set": f"by {where}, whatever is said above: {said}"})
+
+
+def _of_the_data(recipe: Recipe, facts: DatasetFacts, flat: bool, reasons: dict[str, str]) -> Recipe:
+    """What of the recipe depends on the dataset: the paper's OHEM groups where it is one of the paper's two, and
+    whether patches may be mirrored."""
+    if recipe.name in (*OF_THE_PAPER, *SMALL) and recipe.ohem and (groups := groups_of(facts.labels)):
+        majority = tuple(groups.majority(facts.labels))
+        recipe = replace(recipe, majority=majority, n_lg=groups.n_lg)
+        reasons["groups"] = f"labels are those of {groups.dataset}: {groups.reason}, N_Lg {groups.n_lg} (paper, IV-C)"
+    axes = recipe.augmentation.mirror_axes
+    if axes:
+        allowed, reasons["mirroring"] = rules.mirror_rule(facts.channel_names, list(facts.labels))
+        axes = tuple(a - flat for a in axes if a >= flat) if allowed else ()
+        recipe = replace(recipe, augmentation=replace(recipe.augmentation, mirror_axes=axes))
+    return recipe
 
 
 def _preprocessing(

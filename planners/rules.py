@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -132,6 +133,25 @@ def dilation_rule(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], 
     """ASPP dilations reaching the same shares of the patch as the paper's 6, 12, 18 of 36: 1/6, 1/3 and 1/2."""
     rows = tuple(tuple(max(1, round(n * share)) for n in patch) for share in (1 / 6, 1 / 3, 1 / 2))
     return rows, "1/6, 1/3 and 1/2 of the patch side, as the paper's 6, 12, 18 are of 36"
+
+
+def paper_dilations(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """The paper's 6, 12, 18 on every axis, however thick the slices."""
+    return tuple((d,) * len(patch) for d in (6, 12, 18)), "6, 12 and 18 on every axis, as the paper's"
+
+
+# What `--set network.dilations=NAME` takes beside numbers.
+DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
+
+
+def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, str]:
+    """Whether left and right may be swapped in training: in MRI only (paper, IV-C), and where no label is a side's."""
+    sided = [name for name in labels if {"left", "right", "l", "r"} & set(re.split(r"[^a-z]+", name.lower()))]
+    if sided:
+        return False, f"not mirrored: {', '.join(sided[:4])} would change sides"
+    if not all(name.strip().lower() in MRI_NAMES for name in channels):
+        return False, f"not mirrored: {', '.join(channels)} is no MRI, and the paper mirrors brain MRI only"
+    return True, "left and right are swapped in half of the patches"
 
 
 # Words in label names that tell a lesion: where it lies in one scan says nothing about the next.

@@ -112,11 +112,17 @@ def whole_map(size: tuple[int, ...]) -> np.ndarray:
 
 
 def sampler(
-    *cases: TrainingCase, patch: tuple[int, ...] = PATCH, seed: int = 0, batch: int = 8, spec=NONE, **recipe: Any
+    *cases: TrainingCase,
+    patch: tuple[int, ...] = PATCH,
+    seed: int = 0,
+    batch: int = 8,
+    spec=NONE,
+    prior=None,
+    **recipe: Any,
 ) -> BatchSampler:
     """Mini-batches of ``batch`` patches out of ``cases``, with augmentation ``spec``."""
     rule = Recipe(iterations=50, batch_size=batch, augmentation=spec, **recipe)
-    return BatchSampler(cases, patch, rule, 3, seed)
+    return BatchSampler(cases, patch, rule, 3, seed, prior)
 
 
 def corner_of(maps: np.ndarray, size: tuple[int, ...]) -> list[int]:

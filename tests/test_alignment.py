@@ -11,10 +11,10 @@ from references import TINY, numbered_case, sampler, tiny_case, tiny_plan
 from scipy import ndimage
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, align, make_prior
+from mre_lowshot.alignment import Atlas, align, in_atlases, make_atlases, make_prior
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import build
-from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
+from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import AugmentationSpec, PatchSpec
 from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -47,15 +47,15 @@ def test_a_scan_moved_by_a_known_affine_is_found_again(kind):
     matrix, offset = np.array([[1.05, 0.03, 0], [0, 0.95, 0.05], [-0.04, 0, 1.0]]), np.array([1.5, -2.0, 1.0])
     moved = ndimage.affine_transform(image[0], matrix, offset, order=1, mode="nearest")[None]
     truth = ndimage.affine_transform(label, matrix, offset, order=0)
-    found = align(atlas, moved, SPACING, aligned(kind))
+    found = align((atlas,), moved, SPACING, aligned(kind))
     assert found.shape == (3, *image.shape[1:])
     assert found.dtype == np.float32
     wanted = np.einsum("ij,j...->i...", matrix, np.indices(image.shape[1:])) + offset.reshape(3, 1, 1, 1)
     places = (found + 1) / 2 * (np.array(image.shape[1:]).reshape(3, 1, 1, 1) - 1)
     inside = truth > 0
     assert np.abs(places - wanted)[:, inside].mean() < 0.5  # voxels
-    prior = Prior(label, 3)(found)
-    start = Prior(label, 3)(coordinate_maps(voxel_positions((0, 0, 0), label.shape), label.shape))
+    prior = Prior((label,), 3)(found)
+    start = Prior((label,), 3)(coordinate_maps(voxel_positions((0, 0, 0), label.shape), label.shape))
     assert dice(prior[1] > 0, truth == 2) > max(0.9, dice(start[1] > 0, truth == 2))
 
 
@@ -67,7 +67,7 @@ def test_deformable_alignment_follows_what_no_affine_can():
     truth = ndimage.map_coordinates(label, bent, order=0)
     scores = []
     for kind in ("affine", "deformable"):
-        prior = Prior(label, 3)(align(Atlas(image, label, SPACING), moved, SPACING, aligned(kind)))
+        prior = Prior((label,), 3)(align((Atlas(image, label, SPACING),), moved, SPACING, aligned(kind)))
         scores.append(dice(prior[1] > 0, truth == 2))
     assert scores[1] > scores[0] + 0.03
     assert scores[1] > 0.9
@@ -76,7 +76,7 @@ def test_deformable_alignment_follows_what_no_affine_can():
 def test_a_scan_of_another_size_and_spacing_gets_coordinates_of_its_own_voxels():
     image, label = head()
     finer = ndimage.zoom(image[0], (1, 1, 1.5), order=1, grid_mode=True, mode="nearest")[None]
-    found = align(Atlas(image, label, SPACING), finer, (2.0, 1.0, 1.0), aligned("affine"))
+    found = align((Atlas(image, label, SPACING),), finer, (2.0, 1.0, 1.0), aligned("affine"))
     assert found.shape == (3, *finer.shape[1:])
     middle = tuple(n // 2 for n in finer.shape[1:])
     assert np.abs(found[(slice(None), *middle)]).max() < 0.1
@@ -86,20 +86,20 @@ def test_a_scan_of_another_size_and_spacing_gets_coordinates_of_its_own_voxels()
 def test_nothing_is_aligned_where_the_plan_says_none():
     image, label = head()
     atlas = Atlas(image, label, SPACING)
-    assert align(atlas, image, SPACING, aligned("none")) is None
-    assert align(None, image, SPACING, aligned("affine")) is None
-    assert make_prior(atlas, aligned("affine")) is None
+    assert align((atlas,), image, SPACING, aligned("none")) is None
+    assert align((), image, SPACING, aligned("affine")) is None
+    assert make_prior((atlas,), aligned("affine")) is None
 
 
 def test_the_prior_is_the_atlas_label_at_the_coordinates_and_background_outside():
     label = np.random.default_rng(0).integers(-1, 4, size=(5, 6, 7)).astype(np.int16)
     at = coordinate_maps(voxel_positions((0, 0, 0), label.shape), label.shape)
-    prior = Prior(label, 4)(at)
+    prior = Prior((label,), 4)(at)
     for k in (1, 2, 3):
         assert np.array_equal(prior[k - 1], (label == k).astype(np.float32))
-    assert not Prior(label, 4)(at + 3).any()
+    assert not Prior((label,), 4)(at + 3).any()
     assert location_maps(at, None) is at
-    assert np.array_equal(location_maps(at, Prior(label, 4)), np.concatenate([at, prior]))
+    assert np.array_equal(location_maps(at, Prior((label,), 4)), np.concatenate([at, prior]))
 
 
 def test_patches_take_the_coordinates_a_case_was_given():
@@ -132,15 +132,15 @@ def test_the_atlas_comes_back_from_a_checkpoint_and_predicts_alone(tmp_path):
     plan = tiny_plan(network, alignment="affine", iterations=2)
     case = tiny_case()
     atlas = Atlas(case.image, case.label, case.spacing)
-    MRETrainer(plan, [case], tmp_path, CPU, atlas).fit()
+    MRETrainer(plan, [case], tmp_path, CPU, (atlas,)).fit()
     _, content = checkpoint.load(tmp_path / checkpoint.FINAL, CPU)
-    again = Atlas.from_tensors(content["atlas"])
+    (again,) = (Atlas.from_tensors(data) for data in content["atlases"])
     assert np.array_equal(again.label, case.label)
     assert np.allclose(again.image, case.image, atol=2e-3)
     assert again.spacing == case.spacing
     net = build(network)
     net.load_state_dict(content["weights"])
-    predictor = Predictor([net], network, plan.patch, plan.recipe.inference, CPU, priors=[make_prior(again, plan)])
+    predictor = Predictor([net], network, plan.patch, plan.recipe.inference, CPU, priors=[make_prior((again,), plan)])
     own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
     implied, given = predictor.predict(case.image), predictor.predict(case.image, coordinates=[own])
     np.testing.assert_allclose(implied, given, atol=1e-5)
@@ -152,7 +152,7 @@ def test_the_posterior_is_pooled_with_the_atlas_as_the_formula_says():
     network = replace(TINY, atlas_prior=True)
     net = build(network).eval()
     case = tiny_case()
-    prior = Prior(case.label, network.classes)
+    prior = Prior((case.label,), network.classes)
     own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
     rule = tiny_plan().recipe.inference
 
@@ -175,7 +175,7 @@ def test_networks_with_atlases_of_their_own_are_averaged():
     torch.manual_seed(0)
     nets = [build(network).eval() for _ in range(2)]
     case, other = tiny_case(), tiny_case((7, 13, 12))
-    priors = [Prior(case.label, network.classes), Prior(other.label, network.classes)]
+    priors = [Prior((case.label,), network.classes), Prior((other.label,), network.classes)]
     image = np.random.default_rng(0).normal(size=case.image.shape).astype(np.float32)
     patch = PatchSpec((4, 8, 8), (2, 4, 6))
     rule = tiny_plan().recipe.inference
@@ -184,3 +184,49 @@ def test_networks_with_atlases_of_their_own_are_averaged():
         Predictor([n], network, patch, rule, CPU, priors=[p]).predict(image) for n, p in zip(nets, priors, strict=True)
     ]
     np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-5)
+
+
+def test_several_atlases_share_the_say_and_one_can_be_left_out():
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 3, size=size).astype(np.int16) for size in ((5, 6, 7), (4, 8, 6)))
+    patch = (3, 4, 5)
+    at = [coordinate_maps(voxel_positions((1, 1, 0), patch), label.shape) for label in (first, second)]
+    joined, prior = np.concatenate(at), Prior((first, second), 3)
+    alone = [Prior((label,), 3)(part) for label, part in zip((first, second), at, strict=True)]
+    assert np.array_equal(prior(joined), (alone[0] + alone[1]) / 2)
+    assert np.array_equal(prior(joined, without=0), alone[1])
+    told = location_maps(joined, prior, without=1)
+    assert np.array_equal(told, np.concatenate([at[0], alone[0]]))  # the frame stays the first atlas's
+    posterior = prior.posterior(joined)
+    np.testing.assert_allclose(posterior[1:], prior(joined), atol=1e-5)  # on whole voxels nothing is interpolated
+    np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-6)
+
+
+def test_training_scans_lie_in_each_other_and_in_themselves_where_they_are():
+    cases = [TrainingCase(*head(seed=seed), SPACING) for seed in (0, 1)]
+    plan = tiny_plan(replace(TINY, atlas_prior=True), alignment="affine")
+    atlases = make_atlases(cases, plan)
+    placed = in_atlases(cases, atlases, plan)
+    assert [case.own for case in placed] == [0, 1]
+    for number, case in enumerate(placed):
+        own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
+        assert case.coordinates.shape == (6, *case.label.shape)
+        assert np.array_equal(case.coordinates[3 * number : 3 * number + 3], own)
+        other = case.coordinates[3 - 3 * number :][:3]
+        assert 0 < np.abs(other - own).mean() < 0.1
+    (alone,) = in_atlases(cases[:1], atlases[:1], plan)
+    assert alone.coordinates is None
+    without_prior = tiny_plan(alignment="affine")
+    assert len(make_atlases(cases, without_prior)) == 1
+    assert [c.coordinates is None for c in in_atlases(cases, atlases[:1], without_prior)] == [True, False]
+    assert make_atlases(cases, tiny_plan()) == ()
+
+
+def test_a_scan_among_several_is_not_always_told_its_own_labels():
+    case = numbered_case((10, 14, 12), label=np.ones((10, 14, 12), np.int16))
+    own = coordinate_maps(voxel_positions((0, 0, 0), case.label.shape), case.label.shape)
+    placed = replace(case, coordinates=np.concatenate([own, own]), own=0)
+    empty = np.zeros_like(case.label)
+    batches = sampler(placed, prior=Prior((case.label, empty), 2))
+    shares = {float(patch[3].max()) for n in range(10) for patch in batches[n][1].numpy()}
+    assert shares == {0.0, 0.5}

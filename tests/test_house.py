@@ -19,7 +19,7 @@ COMMANDS = dict(re.findall(r'^(mre_\w+) = "(mre_lowshot\.cli\.\w+):main"', (ROOT
 
 # Each line may import from itself and the lines above. `losses` stands low for its IGNORE, which all layers share.
 LAYERS = [
-    {"", "errors", "files", "codec", "specs", "recipes", "nifti", "volume", "devices", "losses"},
+    {"", "errors", "files", "codec", "specs", "recipes", "paper_data", "nifti", "volume", "devices", "losses"},
     {"dataset", "verification", "splits", "workspace", "plans", "synthetic"},
     {"preprocessing"},
     {"planners"},

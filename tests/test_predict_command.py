@@ -50,7 +50,7 @@ def test_one_corrupt_scan_is_named_and_the_others_are_done(trained, tmp_path, ca
     captured = capsys.readouterr()
     assert "failed: case phantom_002: " in captured.err
     assert "2 of 3 scans segmented" in captured.out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["phantom_001.nii.gz", "phantom_003.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["phantom_001.nii.gz", "phantom_003.nii.gz"]
 
 
 def test_scans_that_do_not_fit_the_model_are_named(trained, tmp_path, capsys):
@@ -67,7 +67,7 @@ def test_scans_that_do_not_fit_the_model_are_named(trained, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "failed: case two: two_0001.nii.gz" in told
     assert "warning: case coarse: spacing along z is" in told
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["coarse.nii.gz"]
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["coarse.nii.gz"]
 
 
 def test_the_newest_model_is_taken_and_named_unless_another_is_asked_for(space, tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_parts_make_the_whole_and_what_is_there_is_not_done_again(trained, tmp_p
     scans, out = trained.raw / "imagesTr", tmp_path / "out"
     for part, names in ((0, ["phantom_001.nii.gz", "phantom_003.nii.gz"]), (1, [f"{n}.nii.gz" for n in NAMES])):
         assert trained.predict(scans, out, "-num_parts", 2, "-part_id", part) == 0
-        assert sorted(p.name for p in out.iterdir()) == names
+        assert sorted(p.name for p in out.glob("*.nii.gz")) == names
     (out / "phantom_002.nii.gz").write_bytes(b"kept")
     assert trained.predict(scans, out, "--continue_prediction") == 0
     assert (out / "phantom_002.nii.gz").read_bytes() == b"kept"

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.splits import load_or_make, make_splits, parse_fold, parse_level
+from mre_lowshot.splits import load_or_make, make_splits, parse_fold, parse_level, read_cohort
 
 SEVEN = [f"case_{i}" for i in range(7)]
 case_lists = st.integers(1, 25).map(lambda n: [f"c{i:02d}" for i in range(n)])
@@ -153,3 +154,44 @@ def test_a_file_without_folds_is_refused(tmp_path: Path, text):
     (tmp_path / "splits_1shot.json").write_text(text)
     with pytest.raises(UserError, match=r"splits_1shot\.json: must be a list of folds"):
         load_or_make(tmp_path, "1shot", SEVEN)
+
+
+def test_a_level_of_a_cohort_keeps_its_name_and_its_cases(tmp_path):
+    assert parse_level("1shot_develop") == "1shot_develop"
+    assert parse_level(" 5PCT_Report2 ") == "5pct_Report2"
+    assert parse_level("1_shot") == "1shot"
+    names = [f"case_{n}" for n in range(6)]
+    seven = names[1:4]
+    splits = load_or_make(tmp_path, "1shot_seven", names, cohort=seven)
+    assert splits == make_splits("1shot", names, cohort=seven)
+    assert load_or_make(tmp_path, "1shot_seven", names) == splits  # saved: the cohort need not be named again
+    assert {part for fold in splits for cases in fold.values() for part in cases} == set(seven)
+    with pytest.raises(UserError, match="name the cohort once"):
+        load_or_make(tmp_path, "1shot_other", names)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        ('{"a": ["x"]}', "b", "has no cohort 'b' for Dataset001_X (there: a)"),
+        ('{"Dataset001_X": {"c": ["x"]}, "a": ["y"]}', "a", "has no cohort 'a'"),
+        ('["x"]', "a", "has no cohort"),
+        ('{"a": "x"}', "a", "must be a list of case names"),
+        ('{"a": ["x"]}', "../a", "it names folders"),
+        (None, "a", "is not there"),
+    ],
+)
+def test_a_cohort_that_cannot_be_read_is_told(tmp_path, content, name, words):
+    path = tmp_path / "cohorts.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        read_cohort(path, "Dataset001_X", name)
+
+
+def test_cohorts_are_kept_for_one_dataset_or_for_several(tmp_path):
+    path = tmp_path / "cohorts.json"
+    path.write_text('{"a": ["x", "y"]}')
+    assert read_cohort(path, "Dataset001_X", "a") == ["x", "y"]
+    path.write_text('{"Dataset001_X": {"a": ["x"]}}')
+    assert read_cohort(path, "Dataset001_X", "a") == ["x"]

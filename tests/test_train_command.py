@@ -87,7 +87,7 @@ def test_an_interrupted_training_can_be_used_and_goes_on(space, monkeypatch, cap
     assert not (fold / "checkpoint_final.pth").exists()
     assert space.predict(space.raw / "imagesTr", space.root / "out", "-f", "1") == 0
     assert "fold 1 is not trained to the end" in capsys.readouterr().out
-    assert len(list((space.root / "out").iterdir())) == 3
+    assert len(list((space.root / "out").glob("*.nii.gz"))) == 3
     assert space.train("--c", "--no_val", fold="1") == 0
     assert iterations(fold, "checkpoint_final.pth") == [1, 2, 3]
 
@@ -207,3 +207,15 @@ def test_one_annotated_case_trains_and_has_nothing_to_validate_on(space, capsys)
     assert not (space.model() / "fold_0/validation").exists()
     assert space.train(level="loo") == 2
     assert "phantom_003 is the only labelled case" in capsys.readouterr().err
+
+
+def test_a_cohort_is_trained_and_tested_alone(space, tmp_path, capsys):
+    listed = tmp_path / "mine.json"
+    listed.write_text(json.dumps({"two": NAMES[:2]}))
+    assert space.train("--cohort", "two", "--cohorts", listed) == 0
+    assert f"trains on {NAMES[0]}" in capsys.readouterr().out
+    summary = json.loads((space.model(level="1shot_two") / "fold_0/validation/summary.json").read_text())
+    assert [case["case"] for case in summary["metric_per_case"]] == [NAMES[1]]
+    assert space.train(level="1shot_two", fold="fold1") == 0  # its folds are saved
+    assert space.train("--cohort", "other", "--cohorts", listed) == 2
+    assert "has no cohort 'other'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, align, make_prior
+from mre_lowshot.alignment import align, in_atlases, make_atlases, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.metrics import case_metrics
@@ -19,6 +19,7 @@ from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import write_json
 from mre_lowshot.inference.export import kept_single, native_labels
 from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide
 from mre_lowshot.plans import claim, results_folder
@@ -88,11 +89,8 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
     shutil.copyfile(job.prepared / "dataset.json", job.folder.parent / "dataset.json")
     plan = replace(job.plan, fold=decisions)
     claim(job.folder / "plans.json", plan)
-    atlas = None
-    if plan.recipe.alignment != "none" or plan.network.atlas_prior:
-        atlas = Atlas.of(cases[0])
-        cases = [cases[0], *(replace(c, coordinates=align(atlas, c.image, c.spacing, plan)) for c in cases[1:])]
-    trainer = MRETrainer(plan, cases, job.folder, job.device, atlas)
+    atlases = make_atlases(cases, plan)
+    trainer = MRETrainer(plan, in_atlases(cases, atlases, plan), job.folder, job.device, atlases)
     if resume:
         trainer.resume()
     debug = {
@@ -114,21 +112,22 @@ def validate(
 ) -> dict:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
-    Writes ``folder/<case><ending>``, ``summary.json`` and ``summary.csv``; gives the summary.
+    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``; gives the summary, with
+    the quality estimate of each case (``quality``) beside its metrics.
     """
     plan = job.plan
-    priors = [make_prior(trainer.atlas, plan)]
+    priors = [make_prior(trainer.atlases, plan)]
     predictor = Predictor(
         [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
     )
     labels = {name: value for name, value in plan.labels.items() if value}
-    results, failed = [], {}
+    results, failed, qualities = [], {}, {}
     for name in names:
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
-            fields = [align(trainer.atlas, case.image, case.transform.spacing, plan)]
-            probabilities = predictor.predict(case.image, coordinates=fields)
+            fields = [align(trainer.atlases, case.image, case.transform.spacing, plan)]
+            probabilities, qualities[name] = predictor.predict_and_rate(case.image, coordinates=fields)
         except (UserError, NumericalError) as problem:  # the others are scored all the same
             failed[name] = f"case {name}: {problem}"
             continue
@@ -141,5 +140,8 @@ def validate(
         if on_case:
             on_case(name)
     summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}
+    for row in summary["metric_per_case"]:
+        row["quality"] = qualities[row["case"]].score
     write_summary(summary, folder)
+    write_qualities(folder, qualities, plan.labels)
     return summary

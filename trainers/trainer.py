@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, make_prior
+from mre_lowshot.alignment import Atlases, make_prior
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
@@ -74,7 +74,7 @@ class MRETrainer:
     """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``."""
 
     def __init__(
-        self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device, atlas: Atlas | None = None
+        self, plan: Plan, cases: Sequence[TrainingCase], folder: Path, device: torch.device, atlases: Atlases = ()
     ) -> None:
         if plan.fold is None:
             raise ValueError("a fold's plan is needed: planners.fold.decide fills it")
@@ -99,8 +99,8 @@ class MRETrainer:
             self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.schedule = schedule(self.optimizer, recipe)
-        self.atlas = atlas
-        prior = make_prior(atlas, plan)
+        self.atlases = atlases
+        prior = make_prior(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
         self.logbook = Logbook(folder)
@@ -173,7 +173,7 @@ class MRETrainer:
             "schedule": self.schedule.state_dict(),
             "history": self.logbook.history,
         }
-        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training, self.atlas)
+        checkpoint.save(self.folder / name, self.plan, self.best_network.state_dict(), training, self.atlases)
 
     def resume(self) -> None:
         """Go on from ``checkpoint_latest.pth``.

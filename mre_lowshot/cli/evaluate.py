@@ -111,7 +111,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     if out.suffix == ".json":
         raise UserError(f"-o {out}: name a folder, not a file; summary.json and summary.csv are written into it")
 
-    from mre_lowshot.evaluation.summary import evaluate_folder, format_table, label_files, write_summary
+    from mre_lowshot.evaluation.summary import (
+        evaluate_folder,
+        format_table,
+        label_files,
+        rank_correlation,
+        write_summary,
+    )
+    from mre_lowshot.inference.quality import read_rows
 
     for folder in (options.reference, options.prediction):
         label_files(folder)  # a wrong folder is told before anything else
@@ -124,6 +131,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except OSError as problem:
         raise UserError(f"{out}: cannot be written ({problem.strerror}); name another folder with -o") from None
     print(format_table(summary))
+    scores = {name: float(row["score"]) for path in sorted(options.prediction.glob("quality*.csv"))
+              for name, row in read_rows(path).items()}  # fmt: skip
+    if scores:
+        print(rank_correlation(summary, scores))
     print(f"written: {', '.join(map(str, written))}")
     return 1 if summary["missing_predictions"] or summary["failed_cases"] else 0
 

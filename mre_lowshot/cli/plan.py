@@ -43,11 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--recipe",
         default="default",
-        help="default, paper, or the U-Net baseline unet, unet_spread, unet_default (default: %(default)s)",
+        help="default; paper, paper_aug (with its augmentation), both at the paper's size, paper_small, "
+        "paper_aug_small at a CPU's; or the U-Net baseline unet, unet_spread, unet_default (default: %(default)s)",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-        help="change fields of the plan, as recipe.iterations=1000 or network.modes=1; needs a -p of its own",
+        help="change fields of the plan, as recipe.iterations=1000, network.modes=1 or network.dilations=paper "
+        "(6, 12, 18; or patch: shares of the patch's sides); needs a -p of its own",
     )  # fmt: skip
     common.add_device(made)
     made.add_argument("--memory", type=float, metavar="GB", help="memory to plan for (default: the device's)")
@@ -74,7 +76,7 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--set {change!r}: write KEY=VALUE, as network.modes=1")
 
 
-def _verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
+def verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
     """The dataset and its fingerprint; every problem is told at once."""
     from functools import partial
 
@@ -96,31 +98,16 @@ def _verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
 
 
 def _planned(options: argparse.Namespace, dataset: RawDataset, fingerprint: dict[str, Any]) -> Plan:
-    from dataclasses import replace
-
     from mre_lowshot import devices
-    from mre_lowshot.codec import all_changed
-    from mre_lowshot.planners.planner import DatasetFacts, make_plan
+    from mre_lowshot.planners.planner import DatasetFacts, make_plan, with_changes
     from mre_lowshot.planners.rules import Device
 
     device = devices.resolve(options.device)
     memory = options.memory or devices.memory_gb(device)
-    facts = DatasetFacts(
-        dataset.name,
-        dataset.channel_names,
-        dataset.labels,
-        dataset.ignore_label,
-        dataset.file_ending,
-        (dataset.folder / "crops.json").is_file(),
-    )
-    plan = make_plan(facts, fingerprint, Device(device.type, memory), options.recipe, options.p)
+    planned_for = Device(device.type, memory)
+    plan = make_plan(DatasetFacts.of(dataset), fingerprint, planned_for, options.recipe, options.p)
     pairs = (change.partition("=") for change in options.changes)
-    plan = all_changed(plan, {key.strip(): value.strip() for key, _, value in pairs}, "--set")
-    if options.changes:
-        plan = replace(
-            plan, reasons={**plan.reasons, "set": "by --set, whatever is said above: " + ", ".join(options.changes)}
-        )
-    return plan
+    return with_changes(plan, {key.strip(): value.strip() for key, _, value in pairs})
 
 
 def _check_plan(plan: Plan, path: Path, dataset: RawDataset) -> None:
@@ -154,7 +141,7 @@ def _one(options: argparse.Namespace, name: str) -> None:
     raw = workspace.find(name, "raw")
     folder = workspace.preprocessed / raw.name
     print(f"{raw.name}: from {raw} to {folder}")
-    dataset, fingerprint = _verified(raw)
+    dataset, fingerprint = verified(raw)
     write_json(folder / "dataset_fingerprint.json", fingerprint)
     path = folder / f"{options.p}.json"
     if options.keep_plan:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); with a one-channel model plain case.nii.gz
 too. NIfTI, NRRD, MHA, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a case,
 named and formatted like its input, on its grid.
+quality.csv ranks the scans, those to check first on top: a score between 0 and 1 a scan and label, the agreement of
+the network with the registered labels (where scans are registered) or the Dice that the probabilities expect.
 With no model named, the only trained one is used, else the one trained last; which one is said.
 
 Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
@@ -100,7 +102,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     if options.disable_tta:
         rule = replace(rule, mirror_axes=())
     plan = model.plan
-    priors = [make_prior(atlas, plan) for atlas in model.atlases]
+    priors = [make_prior(of_fold, plan) for of_fold in model.atlases]
     return Predictor(model.networks, plan.network, plan.patch, rule, devices.resolve(options.device), priors=priors)
 
 
@@ -128,6 +130,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     from tqdm import tqdm
 
     from mre_lowshot.inference.export import kept_single, predict_case
+    from mre_lowshot.inference.quality import first_to_check, write_qualities
     from mre_lowshot.preprocessing.prepare import read_crops
     from mre_lowshot.volume import file_ending
 
@@ -136,7 +139,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     crops = read_crops(options.i) if options.i.is_dir() else {}
     predictor = _predictor(options, model)
     single = kept_single(model.plans)
-    done = 0
+    done, qualities = 0, {}
     with tqdm(cases, desc="predict", unit="scan", disable=None, delay=2) as bar:
         for case in bar:
             out = options.o / f"{case.name}{file_ending(case.images[0])}"
@@ -144,7 +147,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 done += 1
                 continue
             try:
-                warnings = predict_case(
+                qualities[case.name], warnings = predict_case(
                     case,
                     model.plan,
                     predictor,
@@ -161,6 +164,10 @@ def _main(arguments: Sequence[str] | None) -> int:
             done += 1
             for warning in warnings:
                 tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
+    if qualities:
+        part = f"_part{options.part_id}" if options.num_parts > 1 else ""
+        listed = write_qualities(options.o, qualities, model.plan.labels, f"quality{part}.csv")
+        print(f"least trusted, look at these first: {first_to_check(qualities)}; all in {listed}")
     for text in problems:
         print(f"failed: {text}", file=sys.stderr)
     print(f"{done} of {done + len(problems)} scans segmented, label maps in {options.o}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -35,6 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--iterations", type=int, metavar="N", help="train this many iterations (default: the plan's)")
     made.add_argument("--seed", type=int, help="seed of weights and patches (default: 0; with --c and --val, as begun)")
     made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
+    made.add_argument("--cohort", metavar="NAME", help="train and test on these cases only, e.g. seven as the paper; "
+                      "the level is then called LEVEL_NAME")  # fmt: skip
+    made.add_argument("--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} '
+                      "(default: cohorts.json beside the plan)")  # fmt: skip
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
     group.add_argument("--c", action="store_true", dest="resume", help="go on from the latest checkpoint")
@@ -51,7 +54,7 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     from mre_lowshot import devices
     from mre_lowshot.plans import load_plan, results_folder
     from mre_lowshot.preprocessing.prepare import check_prepared
-    from mre_lowshot.splits import load_or_make, parse_fold, parse_level
+    from mre_lowshot.splits import load_or_make, parse_fold, parse_level, read_cohort
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.workspace import Workspace
 
@@ -60,7 +63,11 @@ def _jobs(options: argparse.Namespace) -> list[FoldJob]:
     prepared = workspace.find(options.dataset, "preprocessed")
     plan = load_plan(prepared / f"{options.p}.json")
     names = check_prepared(plan, prepared)
-    splits = load_or_make(prepared, level, names)
+    cohort = None
+    if options.cohort:
+        cohort = read_cohort(options.cohorts or prepared / "cohorts.json", plan.dataset_name, options.cohort)
+        level = f"{level}_{options.cohort}"
+    splits = load_or_make(prepared, level, names, cohort=cohort)
     there = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level) / "plans.json"
     if options.iterations is None and (options.resume or options.val) and there.is_file():
         options.iterations = load_plan(there).recipe.iterations
@@ -107,7 +114,7 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
 
 def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     from mre_lowshot import checkpoint
-    from mre_lowshot.evaluation.summary import format_table
+    from mre_lowshot.evaluation.summary import format_table, rank_correlation
     from mre_lowshot.trainers.fold import make_trainer, validate
 
     begun = time.monotonic()
@@ -132,6 +139,7 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     with tqdm(total=len(names), desc="validate", unit="scan", disable=None, delay=2) as bar:
         summary = validate(job, trainer, names, job.folder / "validation", lambda _: bar.update())
     print(format_table(summary))
+    print(f"  {rank_correlation(summary)}")
     print(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
     return summary
 

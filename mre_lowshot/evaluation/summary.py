@@ -216,6 +216,24 @@ def _bus_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> str:
+    """How well the quality estimates rank the cases by their mean Dice, in words. ``scores`` by case; without them,
+    those that stand in the summary (`trainers.fold.validate`)."""
+    from scipy.stats import pearsonr, spearmanr
+
+    pairs = []
+    for case in summary["metric_per_case"]:
+        score = scores.get(case["case"]) if scores is not None else case.get("quality")
+        dices = [row["Dice"] for row in case["metrics"].values() if not _is_nan(row["Dice"])]
+        if score is not None and dices:
+            pairs.append((score, _mean(dices)))
+    if len(pairs) < 3 or any(len(set(values)) < 2 for values in zip(*pairs, strict=True)):
+        return f"quality estimate: {len(pairs)} scans are too few, or too alike, for a correlation with Dice"
+    one, other = zip(*pairs, strict=True)
+    rank, linear = spearmanr(one, other).statistic, pearsonr(one, other).statistic
+    return f"quality estimate against Dice: rank correlation {rank:.2f}, linear {linear:.2f} over {len(pairs)} scans"
+
+
 def _cells(means: Mapping[str, float], n: int, left_out: Mapping[str, int]) -> tuple[str, ...]:
     def number(metric: str, digits: int) -> str:
         return "-" if _is_nan(means[metric]) else f"{means[metric]:.{digits}f}"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlas, align
+from mre_lowshot.alignment import Atlases, align
 from mre_lowshot.dataset import Case
 from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
 from mre_lowshot.inference.predictor import Predictor, Progress
+from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.cropping import Box
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.preprocessing.prepare import prepare_case
@@ -45,14 +46,14 @@ def predict_case(
     case: Case,
     plan: Plan,
     predictor: Predictor,
-    atlases: Sequence[Atlas | None],
+    atlases: Sequence[Atlases],
     folder: Path,
     crop: Box | None = None,
     single_component: Sequence[int] = (),
     save_probabilities: bool = False,
     progress: Progress | None = None,
-) -> list[str]:
-    """Predict one case and write ``folder/<case><its own ending>``; gives warnings, in words.
+) -> tuple[Quality, list[str]]:
+    """Predict one case and write ``folder/<case><its own ending>``; gives how far to trust it, and warnings in words.
 
     With ``save_probabilities`` also ``<case>.npz``: ``probabilities`` (K, D, H, W) float32 on the scan's grid, LPS.
 
@@ -61,8 +62,8 @@ def predict_case(
     """
     image = read_channels(list(case.images))
     prepared = prepare_case(case.name, image, None, plan, crop)
-    fields = [align(atlas, prepared.image, prepared.transform.spacing, plan) for atlas in atlases]
-    probabilities = predictor.predict(prepared.image, progress, fields)
+    fields = [align(of_fold, prepared.image, prepared.transform.spacing, plan) for of_fold in atlases]
+    probabilities, quality = predictor.predict_and_rate(prepared.image, progress, fields)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
         native_labels(probabilities, prepared.transform, single_component),
@@ -71,4 +72,4 @@ def predict_case(
     if save_probabilities:
         with whole_file(folder / f"{case.name}.npz") as temporary:
             np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, prepared.transform))
-    return unlike_training(image, plan)
+    return quality, unlike_training(image, plan)

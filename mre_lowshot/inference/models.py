@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas
+from mre_lowshot.alignment import Atlas, Atlases
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import MRENet, build
 from mre_lowshot.plans import TRAINER
@@ -25,7 +25,7 @@ class Model:
     folds: tuple[int, ...]
     plans: tuple[Plan, ...]
     networks: tuple[MRENet, ...]
-    atlases: tuple[Atlas | None, ...]
+    atlases: tuple[Atlases, ...]
     unfinished: tuple[int, ...]  # folds of which only checkpoint_latest.pth is there
 
     @property
@@ -91,7 +91,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         network.load_state_dict(content["weights"])
         plans.append(plan)
         networks.append(network)
-        atlases.append(Atlas.from_tensors(content.get("atlas")))
+        atlases.append(tuple(Atlas.from_tensors(data) for data in content["atlases"]))
     different = [f for f, p in zip(wanted, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
@@ -57,9 +58,20 @@ class Predictor:
         progress: Progress | None = None,
         coordinates: Sequence[np.ndarray | None] | None = None,
     ) -> np.ndarray:
-        """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid.
+        """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid: `predict_and_rate`'s."""
+        return self.predict_and_rate(image, progress, coordinates)[0]
 
-        ``coordinates``: for each network the voxels' places in its atlas (axes, *size), where the image was aligned.
+    def predict_and_rate(
+        self,
+        image: np.ndarray,
+        progress: Progress | None = None,
+        coordinates: Sequence[np.ndarray | None] | None = None,
+    ) -> tuple[np.ndarray, Quality]:
+        """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid, and how far to trust
+        them.
+
+        ``coordinates``: for each network the voxels' places in its atlases (atlases * axes, *size), where the image was
+        aligned.
 
         Raises:
             NumericalError: a probability is not finite.
@@ -75,24 +87,28 @@ class Predictor:
         fields = list(coordinates or [None] * len(self.networks))
         fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
-        probabilities = self._pooled(whole[(slice(None), *inner)], fields, inner)
+        posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
+        quality = estimate(posterior, brought)
+        probabilities = self._pooled(posterior, brought)
         if not np.isfinite(probabilities).all():
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
-        return probabilities[:, None] if flat else probabilities
+        return (probabilities[:, None] if flat else probabilities), quality
 
-    def _pooled(
-        self, posterior: np.ndarray, fields: Sequence[np.ndarray | None], inner: tuple[slice, ...]
-    ) -> np.ndarray:
-        """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""
-        weight = self.inference.prior_weight
+    def _brought(self, fields: Sequence[np.ndarray | None], inner: tuple[slice, ...]) -> np.ndarray | None:
+        """The labels that registration brings from the atlases, (K, *size); None where nothing was registered."""
         brought = [
             prior.posterior(field[(slice(None), *inner)])
             for field, prior in zip(fields, self.priors, strict=True)
-            if weight and field is not None and prior is not None
+            if field is not None and prior is not None
         ]
-        if not brought:
+        return np.mean(brought, axis=0) if brought else None
+
+    def _pooled(self, posterior: np.ndarray, brought: np.ndarray | None) -> np.ndarray:
+        """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""
+        weight = self.inference.prior_weight
+        if brought is None or not weight:
             return posterior
-        pooled = posterior ** (1 - weight) * (np.mean(brought, axis=0) + PRIOR_FLOOR) ** weight
+        pooled = posterior ** (1 - weight) * (brought + PRIOR_FLOOR) ** weight
         return pooled / pooled.sum(axis=0)
 
     def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
@@ -145,7 +161,7 @@ class Predictor:
                 else:
                     own = field[(slice(None), *tile.input_slices(self.patch.size))]
                 own = np.flip(own, tuple(a + 1 for a in axes)).copy()
-                own[list(axes)] *= -1
+                own.reshape(-1, self.spec.axes, *self.patch.size)[:, list(axes)] *= -1  # in every atlas
                 maps.append(location_maps(own, prior).astype(np.float32))
             locations.append(torch.from_numpy(np.stack(maps)).to(self.device))
         return locations

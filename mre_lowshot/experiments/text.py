@@ -1,0 +1,121 @@
+"""Tables as a person reads them: means over runs, the paper's figures beside, differences to the reference row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mre_lowshot.evaluation import statistics
+from mre_lowshot.experiments.report import RowResult, comparisons
+from mre_lowshot.experiments.runner import Setting
+from mre_lowshot.experiments.tables import TABLES, Table
+
+METHODS: tuple[statistics.Method, ...] = ("default", "paper")
+
+
+def listing() -> str:
+    """All tables and their rows."""
+    lines = []
+    for table in TABLES.values():
+        lines.append(f"{table.name}: {table.title} (paper: {table.source})")
+        for row in table.rows:
+            mark = " *" if row.name == table.reference else ""
+            changes = [f"{k}={v}" for k, v in row.changes.items()] + [f"{k} x {v:g}" for k, v in row.scaled.items()]
+            changes += [f"recipe {row.recipe}"] * (row.recipe != "paper")
+            only = f" (--base {row.base} only)" if row.base else ""
+            lines.append(f"  {row.name + mark:18} {row.label}{only}: {', '.join(changes) or 'the base as it is'}")
+    return "\n".join([*lines, "* the row that the others are compared with"])
+
+
+def format_rows(
+    table: Table, rows: Sequence[RowResult], setting: Setting, dataset: str, reference: str, method: statistics.Method
+) -> str:
+    """The table: rows, then the comparison with the reference row, then what the figures mean."""
+    iterations = sorted({run.iterations for r in rows for run in r.runs.values()})
+    size = "small (paper's method, CPU size)" if setting.base == "small" else "paper (the paper's size)"
+    head = f"{table.name}: {table.title}. {dataset}, {setting.level}, base {size}"
+    if iterations:
+        head += f", {' / '.join(map(str, iterations))} iterations"
+    parts = [head, _results(rows, setting.level)]
+    parts.append(_compared(rows, reference, method))
+    failed = [r.row.name for r in rows if not r.runs]
+    if failed:
+        parts.append(f"no run yet: {', '.join(failed)}")
+    parts.append(
+        "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures of which "
+        f"nothing was found (no HD95). Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."
+    )
+    return "\n".join(part for part in parts if part)
+
+
+def _results(rows: Sequence[RowResult], level: str) -> str:
+    papers = sorted({f.dataset for r in rows for f in r.row.paper if f.level == level}, reverse=True)
+    head = ["row", "label", "n", "Dice", "HD95 mm", "missed", *(f"{d}: {m}" for d in papers for m in ("Dice", "HD95"))]
+    lines = [head]
+    for r in rows:
+        printed = {f.dataset: f for f in r.row.paper if f.level == level}
+        told = []
+        for name in papers:
+            figure = printed.get(name)
+            told += ["-", "-"] if figure is None else [
+                f"{figure.dice:.2f} ({figure.dice_sd:.2f})", f"{figure.hd95:.2f} ({figure.hd95_sd:.2f})",
+            ]  # fmt: skip
+        missed = str(sum(run.missed for run in r.runs.values())) if r.runs else "-"
+        cells = [_mean_sd(r.mean_sd("Dice"), 4), _mean_sd(r.mean_sd("HD95"), 2)]
+        lines.append([r.row.name, r.row.label, str(len(r.runs)), *cells, missed, *told])
+    return _aligned(lines)
+
+
+def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Method) -> str:
+    dice, hd95 = (comparisons(rows, reference, metric, method) for metric in ("Dice", "HD95"))
+    if not dice:
+        return ""
+    lines = [["row", f"Dice - {reference}", "95 % interval", "pairs", "p", "p corrected", "HD95 mm", "95 % interval",
+              "p corrected"]]  # fmt: skip
+    for r in rows:
+        name = r.row.name
+        if name in dice:
+            d, h = dice[name], hd95[name]
+            lines.append(
+                [name, _signed(d.difference, 4), _interval(d, 4), str(d.pairs), _p(d.p), _p(d.p_corrected),
+                 _signed(h.difference, 2), _interval(h, 2), _p(h.p_corrected)]
+            )  # fmt: skip
+    runs = max(c.runs for c in dice.values())
+    note = statistics.explain(method, len(dice), runs)
+    return "\n".join(
+        [
+            f"against row {reference}, over common runs:",
+            _aligned(lines, left=1),
+            note + " (Dice and HD95 are a family each).",
+            "intervals: bootstrap over (training scan x test scan) pairs"
+            + ("; one training scan only, so they say nothing about others" if runs == 1 else ""),
+        ]
+    )
+
+
+def _mean_sd(pair: tuple[float, float], digits: int) -> str:
+    mean, sd = pair
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ({sd:.{digits}f})")
+
+
+def _signed(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _interval(c: statistics.Comparison, digits: int) -> str:
+    return "-" if math.isnan(c.low) else f"[{c.low:+.{digits}f}, {c.high:+.{digits}f}]"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Columns of equal width, the first ``left`` of them flush left."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
