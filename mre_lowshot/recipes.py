@@ -79,6 +79,22 @@ _UNET_NETWORK: dict[str, Any] = {"ams": False, "coordinates": "none", "dml": Fal
 NETWORKS: dict[str, dict[str, Any]] = dict.fromkeys(("unet", "unet_spread", "unet_default"), _UNET_NETWORK)
 
 
+# What 2D images change in a recipe that is not the paper's: a few single images vary more in pose and size than
+# volumes do, and a patch that holds a whole image needs fewer iterations.
+FLAT_ITERATIONS = 400
+FLAT_AUGMENTATION: dict[str, Any] = {"spatial_probability": 0.7, "rotation": 20.0, "scaling": (0.7, 1.4)}
+
+
+def for_images(recipe: Recipe, mirror_axes: tuple[int, ...] = ()) -> Recipe:
+    """``recipe`` as it trains and predicts on 2D images, mirrored along ``mirror_axes`` (y, x)."""
+    return replace(
+        recipe,
+        iterations=FLAT_ITERATIONS,
+        augmentation=replace(recipe.augmentation, mirror_axes=mirror_axes, **FLAT_AUGMENTATION),
+        inference=replace(recipe.inference, mirror_axes=mirror_axes, prior_weight=0.0),
+    )
+
+
 def named(name: str) -> Recipe:
     """The recipe of that name.
 

@@ -65,9 +65,10 @@ def parse_fold(text: str) -> int | Literal["all"]:
 def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None) -> list[Split]:
     """Make the folds of ``level`` from the labelled cases ``names``; their order does not matter.
 
-    ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded up) train on n cases and hold the others out: with
-    ``1shot`` each case in turn, otherwise seven distinct seeded draws, or all subsets where there are no more. If n
-    takes all cases there is one fold with nothing held out. ``loo`` holds out each case in turn, ``all`` none.
+    ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded, at least one) train on n cases and hold the others
+    out: with ``1shot`` each case in turn, otherwise seven distinct seeded draws, or all subsets where there are no
+    more. If n takes all cases there is one fold with nothing held out. ``loo`` holds out each case in turn, ``all``
+    none.
 
     Args:
         cohort: take only these cases, e.g. seven, as the paper does.
@@ -151,7 +152,8 @@ def load_or_make(
 def _train_count(level: str, cases: int) -> int:
     base = level.partition("_")[0]
     number = int(re.sub(r"\D", "", base))
-    return number if base.endswith("shot") else -(-number * cases // 100)
+    # to the nearest, a half upward: of 220 cases the paper trains on 2 (1 %), 11 (5 %) and 22 (10 %)
+    return number if base.endswith("shot") else max(1, (2 * number * cases + 100) // 200)
 
 
 def _split(train: Collection[str], cases: Sequence[str]) -> Split:

@@ -32,7 +32,8 @@ class Geometry:
     """Where an LPS-oriented array lies, and how the file it came from was oriented.
 
     ``shape`` and ``spacing`` are (z, y, x) of the LPS array, in voxels and mm; ``origin`` and ``direction`` are
-    SimpleITK's, of the LPS image; ``orientation`` is the file's own axis code, e.g. ``"RAS"``.
+    SimpleITK's, of the LPS image; ``orientation`` is the file's own axis code, e.g. ``"RAS"``; ``dimensions`` is 2
+    where the file was a 2D image (one slice here), so that label maps are written as 2D images too.
     """
 
     shape: tuple[int, ...]
@@ -40,14 +41,15 @@ class Geometry:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
     orientation: str = "LPS"
+    dimensions: int = 3
 
     def to_json(self) -> dict[str, Any]:
-        return {name: (v if isinstance(v, str) else list(v)) for name, v in self.__dict__.items()}
+        return {name: (v if isinstance(v, (str, int)) else list(v)) for name, v in self.__dict__.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Geometry:
         shape, spacing, origin, direction = (tuple(data[k]) for k in ("shape", "spacing", "origin", "direction"))
-        return cls(shape, spacing, origin, direction, data["orientation"])
+        return cls(shape, spacing, origin, direction, data["orientation"], data.get("dimensions", 3))
 
     def differences(self, other: Geometry) -> list[str]:
         """What differs from ``other``, in words with both values; empty when both describe the same grid."""
@@ -99,10 +101,11 @@ def _read(path: Path) -> sitk.Image:
     return image
 
 
-def _to_lps(image: sitk.Image, path: Path) -> tuple[sitk.Image, str]:
-    """Give a scalar 3D image in LPS and the file's own axis code. 2D images become one slice (1 mm thick)."""
+def _to_lps(image: sitk.Image, path: Path) -> tuple[sitk.Image, Geometry]:
+    """Give a 3D image in LPS and its geometry, with the file's own axis code. 2D images become one slice (1 mm)."""
     import SimpleITK as sitk
 
+    dimensions = 2 if image.GetDimension() == 2 else 3
     if image.GetDimension() == 2:
         image = sitk.JoinSeries(image)
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -113,16 +116,18 @@ def _to_lps(image: sitk.Image, path: Path) -> tuple[sitk.Image, str]:
             "(split a time series or a stack of channels into case_0000, case_0001, ...)"
         )
     code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-    return sitk.DICOMOrient(image, "LPS"), code
+    turned = sitk.DICOMOrient(image, "LPS")
+    return turned, _geometry(turned, code, dimensions)
 
 
-def _geometry(image: sitk.Image, code: str) -> Geometry:
+def _geometry(image: sitk.Image, code: str, dimensions: int) -> Geometry:
     return Geometry(
         shape=tuple(reversed(image.GetSize())),
         spacing=tuple(reversed(image.GetSpacing())),
         origin=tuple(image.GetOrigin()),
         direction=tuple(image.GetDirection()),
         orientation=code,
+        dimensions=dimensions,
     )
 
 
@@ -134,13 +139,13 @@ def read_image(path: Path) -> Volume:
     """
     import SimpleITK as sitk
 
-    image, code = _to_lps(_read(path), path)
+    image, geometry = _to_lps(_read(path), path)
     array = sitk.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     else:
         array = array[None]
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), _geometry(image, code), path)
+    return Volume(np.ascontiguousarray(array, dtype=np.float32), geometry, path)
 
 
 def read_channels(paths: list[Path]) -> Volume:
@@ -168,7 +173,7 @@ def read_labels(path: Path) -> Volume:
     """
     import SimpleITK as sitk
 
-    image, code = _to_lps(_read(path), path)
+    image, geometry = _to_lps(_read(path), path)
     array = sitk.GetArrayFromImage(image)
     if array.ndim != 3:
         raise UserError(f"{path}: a label map must be scalar, not a colour image with {array.shape[-1]} components")
@@ -181,20 +186,19 @@ def read_labels(path: Path) -> Volume:
                 "was the label map resampled with interpolation? Resample with nearest neighbour"
             )
         array = whole
-    return Volume(array.astype(np.int32), _geometry(image, code), path)
+    return Volume(array.astype(np.int32), geometry, path)
 
 
 def geometry_of(path: Path) -> Geometry:
     """The geometry of an image or label file (of its LPS form)."""
-    image, code = _to_lps(_read(path), path)
-    return _geometry(image, code)
+    return _to_lps(_read(path), path)[1]
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (D, H, W) on the grid it was read from: turned back to the file's own orientation, compressed.
 
-    One-slice volumes go to 2D formats (PNG, TIFF) as 2D images. Label maps are stored as uint8 (uint16 above 255
-    labels), anything else as float32.
+    One slice goes to 2D formats (PNG, TIFF) as a 2D image, and to others where it was read from one. Label maps are
+    stored as uint8 (uint16 above 255 labels), anything else as float32.
 
     Raises:
         UserError: the ending is not a format written here.
@@ -214,7 +218,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
     image = sitk.DICOMOrient(image, geometry.orientation)
-    if file_ending(path) in FLAT_ENDINGS:
+    if file_ending(path) in FLAT_ENDINGS or (geometry.dimensions == 2 and image.GetSize()[2] == 1):
         if image.GetSize()[2] > 1:
             raise UserError(f"{path}: {file_ending(path)} holds one slice, not {image.GetSize()[2]}; use .nii.gz")
         image = image[:, :, 0]

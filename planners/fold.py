@@ -17,10 +17,16 @@ ONE_PIECE_SHARE = 0.98
 
 def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
     """OHEM's majority group from voxel counts a class (background first): background, and every class with at least
-    a tenth of the largest class's voxels. Empty classes are minority (they never occur)."""
+    a tenth of the largest class's voxels. Empty classes are minority (they never occur). Where that leaves no minority
+    voxel, the smallest class that occurs is the minority: OHEM would have nothing to measure its share by."""
     limit = MAJORITY_SHARE * counts.max()
-    majority = tuple(int(k) for k in np.flatnonzero((counts >= limit) | (np.arange(len(counts)) == 0)))
-    return majority, f"background and classes with at least {MAJORITY_SHARE:.0%} of the largest class's voxels"
+    large = (counts >= limit) | (np.arange(len(counts)) == 0)
+    reason = f"background and classes with at least {MAJORITY_SHARE:.0%} of the largest class's voxels"
+    occurring = np.flatnonzero(counts[1:]) + 1
+    if len(occurring) and large[occurring].all():
+        large[occurring[np.argmin(counts[occurring])]] = False
+        reason += ", but for the smallest class, as none is smaller than that"
+    return tuple(int(k) for k in np.flatnonzero(large)), reason
 
 
 def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[tuple[int, ...], str]:

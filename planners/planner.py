@@ -11,7 +11,7 @@ from mre_lowshot.codec import all_changed
 from mre_lowshot.paper_data import groups_of
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import constant_background, seen_ranges
-from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, SMALL, named
+from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, SMALL, for_images, named
 from mre_lowshot.specs import NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def make_plan(
         reasons["network"] = f"recipe {recipe.name!r}: the paper's widths, {size.batch_size} patches a batch"
     strides = rules.strides_rule(spacing)
     divisor = tuple(a * b for a, b in zip(*strides, strict=True))
-    budget = size.budget if not flat else 128 * 128
+    budget = size.budget if not flat else size.pixel_limit
     patch, reasons["patch"] = rules.patch_rule(spacing, median_size, budget, divisor)
     dilations, reasons["dilations"] = rules.dilation_rule(patch.size)
     if of_the_paper and not flat:
@@ -94,6 +94,9 @@ def make_plan(
     network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     recipe = _of_the_data(recipe, facts, flat, reasons)
+    if flat and recipe.name not in (*OF_THE_PAPER, *SMALL):
+        mirror_axes, reasons["mirroring"] = rules.flat_mirror_rule(list(facts.labels))
+        recipe = for_images(recipe, mirror_axes)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
     derived = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
     reasons.setdefault("groups", derived)
@@ -171,13 +174,17 @@ def _preprocessing(
         if crop != "nonzero" and not flat:
             reasons["crop"] = f"recipe {recipe.name!r}: MRI, the central 100 % x 90 % x 90 %"
             spec = replace(spec, crop="centre")
-    if flat or np.allclose(spacings, spacings[0], rtol=1e-3):
+    shapes = np.array([_cropped_shape(c, spec) for c in cases])
+    if flat:
+        size = rules.PAPER_SIZE if recipe.name in OF_THE_PAPER else rules.size_rule(device)[0]
+        coarser, reasons["grid"] = rules.flat_spacing_rule(spacings, shapes, size.pixel_limit)
+        return replace(spec, grid="spacing", spacing=coarser) if coarser else spec
+    if np.allclose(spacings, spacings[0], rtol=1e-3):
         voxel_limit = rules.size_rule(device)[0].voxel_limit
-        shapes = np.array([_cropped_shape(c, spec) for c in cases])
-        if recipe.name in OF_THE_PAPER or flat or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
+        if recipe.name in OF_THE_PAPER or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
             reasons["grid"] = "all scans have one spacing: their own grid"
             return spec
-    extents = np.array([np.multiply(_cropped_shape(c, spec), c["spacing"]) for c in cases])
+    extents = shapes * spacings
     limit = None if recipe.name in OF_THE_PAPER else rules.size_rule(device)[0].voxel_limit
     spacing, reasons["grid"] = rules.spacing_rule(spacings, extents, limit)
     return replace(spec, grid="spacing", spacing=spacing)

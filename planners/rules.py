@@ -70,6 +70,27 @@ def spacing_rule(
     return tuple(float(f"{v:.5g}") for v in target), reason
 
 
+MOST_SHRUNK = 4.0  # a 2D image is made at most this many times coarser: small objects must remain visible
+
+
+def flat_spacing_rule(
+    spacings: np.ndarray, shapes: np.ndarray, pixel_limit: int
+) -> tuple[tuple[float, ...] | None, str]:
+    """Target spacing (z, y, x) of 2D images: the median one, made coarser alike in both directions until the median
+    image of ``shapes`` has at most ``pixel_limit`` pixels, so that one patch sees a whole image. None: their own
+    grid, where all have one spacing already and are small enough."""
+    target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    pixels = float(np.prod(np.median(spacings * shapes, axis=0)[1:] / target[1:]))
+    factor = min(MOST_SHRUNK, max(1.0, (pixels / pixel_limit) ** 0.5))
+    if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3):
+        return None, "2D images of one pixel spacing, small enough for a patch: their own grid"
+    target[1:] *= factor
+    reason = f"2D images of {shape[1]:.0f} x {shape[2]:.0f} pixels (median)"
+    if factor > 1:
+        reason += f" made {factor:.3g} times coarser, towards {pixel_limit:,} pixels, so that a patch sees a whole one"
+    return tuple(float(f"{v:.5g}") for v in target), reason + f": pixel spacing {_mm(target[1:])}"
+
+
 def _mm(values: np.ndarray) -> str:
     return " x ".join(f"{v:.3g}" for v in values)
 
@@ -141,6 +162,20 @@ LESIONS = (
 )  # fmt: skip
 
 
+def lesions_of(labels: Sequence[str]) -> list[str]:
+    """The labels whose names tell a lesion."""
+    return [name for name in labels if any(word in name.lower() for word in LESIONS)]
+
+
+def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
+    """Axes (y, x) along which 2D training images are mirrored: x where all foreground labels are lesions, which have
+    no side; top and bottom never (in ultrasound depth runs along y)."""
+    foreground = [name for name in labels if name != "background"]
+    if foreground and lesions_of(foreground) == foreground:
+        return (1,), f"2D images of lesions ({', '.join(foreground)}), which have no side: mirrored left and right"
+    return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
+
+
 FEWEST_SLICES = 8  # registration smooths and thins by up to 4 along each axis
 
 
@@ -151,7 +186,7 @@ def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[
         return "none", "the recipe aligns nothing: coordinates run over each scan's own volume"
     if len(median_size) < 3 or min(median_size) < FEWEST_SLICES:
         return "none", f"images of {' x '.join(map(str, median_size))} voxels are not aligned: too few slices"
-    lesions = [name for name in labels if any(word in name.lower() for word in LESIONS)]
+    lesions = lesions_of(labels)
     if lesions:
         return "none", f"labels {', '.join(lesions)} name lesions, which have no place of their own: nothing to align"
     return wanted, f"{wanted} registration to the first training scan, whose labels are told to the network as a prior"
@@ -177,10 +212,11 @@ class NetworkSize:
     batch_size: int
     budget: int  # voxels a patch
     voxel_limit: int | None  # voxels of a median preprocessed scan; None: no limit
+    pixel_limit: int  # pixels of a median preprocessed 2D image, and of a 2D patch
 
 
-PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None)
-SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000)
+PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None, 128 * 128)
+SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000, 96 * 96)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
 PAPER_GB_A_PATCH = 1.7
 POOLED_NORM_BATCH = 16  # smaller batches leave the image-level branch's norm, one vector a patch, too few to average

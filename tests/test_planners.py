@@ -68,8 +68,10 @@ GOLDEN = {
                  (24, 24, 24), (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
     "stripped, paper": (STRIPPED, ("T1", "FLAIR"), GPU80, "paper", "nonzero", "native", (), (12, 36, 36),
                         (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
-    "2d": (ULTRASOUND, ("US",), CPU, "default", "none", "native", (), (128, 128), (100, 100), ((2, 2), (2, 2)),
-           ((21, 21), (43, 43), (64, 64))),
+    "2d": (ULTRASOUND, ("US",), CPU, "default", "none", "spacing", (1.0, 3.6084, 3.6084), (80, 108), (62, 84),
+           ((2, 2), (2, 2)), ((13, 18), (27, 36), (40, 54))),
+    "2d, gpu": (ULTRASOUND, ("US",), GPU24, "default", "none", "spacing", (1.0, 2.7063, 2.7063), (108, 148),
+                (84, 116), ((2, 2), (2, 2)), ((18, 25), (36, 49), (54, 74))),
     "2d, small": ([case((1, 50, 62), (1, 1, 1))], ("US",), CPU, "paper", "none", "native", (), (48, 60), (38, 46),
                   ((2, 2), (2, 2)), ((8, 10), (16, 20), (24, 30))),
 }  # fmt: skip
@@ -121,6 +123,34 @@ def test_a_smaller_card_never_gets_a_larger_load(recipe):
     plans = [planned(BRAIN, device=("cuda", gigabytes), recipe=recipe) for gigabytes in (4.0, 8.0, 12.0, 24.0, 80.0)]
     loads = [p.recipe.batch_size * sum(p.network.widths) for p in plans]
     assert loads == sorted(loads)
+
+
+def test_2d_images_are_shrunk_until_a_patch_sees_one():
+    def rule(shapes, spacings, limit):
+        return rules.flat_spacing_rule(np.array(spacings, float), np.array(shapes), limit)
+
+    one = [(1, 1, 1)]
+    assert rule([(1, 90, 100)], one, 9216)[0] is None  # small enough
+    spacing, reason = rule([(1, 200, 288)], one, 9216)
+    assert spacing == (1.0, 2.5, 2.5)
+    assert "200 x 288 pixels (median) made 2.5 times coarser, towards 9,216 pixels" in reason
+    assert rule([(1, 2000, 3000)], one, 9216)[0] == (1.0, 4.0, 4.0)  # no further, for small objects' sake
+    mixed = rule([(1, 90, 100), (1, 45, 50)], [(1, 0.5, 0.5), (1, 1, 1)], 9216)
+    assert mixed[0] == (1.0, 0.75, 0.75)  # several spacings are brought to one
+
+
+def test_2d_images_of_lesions_are_mirrored_and_others_are_not():
+    facts = DatasetFacts("Dataset001_X", ("US",), {"background": 0, "lesion": 1}, None, ".png")
+    fingerprint = dataset_fingerprint(facts.name, {str(n): c for n, c in enumerate(ULTRASOUND)})
+    plans = {name: make_plan(facts, fingerprint, rules.Device(*CPU), name) for name in ("default", "unet_default")}
+    for plan in plans.values():
+        recipe = plan.recipe
+        assert recipe.augmentation.mirror_axes == recipe.inference.mirror_axes == (1,)
+        assert (recipe.iterations, recipe.augmentation.spatial_probability, recipe.alignment) == (400, 0.7, "none")
+    paper = make_plan(facts, fingerprint, rules.Device(*CPU), "paper")
+    assert paper.recipe == Recipe(name="paper", iterations=3000, batch_size=24, learning_rate=1e-3)
+    assert planned(ULTRASOUND, ("US",)).recipe.augmentation.mirror_axes == ()  # organ and vessel may have a side
+    assert planned(BRAIN).recipe.augmentation.spatial_probability == 0.3
 
 
 def test_scans_are_aligned_unless_flat_or_lesions_or_the_papers_recipe():
@@ -239,7 +269,10 @@ def test_groups_come_from_training_labels_or_from_the_recipe():
     assert groups_rule(np.array([5, 1000, 90, 100]))[0] == (0, 1, 3)
     label = np.array([0] * 90 + [1] * 9 + [-1] * 50)
     derived = decide(planned(BRAIN), "1shot", 0, ["a"], ["b"], [label], 3)
-    assert derived.majority == (0, 1)
+    assert derived.majority == (0,)  # the organ is large, but without it no minority voxel would be left
+    assert groups_rule(np.array([900, 300, 0, 200]))[0] == (0, 1)
+    assert groups_rule(np.array([900, 300, 1, 200]))[0] == (0, 1, 3)
+    assert groups_rule(np.array([900, 0]))[0] == (0,)
     assert derived.voxel_shares == {"background": 0.909091, "organ": 0.090909, "vessel": 0.0}
     assert "vessel" in derived.reasons["missing"]
     assert (derived.train, derived.test, derived.seed) == (("a",), ("b",), 3)

@@ -36,12 +36,19 @@ def test_draws_are_distinct_seeded_and_never_leak(names, shots, seed):
 
 
 @given(case_lists, st.integers(1, 100), seeds)
-def test_percentages_are_rounded_up(names, percent, seed):
+def test_percentages_are_rounded_to_at_least_one(names, percent, seed):
     splits = make_splits(f"{percent}pct", names, seed)
-    count = math.ceil(percent * len(names) / 100)
+    count = max(1, math.floor(percent * len(names) / 100 + 0.5 + 1e-9))
     assert {len(fold["train"]) for fold in splits} == {count}
     assert len(splits) == min(7, math.comb(len(names), count)) == len(set(as_sets(splits)))
     assert all(sorted(fold["train"] + fold["val"]) == names for fold in splits)
+
+
+@pytest.mark.parametrize(("level", "count"), [("1pct", 2), ("5pct", 11), ("10pct", 22), ("100pct", 220)])
+def test_percentages_of_220_images_are_the_papers(level, count):
+    folds = make_splits(level, [f"c{i:03d}" for i in range(220)])
+    assert {len(fold["train"]) for fold in folds} == {count}
+    assert len(folds) == (1 if count == 220 else 7)
 
 
 @given(case_lists)

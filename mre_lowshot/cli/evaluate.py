@@ -15,6 +15,11 @@ EPILOG = """Files are paired by case name; their formats may differ, their grids
 dataset.json: the one given, or one found in PRED, the folder above it, GT or the folder above that; without any,
 every value found in the label maps is evaluated.
 
+Profiles: default: HD95 is the larger of the two directed 95th percentiles; medpy: of both directions pooled, as
+MedPy's; mrbrains18: over in-plane edges, reference labels 9 and 10 taken out; bus (2D images only): as default, and
+the measures of breast ultrasound: F1, averaged radial error (ARE), TP and FP as shares of the reference's area.
+2D images without a pixel size are measured in pixels.
+
 Exit code: 0 all cases evaluated, 1 some were missing or refused, 2 wrong use."""
 
 
@@ -27,7 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-djfile", metavar="FILE", type=Path, help="dataset.json that lists the labels")
     made.add_argument("-o", metavar="DIR", type=Path, help="where summary.json and summary.csv go (default: PRED)")
     made.add_argument(
-        "--profile", choices=PROFILES, default="default", help="how HD95 is measured (default: %(default)s)"
+        "--profile",
+        choices=(*PROFILES, "bus"),
+        default="default",
+        help="how it is measured (default: %(default)s; see below)",
     )
     made.add_argument(
         "--ignore",

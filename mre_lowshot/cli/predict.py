@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mre_lowshot.inference.predictor import Predictor
 
 EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); with a one-channel model plain case.nii.gz
-too. NIfTI, NRRD, MHA, PNG, TIFF. Output: one label map a case, named and formatted like its input, on its grid.
+too. NIfTI, NRRD, MHA, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a case,
+named and formatted like its input, on its grid.
 quality.csv ranks the scans, those to check first on top: a score between 0 and 1 a scan and label, the agreement of
 the network with the registered labels (where scans are registered) or the Dice that the probabilities expect.
 With no model named, the only trained one is used, else the one trained last; which one is said.
@@ -107,11 +108,11 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
 
 
 def _cases(options: argparse.Namespace, channels: int) -> tuple[list[Case], list[str]]:
-    from mre_lowshot.dataset import Case, find_cases
+    from mre_lowshot.dataset import COLOUR_ENDINGS, Case, find_cases
     from mre_lowshot.volume import file_ending
 
     if options.i.is_file():
-        if channels != 1:
+        if channels != 1 and file_ending(options.i) not in COLOUR_ENDINGS:  # one colour image holds all channels
             raise UserError(f"-i {options.i}: the model takes {channels} channels; give a folder with case_0000, ...")
         name = options.i.name[: -len(file_ending(options.i)) or None].removesuffix("_0000")
         if (options.o / f"{name}{file_ending(options.i)}").resolve() == options.i.resolve():

@@ -10,14 +10,16 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
 from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
 from mre_lowshot.files import write_json, write_text
 from mre_lowshot.volume import Volume, file_ending, read_labels
@@ -42,7 +44,7 @@ def summarise(
     labels: Mapping[str, int],
     *,
     ignore_label: int | None = None,
-    profile: Profile = "default",
+    profile: str = "default",
 ) -> dict[str, Any]:
     """Means per label and over labels, with the number of values left out of each and of structures missed.
 
@@ -51,15 +53,16 @@ def summarise(
     (nnU-Net's is NaN as soon as one is not). ``ignore_label`` and ``profile`` are recorded: give `case_metrics`'s.
     """
     rows = {value: [case.metrics[value] for case in cases] for value in labels.values()}
-    means = {v: {m: _mean([row[m] for row in rows[v]]) for m in METRICS} for v in rows}
+    names = (*METRICS, *_more(profile))
+    means = {v: {m: _mean([row[m] for row in rows[v]]) for m in names} for v in rows}
     return {
-        "foreground_mean": {m: _mean([means[v][m] for v in rows]) for m in METRICS},
+        "foreground_mean": {m: _mean([means[v][m] for v in rows]) for m in names},
         "mean": {str(v): means[v] for v in rows},
         "number_of_cases": len(cases),
         "missed_structures": {str(v): sum(r["n_ref"] > 0 and r["n_pred"] == 0 for r in rows[v]) for v in rows},
         "spurious_structures": {str(v): sum(r["n_ref"] == 0 and r["n_pred"] > 0 for r in rows[v]) for v in rows},
-        "nan_left_out": {str(v): _undefined(rows[v]) for v in rows},
-        "nan_left_out_of_foreground_mean": _undefined(list(means.values())),
+        "nan_left_out": {str(v): _undefined(rows[v], profile) for v in rows},
+        "nan_left_out_of_foreground_mean": _undefined(list(means.values()), profile),
         "labels": dict(labels),
         "ignore_label": ignore_label,
         "profile": profile,
@@ -85,7 +88,7 @@ def evaluate_folder(
     labels: Mapping[str, int],
     *,
     ignore_label: int | None = None,
-    profile: Profile = "default",
+    profile: str = "default",
 ) -> dict[str, Any]:
     """Compare every label map in ``reference_dir`` with the one of the same case name in ``prediction_dir``.
 
@@ -113,12 +116,10 @@ def evaluate_folder(
     for name in tqdm(common, desc="evaluating", unit="case", disable=None, delay=2):
         try:
             reference, prediction = _read_pair(name, references[name], predictions[name])
+            metrics = _metrics(name, reference, prediction, labels, ignore_label, profile)
         except UserError as problem:
             failed[name] = str(problem)
             continue
-        metrics = case_metrics(
-            reference.array, prediction.array, labels, reference.geometry.spacing, ignore_label, profile
-        )
         results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path)))
         strange = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
         if strange:
@@ -154,10 +155,11 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]
     names = {str(value): name for name, value in summary["labels"].items()}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", "label", "name", *CSV_COLUMNS])
+    columns = (*CSV_COLUMNS, *_more(summary["profile"]))
+    table.writerow(["case", "label", "name", *columns])
     for case in summary["metric_per_case"]:
         for label, row in case["metrics"].items():
-            values = ["" if _is_nan(row[m]) else row[m] for m in CSV_COLUMNS]
+            values = ["" if _is_nan(row[m]) else row[m] for m in columns]
             table.writerow([case["case"], label, names[label], *values])
     write_json(folder / "summary.json", dict(summary))
     write_text(folder / "summary.csv", text.getvalue())
@@ -193,7 +195,25 @@ def format_table(summary: Mapping[str, Any]) -> str:
         "missed, spurious: only the reference, only the prediction has the structure (Dice 0, no HD95; HD95* counts "
         "the image diagonal).",
     ]
-    return "\n".join([*text, *_notes(summary)])
+    return "\n".join([*text, *_bus_lines(summary), *_notes(summary)])
+
+
+def _bus_lines(summary: Mapping[str, Any]) -> list[str]:
+    """With profile bus: mean (standard deviation over the images, ddof 1) in percent, a line per label."""
+    if summary["profile"] != "bus":
+        return []
+    lines = [
+        "breast ultrasound, mean (SD) of the images, %: ARE averaged radial error, TP |S and R|/|R|, FP |S - R|/|R|"
+    ]
+    for name, value in summary["labels"].items():
+        cells = []
+        for title, metric in zip(("F1", "ARE", "TP", "FP"), BUS_METRICS, strict=True):
+            values = [case["metrics"][str(value)][metric] for case in summary["metric_per_case"]]
+            defined = [100 * v for v in values if not _is_nan(v)]
+            spread = f" ({statistics.stdev(defined):.2f})" if len(defined) > 1 else ""
+            cells.append(f"{title} {statistics.fmean(defined):.2f}{spread}" if defined else f"{title} -")
+        lines.append(f"{value}  {name}  " + "  ".join(cells))
+    return lines
 
 
 def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> str:
@@ -251,6 +271,26 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     return reference, prediction
 
 
+def _metrics(
+    name: str, reference: Volume, prediction: Volume, labels: Mapping[str, int], ignore: int | None, profile: str
+) -> dict[int, dict[str, float]]:
+    """`case_metrics`, and with profile bus `bus_metrics` beside them."""
+    spacing, bus = reference.geometry.spacing, profile == "bus"
+    measured: Profile = "default" if bus else cast(Profile, profile)
+    rows = case_metrics(reference.array, prediction.array, labels, spacing, ignore, measured)
+    if not bus:
+        return rows
+    try:
+        more = bus_metrics(reference.array, prediction.array, labels, spacing, ignore)
+    except UserError as problem:
+        raise UserError(f"case {name}: {problem}") from None
+    return {value: {**rows[value], **more[value]} for value in rows}
+
+
+def _more(profile: str) -> tuple[str, ...]:
+    return BUS_METRICS if profile == "bus" else ()
+
+
 def _names(files: Sequence[Path]) -> str:
     return ", ".join(path.name for path in files)
 
@@ -264,5 +304,5 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _undefined(rows: Sequence[Mapping[str, float]]) -> dict[str, int]:
-    return {m: sum(math.isnan(row[m]) for row in rows) for m in MAY_BE_UNDEFINED}
+def _undefined(rows: Sequence[Mapping[str, float]], profile: str) -> dict[str, int]:
+    return {m: sum(math.isnan(row[m]) for row in rows) for m in (*MAY_BE_UNDEFINED, *_more(profile))}

@@ -4,8 +4,8 @@ Two estimates, per class, between 0 and 1:
 
 - ``agreement``: Dice between what the network alone says and the labels that registration brings from the atlas. The
   two err in different places, so where they agree both are likely right. Only where scans are registered.
-- ``expected_dice``: the Dice that the predicted probabilities themselves expect. A network is surer than it is right on
-  scans unlike its training scan, so this ranks worse; it is what there is without registration.
+- ``expected_dice``: the Dice that the predicted probabilities themselves expect, where nothing is registered. A network
+  is surer than it is right on scans unlike its training scan, so the number is too high.
 
 Both rank scans; neither is the true Dice (docs/RESULTS.md has the measured correlation).
 """
