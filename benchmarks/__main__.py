@@ -26,7 +26,7 @@ EPILOG = """Sections:
                matrix-multiply ceiling, memory; loss and gradients compared
   prediction   a scan with centre tiles: the same, and labels compared. On the CPU the paper-size scan of
                216x216x48 is extrapolated from 16 tiles
-  width        our training step over N_e 512, 1024, 2048, 4096
+  width        our training step over N_e 512, 1024, 2048, 4096 (paper size only)
   loader       patches a second with 0, 1 and 2 loader processes, and how long training waits for them, batch 24
                (CPU plan only)
 
@@ -144,7 +144,9 @@ def _main(arguments: Sequence[str] | None) -> None:
                 found = results["results"].setdefault(f"{setting.size.name} {device}", {"ceiling": setting.ceiling})
                 _say(f"\n== {setting.size.name} size, {device} ==")
                 for name, section in _sections().items():
-                    if name in options.only and not _skipped(name, setting):
+                    if name in options.only and _skipped(name, setting):
+                        _say(f"{name}: not of this size")
+                    elif name in options.only:
                         begun = time.monotonic()
                         found[name] = section(setting)
                         found[name]["section_seconds"] = time.monotonic() - begun

@@ -3,10 +3,11 @@
 nnU-Net is used as its own program, in an environment of its own:
 
     python3 -m venv nnunet-env
-    nnunet-env/bin/pip install torch==2.13.0 nnunetv2==2.8.1
+    nnunet-env/bin/pip install torch==2.13.0 torchvision==0.28.0 nnunetv2==2.8.1
     python -m benchmarks.against_nnunet path/to/Dataset004_Hippocampus hippocampus_014 \\
         --nnunet_python nnunet-env/bin/python --out comparison
 
+(torch and torchvision from one index: a CPU build of one does not load with a CUDA build of the other.)
 Both get a dataset that holds the one scan, plan and preprocess it, train (nnU-Net with its own plan and a schedule of
 500 iterations; ours with the default recipe and few iterations), predict all other labelled scans (nnU-Net without
 test-time augmentation) and are scored by mre_evaluate. Training time is the whole training command, start-up included.

@@ -25,8 +25,15 @@ def _convolution(source: Tensor, weight: Tensor, result: Tensor, transposed: boo
     return (source if transposed else result).numel() * math.prod(weight.shape[1:])
 
 
+def _qr(matrix: Tensor) -> int:
+    """Householder's way to the triangular factor."""
+    short, long = sorted(matrix.shape[-2:])
+    return math.prod(matrix.shape[:-2]) * short**2 * (3 * long - short) // 3
+
+
 class MultiplyAdds(TorchDispatchMode):
-    """Adds up the multiply-adds of all matrix products and convolutions, forward and backward, that run inside it.
+    """Adds up the multiply-adds of all matrix products, QR decompositions and convolutions, forward and backward, that
+    run inside it.
 
     ``total`` holds the sum. Other operations (norms, activations, interpolation) are not counted.
     """
@@ -61,6 +68,7 @@ _COUNTED: dict[Any, Callable[[Any, Any], int]] = {
     aten.mv: lambda a, out: a[0].numel(),
     aten.addmv: lambda a, out: a[1].numel(),
     aten.dot: lambda a, out: a[0].numel(),
+    aten.linalg_qr: lambda a, out: _qr(a[0]),
     aten.convolution: lambda a, out: _convolution(a[0], a[1], out, a[6]),
 }
 

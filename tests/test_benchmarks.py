@@ -95,6 +95,7 @@ def test_multiply_adds_of_operations_counted_by_hand(inference):
         2 * 2 * 3 * 8 * voxels: nn.ConvTranspose3d(3, 8, (1, 2, 2), (1, 2, 2)),
         2 * 3 * 4 * 5 * 6 * 9: lambda t: F.linear(t, torch.randn(9, 6)),
         2 * 3 * 4 * 5 * 6 * 5: lambda t: t @ t.transpose(-1, -2),
+        2 * 3 * 4 * (5 * 5 * (6 - 5 / 3)): lambda t: torch.linalg.qr(t, mode="r"),
         0: nn.BatchNorm3d(3),
     }
     for wanted, call in cases.items():
