@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,17 +104,19 @@ def saved_bytes(call: Callable[[], object], parameters: Iterator[Tensor]) -> int
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
     """Gives a dict whose ``gb`` holds, afterwards, the peak inside: allocated on a CUDA device, else what this
-    process's resident memory rose by (Linux; None where it cannot be told)."""
+    process's resident memory rose by (Linux with glibc; None where it cannot be told)."""
     peak: dict[str, float | None] = {"gb": None}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak
         peak["gb"] = torch.cuda.max_memory_allocated(device) / 1e9
         return
+    gc.collect()
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would be used again, and not be seen
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
         before = _status("VmRSS")
-    except OSError:
+    except (OSError, AttributeError, TypeError):  # not Linux with glibc
         yield peak
         return
     yield peak

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks import against_nnunet
 from benchmarks.__main__ import main
-from benchmarks.counting import multiply_adds, saved_bytes
+from benchmarks.counting import multiply_adds, peak_memory, saved_bytes
 from benchmarks.plain import PlainMRENet, plain_prediction
 from benchmarks.sizes import cpu_size, paper_size, synthetic_case, tiny_size
 from benchmarks.timing import Spread, interleaved, ratio
@@ -131,6 +131,14 @@ def test_bytes_kept_for_the_backward_pass():
         (kept * kept).sum().backward()  # keeps that result again, which counts once
 
     assert saved_bytes(step, layer.parameters()) == 4 * (5 * 10 + 5 * 20)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is told by Linux")
+def test_peak_memory_is_that_inside_whatever_was_freed_before():
+    torch.ones(50_000_000)
+    with peak_memory(CPU) as peak:
+        torch.ones(25_000_000)
+    assert peak["gb"] == pytest.approx(0.1, rel=0.1)
 
 
 def test_turns_are_taken_and_ratios_are_taken_turn_by_turn():
