@@ -48,6 +48,7 @@ class Comparison:
     nnunet_iterations: int
     iterations: int
     threads: int
+    changes: tuple[str, ...] = ()
 
     @property
     def raw(self) -> Path:
@@ -85,11 +86,12 @@ def steps(job: Comparison) -> dict[str, list[str]]:
     """The commands, in order, by name."""
     others, work = job.out / "others", job.out / "mre"
     device = ("-device", "cpu")
-    workspace = ("--workspace", work)
+    workspace = ("--workspace", work, "-p", "Compared")
+    changes = ("--set", *job.changes) if job.changes else ()
     number, trainer = job.number, ("-tr", "ShortTrainer")
     predicted = {side: job.out / f"predicted_{side}" for side in ("ours", "nnunet")}
     made = {
-        "ours: plan": job.ours("plan", "-d", job.raw, *workspace, *device),
+        "ours: plan": job.ours("plan", "-d", job.raw, *workspace, *device, *changes),
         "ours: train": job.ours("train", number, "1shot", "fold0", "--iterations", job.iterations, *workspace,
                                 *device, "--overwrite"),
         "ours: predict": job.ours("predict", "-i", others, "-o", predicted["ours"], "-d", number, *workspace, *device),
@@ -143,7 +145,7 @@ def compare(job: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     """
     path = job.out / "results.json"
     settings = {"dataset": job.source.name, "scan": job.scan, "threads": job.threads, "iterations": job.iterations,
-                "nnunet_iterations": job.nnunet_iterations}  # fmt: skip
+                "nnunet_iterations": job.nnunet_iterations, "set": list(job.changes)}  # fmt: skip
     results: dict[str, Any] = {"settings": settings, "seconds": {}}
     if path.is_file():
         results = read_json(path, "results")
@@ -195,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
     made.add_argument("--nnunet_iterations", type=int, default=500, metavar="N", help="default: %(default)s")
     made.add_argument("--iterations", type=int, default=60, metavar="N", help="ours (default: %(default)s)")
+    made.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE",
+                      help="change fields of our plan; recipe.alignment=none network.atlas_prior=false "
+                      "recipe.inference.prior_weight=0 leaves the network without registration")  # fmt: skip
     made.add_argument("--threads", type=int, default=2, metavar="N", help="of each (default: %(default)s)")
     return made
 
@@ -210,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--nnunet_python {options.nnunet_python}: is no file; name the environment's bin/python")
         job = Comparison(
             options.dataset.resolve(), options.scan, options.nnunet_python.absolute(), options.out.resolve(),
-            options.nnunet_iterations, options.iterations, options.threads,
+            options.nnunet_iterations, options.iterations, options.threads, tuple(options.changes),
         )  # fmt: skip
         compare(job, lambda line: print(line, flush=True))
     except UserError as problem:
