@@ -1,0 +1,1 @@
+"""Plain reference against ours, in one process: ``python -m benchmarks`` from the checkout. Not installed."""
