@@ -123,4 +123,4 @@ def synthetic_case(size: Sequence[int], channels: int, classes: int, spacing: tu
 
 def prior_of(case: TrainingCase, network: NetworkSpec) -> Prior | None:
     """The labels told to the network, where it wants them: here the scan's own."""
-    return Prior(case.label, network.classes) if network.atlas_prior else None
+    return Prior((case.label,), network.classes) if network.atlas_prior else None
