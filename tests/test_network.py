@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
-from references import TINY, TINY_2D, single_thread  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import TINY, TINY_2D, single_thread, tiny_plan  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +19,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.network.backbone import Backbone
 from mre_lowshot.network.build import build, parameter_count
 from mre_lowshot.network.embedding import ASPP, SqueezeExcite
-from mre_lowshot.specs import NetworkSpec
+from mre_lowshot.specs import NetworkSpec, PatchSpec
 
 SIZES = {3: (4, 8, 8), 2: (8, 12)}
 FLAT = {2: TINY_2D, 3: TINY}
@@ -220,6 +224,62 @@ def test_aspp_against_plain_functions(training, image_level_norm):
     top = branch("image_level", x.mean(dim=(2, 3, 4), keepdim=True), 1, image_level_norm)
     parts.append(top.expand(-1, -1, 6, 20, 20))
     torch.testing.assert_close(module.train(training)(x), torch.cat(parts, dim=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("coordinates", ["volume", "none"])
+@pytest.mark.parametrize("ams", [True, False])
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_the_embedding_joins_the_levels_that_the_spec_names(bottleneck, ams, coordinates):
+    """Without SE and ASPP nothing but the concatenation and a linear fusion is left: e = Wz + b, written out."""
+    spec = replace(TINY, bottleneck_level=bottleneck, ams=ams, coordinates=coordinates, se=False, aspp=False, dml=False)
+    network, (image, maps) = seeded(spec).eval(), inputs(spec)
+    with torch.no_grad():
+        levels = network.backbone(image)
+        kept = levels[: 1 if not ams else 3 if bottleneck else 2]
+        size = image.shape[2:]
+        z = [F.interpolate(level, size, mode="trilinear") if level.shape[2:] != size else level for level in kept]
+        z = torch.cat([*z, maps] if coordinates == "volume" else z, dim=1)
+        e = torch.einsum("nc,bcdhw->bndhw", network.embedding.fusion.weight.flatten(1), z)
+        e = e + network.embedding.fusion.bias[:, None, None, None]
+        torch.testing.assert_close(network.embedding(levels, maps), e, rtol=1e-5, atol=1e-5)
+        logits = torch.einsum("kn,bndhw->bkdhw", network.head.weight.flatten(1), e)  # dml off: a plain classifier
+        logits = logits + network.head.bias[:, None, None, None]
+        torch.testing.assert_close(network(image, maps), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_aspp_dilations_are_an_axis_each():
+    spec = replace(TINY, dilations=((1, 3, 2),), image_level=False)
+    module, x = ASPP(spec, 5).eval(), torch.randn(1, 5, 6, 9, 8)
+    conv, norm, _ = module.branches[1]
+    plain = F.conv3d(x, conv.weight, conv.bias, padding=(1, 3, 2), dilation=(1, 3, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[:, 4:], F.relu(norm(plain)))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from([2, 3]), st.data())
+def test_a_patch_divisible_by_the_strides_runs_and_any_other_is_refused(axes, data):
+    """Refused in the plan, never padded: padding would shift what SE and the image-level branch pool."""
+    sides = st.tuples(*[st.integers(1, 3)] * axes)
+    spec = replace(FLAT[axes], strides=(data.draw(sides), data.draw(sides)), convs=(1, 1, 1))
+    size = data.draw(st.tuples(*[st.integers(1, 6)] * axes))
+    if data.draw(st.booleans()):
+        size = tuple(s * d for s, d in zip(size, spec.divisor, strict=True))
+    fits = all(s % d == 0 for s, d in zip(size, spec.divisor, strict=True))
+    free = tiny_plan(replace(spec, strides=((1,) * axes,) * 2))
+    if not fits:
+        with pytest.raises(UserError, match=re.escape(f"must be divisible by {spec.divisor}")):
+            replace(free, network=spec, patch=PatchSpec(size, size))
+        return
+    replace(free, network=spec, patch=PatchSpec(size, size))
+    with torch.no_grad():
+        logits = build(spec).eval()(torch.zeros(1, 1, *size), torch.zeros(1, axes, *size))
+    assert logits.shape == (1, spec.classes, *size)
+
+
+def test_every_field_of_the_network_is_in_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "METHOD.md").read_text()
+    assert [f.name for f in fields(NetworkSpec) if f"`{f.name}`" not in text and f"`{f.name}:" not in text] == []
 
 
 def test_seeds_weights_and_states():

@@ -12,8 +12,8 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
 from mre_lowshot.planners.fold import decide, groups_rule, single_component_rule
-from mre_lowshot.planners.planner import DatasetFacts, make_plan
-from mre_lowshot.specs import ChannelNormalization, Recipe
+from mre_lowshot.planners.planner import DatasetFacts, make_plan, with_changes
+from mre_lowshot.specs import AugmentationSpec, ChannelNormalization, Recipe
 
 CPU, GPU12, GPU24, GPU80 = ("cpu", 16.0), ("cuda", 12.0), ("cuda", 24.0), ("cuda", 80.0)
 PAPER_DILATIONS = ((6, 6, 6), (12, 12, 12), (18, 18, 18))
@@ -40,8 +40,8 @@ STRIPPED = [case((155, 240, 240), (1, 1, 1), nonzero=(140, 170, 140), background
 ULTRASOUND = [case((1, 471, 562), (1, 1, 1)), case((1, 500, 600), (1, 0.5, 0.5)), case((1, 300, 400), (1, 1, 1))]
 
 
-def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False):
-    facts = DatasetFacts("Dataset001_X", channels, LABELS, None, ".nii.gz", crops)
+def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False, labels=LABELS):
+    facts = DatasetFacts("Dataset001_X", channels, labels, None, ".nii.gz", crops)
     fingerprint = dataset_fingerprint(facts.name, {str(n): c for n, c in enumerate(cases)})
     return make_plan(facts, fingerprint, rules.Device(*device), recipe)
 
@@ -183,6 +183,76 @@ def test_the_unet_baseline_is_a_recipe():
     for plan in (paper, small):
         network = plan.network
         assert (network.ams, network.dml, network.coordinates, network.atlas_prior) == (False, False, "none", False)
+
+
+def numbered(*names):
+    return {name: n for n, name in enumerate(("background", *names))}
+
+
+BTCV = numbered("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+                "inferior_vena_cava", "portal_and_splenic_vein", "pancreas", "right_adrenal_gland",
+                "left_adrenal_gland")  # fmt: skip
+MRBRAINS = numbered("Cortical gray matter", "Basal ganglia", "White matter", "White matter lesions",
+                    "Cerebrospinal fluid in the extracerebral space", "Ventricles", "Cerebellum", "Brain stem",
+                    "Infarction", "Other")  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["paper", "paper_small"])
+def test_the_papers_groups_go_with_the_papers_datasets(recipe):
+    ct = planned(CT, ("CT",), recipe=recipe, labels=BTCV)
+    assert set(ct.labels) - set(ct.recipe.majority) == {"gallbladder", "esophagus"}
+    assert (ct.recipe.n_lg, "BTCV" in ct.reasons["groups"]) == (4, True)
+    brain = planned(BRAIN, ("T1", "T1IR", "FLAIR"), recipe=recipe, labels=MRBRAINS)
+    assert brain.recipe.majority == ("background", "Cortical gray matter", "White matter", "Ventricles")
+    assert brain.recipe.n_lg == 6
+    other = planned(CT, ("CT",), recipe=recipe, labels={k: v for k, v in BTCV.items() if v < 4})
+    assert (other.recipe.majority, other.recipe.n_lg) == ((), 6)  # derived in each fold
+    assert planned(CT, ("CT",), labels=BTCV).recipe.majority == ()
+
+
+@pytest.mark.parametrize(
+    ("channels", "labels", "mirrored"),
+    [
+        (("T1", "FLAIR"), LABELS, (2,)),
+        (("CT",), LABELS, ()),
+        (("MRI",), numbered("left hippocampus", "right hippocampus"), ()),
+        (("MRI",), numbered("Kidney_L"), ()),
+        (("MRI",), numbered("bright", "cleft"), (2,)),
+    ],
+)
+def test_the_papers_augmentation_mirrors_mri_without_sides(channels, labels, mirrored):
+    for name in ("paper_aug", "paper_aug_small"):
+        plan = planned(BRAIN, channels, recipe=name, labels=labels)
+        assert plan.recipe.augmentation.mirror_axes == mirrored
+        assert plan.recipe.augmentation.brightness_probability == plan.recipe.augmentation.contrast_probability == 0.5
+        assert "mirrored" in plan.reasons["mirroring"] or mirrored
+    with_it, without = (planned(BRAIN, ("T1",), recipe=name) for name in ("paper_aug", "paper"))
+    assert without.recipe.augmentation == AugmentationSpec()
+    assert with_it.patch == without.patch
+    assert with_it.network == without.network
+    flat = planned(ULTRASOUND, ("MRI",), recipe="paper_aug")
+    assert flat.recipe.augmentation.mirror_axes == (1,)
+
+
+def test_the_papers_method_at_the_size_of_a_cpu():
+    plan, default = planned(BRAIN, device=GPU80, recipe="paper_small"), planned(BRAIN)
+    assert (plan.network.widths, plan.patch) == (default.network.widths, default.patch)
+    assert (plan.recipe.iterations, plan.recipe.learning_rate) == (600, 3e-3)
+    paper = Recipe(name="paper_small", iterations=600, batch_size=4, learning_rate=3e-3, schedule="cosine")
+    assert plan.recipe == paper  # all the rest is the paper's: Recipe's own defaults
+    assert (plan.network.atlas_prior, plan.network.coordinates) == (False, "volume")
+
+
+def test_dilations_may_be_given_by_name():
+    plan = planned(BRAIN, recipe="paper")
+    by_patch = with_changes(plan, {"network.dilations": "patch"})
+    assert by_patch.network.dilations == ((2, 6, 6), (4, 12, 12), (6, 18, 18))
+    assert with_changes(by_patch, {"network.dilations": "paper"}).network == plan.network
+    larger = with_changes(plan, {"network.dilations": "patch", "patch.size": "[24, 36, 36]"})
+    assert larger.network.dilations[2] == (12, 18, 18)
+    assert "network.dilations=patch" in by_patch.reasons["set"]
+    with pytest.raises(UserError, match=r"network\.dilations: is 'papr'"):
+        with_changes(plan, {"network.dilations": "papr"})
 
 
 def test_crops_are_taken_by_the_paper_recipe_only():

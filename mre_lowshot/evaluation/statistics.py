@@ -61,7 +61,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=2**EXACT_UP_TO,
-        rng=np.random.default_rng(seed),
+        random_state=np.random.default_rng(seed),  # its name before scipy 1.15, and still taken
     )
     return float(found.pvalue)
 

@@ -26,7 +26,8 @@ METRICS = ("Dice", "HD95")
 @dataclass(frozen=True)
 class Run:
     """One fold of one row: ``value`` a metric's mean over labels (each label's mean over test scans, as mre_train
-    prints it), ``cases`` test scan -> metric -> mean over labels; NaN undefined. ``missed``: structures not found."""
+    prints it), ``cases`` test scan -> metric -> mean over labels; NaN undefined. ``missed``: structures not found;
+    ``failed``: scans that could not be scored, with the reason."""
 
     fold: int
     train: tuple[str, ...]
@@ -34,6 +35,7 @@ class Run:
     cases: dict[str, dict[str, float]]
     missed: int
     iterations: int
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         cases=cases,
         missed=sum(summary["missed_structures"][k] for k in keys),
         iterations=plan.recipe.iterations,
+        failed=tuple(summary["failed_cases"].values()),
     )
 
 
@@ -157,7 +160,7 @@ def to_data(
                 **{m: dict(zip(("mean", "sd"), r.mean_sd(m), strict=True)) for m in METRICS},
                 "runs": [
                     {"fold": run.fold, "train": run.train, "iterations": run.iterations, "missed": run.missed,
-                     **run.value}
+                     "failed": run.failed, **run.value}
                     for run in r.runs.values()
                 ],
                 "against_reference": {

@@ -38,9 +38,11 @@ def format_rows(
         head += f", {' / '.join(map(str, iterations))} iterations"
     parts = [head, _results(rows, setting.level)]
     parts.append(_compared(rows, reference, method))
-    failed = [r.row.name for r in rows if not r.runs]
-    if failed:
-        parts.append(f"no run yet: {', '.join(failed)}")
+    waiting = [r.row.name for r in rows if not r.runs]
+    if waiting:
+        parts.append(f"no run yet: {', '.join(waiting)}")
+    for r in rows:
+        parts += [f"row {r.row.name}, not scored: {reason}" for run in r.runs.values() for reason in run.failed]
     parts.append(
         "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures of which "
         f"nothing was found (no HD95). Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."

@@ -1,0 +1,287 @@
+"""The paper's tables by name: what their rows mean, and mre_experiment on three tiny phantoms."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import Space, command, interrupt_after, iterations, one_thread
+from test_planners import BRAIN, GPU80, numbered, planned
+
+from mre_lowshot.experiments import report, tables
+from mre_lowshot.experiments.report import RowResult, Run
+from mre_lowshot.experiments.runner import Setting, plan_row, prepare_row
+from mre_lowshot.experiments.tables import TABLES, named, plan_name
+from mre_lowshot.planners import rules
+from mre_lowshot.planners.fingerprint import dataset_fingerprint
+from mre_lowshot.planners.planner import DatasetFacts
+from mre_lowshot.plans import same_plan
+
+pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
+FACTS = DatasetFacts("Dataset001_X", ("MRI",), numbered("organ", "vessel"), None, ".nii.gz")
+FINGERPRINT = dataset_fingerprint("Dataset001_X", {str(n): c for n, c in enumerate(BRAIN)})
+
+
+def row_plan(table, row, base="small", **setting):
+    made = Setting(base, **setting)
+    return plan_row(TABLES[table].row(row), made, FACTS, FINGERPRINT, rules.Device(*GPU80))
+
+
+@pytest.mark.parametrize("base", ["small", "paper"])
+def test_every_row_is_a_plan_and_no_two_trainings_share_a_name(base):
+    plans = {}
+    for table in TABLES.values():
+        assert any(row.name == table.reference for row in table.rows)
+        for row in table.rows_at(base):
+            plan = row_plan(table.name, row.name, base)
+            recipe = replace(plan.recipe, name="")
+            for name, (other, other_recipe) in plans.items():
+                # rows without a size of their own (recipe default on the same device) may be alike under two recipes
+                assert (plan.network, recipe) != (other.network, other_recipe) or name == plan.plans_name
+            assert plans.setdefault(plan.plans_name, (plan, recipe))[0] == plan
+
+
+def test_table_two_takes_away_what_it_says():
+    rows = {name: row_plan("table2", name, "paper") for name in "abcdefg"}
+    switches = {
+        name: (p.network.dml, p.network.coordinates != "none", p.network.ams, p.recipe.ohem) for name, p in rows.items()
+    }
+    no, yes = False, True
+    assert switches == {
+        "a": (no, no, no, no), "b": (yes, no, no, no), "c": (yes, yes, no, no), "d": (yes, yes, yes, no),
+        "e": (yes, yes, yes, yes), "f": (no, yes, yes, yes), "g": (yes, no, yes, yes),
+    }  # fmt: skip
+    full = planned(BRAIN, recipe="paper", device=GPU80)
+    assert (rows["e"].network, rows["e"].recipe) == (full.network, full.recipe)
+    assert rows["a"].network == planned(BRAIN, recipe="unet", device=GPU80).network
+    for name, plan in rows.items():
+        restored = replace(plan.network, dml=True, coordinates="volume", ams=True, embedding=2048)
+        assert (restored, replace(plan.recipe, ohem=True)) == (full.network, full.recipe), name
+
+
+def test_the_other_tables_change_one_thing_each():
+    paper, small = ([row_plan("table3", r.name, b).network.embedding for r in TABLES["table3"].rows]
+                    for b in ("paper", "small"))  # fmt: skip
+    assert paper == [512, 1024, 2048, 4096]
+    assert [f"N_e {n} (small: {s})" for n, s in zip(paper, small, strict=True)] == [
+        r.label for r in TABLES["table3"].rows
+    ]
+    assert [row_plan("table4", f"m{m}").network.modes for m in range(1, 6)] == [1, 2, 3, 4, 5]
+    mixings = ("one_hot", "average", "adaptive")
+    assert tuple(row_plan("table5", name).network.mixing for name in mixings) == mixings
+    assert row_plan("table6", "euclidean").network.distance == "euclidean"
+    assert row_plan("baselines", "default").recipe.name == "default"
+    assert row_plan("baselines", "unet_aug").recipe.augmentation.brightness_probability == 0.5
+    assert row_plan("readings", "paper_dilations").network.dilations[0] == (6, 6, 6)
+    assert row_plan("readings", "patch_dilations", "paper").network.dilations[0] == (2, 6, 6)
+
+
+def test_tables_share_the_full_method_and_lengths_have_plans_of_their_own():
+    full = {plan_name(t.row(t.reference), "small", None) for t in TABLES.values()}
+    assert full == {"table2_e"}
+    row = TABLES["table4"].row("m1")
+    assert (plan_name(row, "paper", None), plan_name(row, "small", 300)) == ("table4_m1_paper", "table4_m1_300")
+    assert row_plan("table4", "m1", iterations=7).recipe.iterations == 7
+    assert same_plan(row_plan("baselines", "unet"), row_plan("table2", "a"))
+
+
+@pytest.mark.parametrize("name", ["table2", "II", "2", " Table2 ", "table_2"])
+def test_a_table_goes_by_several_names(name):
+    assert named(name) is tables.TABLE2
+
+
+def test_what_the_paper_prints_is_kept_as_data():
+    """Table II, IV and VI as printed, a spot check each; the full method is one and the same figure everywhere."""
+    dice = {r.name: {f.dataset: f.dice for f in r.paper} for r in TABLES["table2"].rows}
+    assert dice["f"] == {"MRBrainS18": 38.17, "BTCV": 31.23}
+    assert [dice[r]["MRBrainS18"] for r in "abcdefg"] == [14.86, 65.38, 69.41, 74.47, 78.39, 38.17, 70.67]
+    for table in ("table3", "table4", "table5", "table6", "baselines"):
+        figures = TABLES[table].row(TABLES[table].reference).paper
+        assert next(f for f in figures if f.dataset == "MRBrainS18" and f.level == "1shot") == tables.FULL[0]
+    assert next(f.dice for r in TABLES["table4"].rows for f in r.paper if f.level == "3shot") == 79.21
+
+
+def made_run(fold, dice, cases):
+    value = {"Dice": dice, "HD95": 1.0}
+    return Run(fold, ("t",), value, {name: {"Dice": d, "HD95": 1.0} for name, d in cases.items()}, 0, 5)
+
+
+def test_differences_are_paired_by_fold_and_by_scan():
+    row, reference = TABLES["table2"].row("a"), TABLES["table2"].row("e")
+    one = RowResult(row, "a", {0: made_run(0, 0.5, {"x": 0.4, "y": 0.6}), 2: made_run(2, 0.9, {"x": 0.9})})
+    other = RowResult(reference, "e", {
+        0: made_run(0, 0.7, {"x": 0.7, "y": 0.7}), 1: made_run(1, 0.1, {"x": 0.1}), 2: made_run(2, 0.8, {"z": 0.8}),
+    })  # fmt: skip
+    runs, pairs = report.differences(one, other, "Dice")
+    assert runs == pytest.approx([-0.2, 0.1])
+    np.testing.assert_allclose(pairs, [[-0.3, -0.1], [np.nan, np.nan]])
+    found = report.comparisons([one, other], "e", "Dice", "default")
+    assert list(found) == ["a"]
+    assert (found["a"].difference, found["a"].runs, found["a"].pairs) == pytest.approx((-0.05, 2, 2))
+    assert report.comparisons([one], "e", "Dice", "default") == {}
+    assert one.mean_sd("Dice") == pytest.approx((0.7, 0.4 / 2**0.5))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The small network of the planner, made tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "SMALL_SIZE", replace(
+            rules.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding=8, mixer_width=4, batch_size=2, budget=1024,
+        ))  # fmt: skip
+        yield
+
+
+def experiment(space, *arguments):
+    return command("experiment", *arguments, "-d", "900", "--workspace", space.root, "-device", "cpu")
+
+
+RUN = ("table2", "--rows", "a", "e", "--folds", 0, 1, "--iterations", 2)
+
+
+@pytest.fixture(scope="module")
+def ran(trained, tmp_path_factory, tiny):
+    space = Space(tmp_path_factory.mktemp("experiment") / "space")
+    shutil.copytree(trained.root / "raw", space.root / "raw")
+    with one_thread():
+        assert experiment(space, *RUN) == 0
+    return space
+
+
+@pytest.fixture
+def again(ran, tmp_path):
+    shutil.copytree(ran.root, tmp_path / "space")
+    return Space(tmp_path / "space")
+
+
+def results(space, name="table2__1shot_small_2"):
+    return space.root / "results/Dataset900_Synthetic/experiments" / name
+
+
+def test_a_table_is_trained_scored_and_written(ran):
+    data = json.loads((results(ran) / "results.json").read_text())
+    rows = {row["name"]: row for row in data["rows"]}
+    assert [len(rows[name]["runs"]) for name in "abcdefg"] == [2, 0, 0, 0, 2, 0, 0]
+    means = {}
+    for name in "ae":
+        summaries = [json.loads((ran.model(f"table2_{name}_2") / f"fold_{fold}/validation/summary.json").read_text())
+                     for fold in (0, 1)]  # fmt: skip
+        means[name] = [s["foreground_mean"]["Dice"] for s in summaries]
+        assert rows[name]["Dice"]["mean"] == pytest.approx(np.mean(means[name]))
+        assert rows[name]["Dice"]["sd"] == pytest.approx(np.std(means[name], ddof=1))
+        assert [run["iterations"] for run in rows[name]["runs"]] == [2, 2]
+    against = rows["a"]["against_reference"]
+    assert against["default"]["Dice"]["difference"] == pytest.approx(np.subtract(means["a"], means["e"]).mean())
+    assert against["default"]["Dice"]["p"] >= 0.5
+    assert set(against) == {"default", "paper"}
+    assert rows["e"]["against_reference"] == {"default": {}, "paper": {}}
+    with (results(ran) / "pairs.csv").open() as file:
+        pairs = list(csv.DictReader(file))
+    assert len(pairs) == 2 * 2 * 2
+    assert {(p["training_scans"], p["test_scan"]) for p in pairs if p["fold"] == "0"} == {
+        ("phantom_001", "phantom_002"), ("phantom_001", "phantom_003"),
+    }  # fmt: skip
+    with (results(ran) / "results.csv").open() as file:
+        assert {r["row"]: r["runs"] for r in csv.DictReader(file)}["e"] == "2"
+    text = (results(ran) / "table.txt").read_text()
+    assert "78.39 (1.07)" in text
+    assert "Holm over 1 comparison; the smallest p that 2 can give is 0.5" in text
+    assert "no run yet: b, c, d, f, g" in text
+
+
+def test_every_field_of_the_recipe_is_told_with_the_fold(ran):
+    fold = ran.model("table2_a_2") / "fold_0"
+    plan, debug = (json.loads((fold / name).read_text()) for name in ("plans.json", "debug.json"))
+    assert debug["recipe"] == plan["recipe"]
+    assert debug["network"] == plan["network"]
+    assert plan["recipe"]["ohem"] is False
+    assert "mre_experiment" in plan["reasons"]["set"]
+
+
+def test_rows_that_preprocess_alike_share_their_cases(ran):
+    one, other = (ran.prepared / f"table2_{name}_2" for name in "ae")
+    assert (one / "phantom_001.npz").samefile(other / "phantom_001.npz")
+    assert (one / "preprocessing.json").read_text() == (other / "preprocessing.json").read_text()
+
+
+def test_cases_preprocessed_otherwise_are_not_shared(ran, tmp_path):
+    from mre_lowshot.dataset import RawDataset
+    from mre_lowshot.plans import load_plan
+
+    shutil.copytree(ran.prepared, tmp_path / "prepared")
+    plan = load_plan(ran.prepared / "table2_a_2.json")
+    other = replace(plan, plans_name="Other", preprocessing=replace(plan.preprocessing, crop_margin_mm=9.0))
+    prepare_row(other, RawDataset.load(ran.raw), tmp_path / "prepared")
+    mine = tmp_path / "prepared/Other/phantom_001.npz"
+    assert mine.is_file()
+    assert mine.stat().st_nlink == 1
+
+
+def test_what_is_done_is_skipped_and_shared_between_tables(again, capsys):
+    checkpoint = again.model("table2_e_2") / "fold_0/checkpoint_final.pth"
+    before = checkpoint.stat().st_mtime_ns
+    assert experiment(again, *RUN) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+    assert checkpoint.stat().st_mtime_ns == before
+    assert experiment(again, "table5", "--iterations", 2, "--print") == 0
+    (line,) = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("adaptive")]
+    assert line.split()[2] == "2"  # runs
+    assert not results(again, "table5__1shot_small_2").exists()
+    assert experiment(again, "table2", "--iterations", 2, "--print", "--folds", 1, "--labels", "spleen") == 0
+    summary = json.loads((again.model("table2_e_2") / "fold_1/validation/summary.json").read_text())
+    value = summary["mean"][str(summary["labels"]["spleen"])]["Dice"]
+    (line,) = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("e  ")]
+    assert f" 1  {value:.4f}" in " ".join(line.split()).replace(" 1 ", " 1  ")
+
+
+def test_an_interrupted_fold_goes_on(again, monkeypatch, capsys):
+    shutil.rmtree(again.model("table2_a_2") / "fold_1")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert experiment(again, *RUN) == 130
+    assert iterations(again.model("table2_a_2") / "fold_1") == [1]
+    capsys.readouterr()
+    assert experiment(again, *RUN) == 0
+    assert iterations(again.model("table2_a_2") / "fold_1") == [1, 2]
+    assert capsys.readouterr().out.count("done before") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tabel2",), "did you mean 'table2'?"),
+        (("table2", "--rows", "h"), "table table2 has no row 'h'"),
+        (("table2", "--reference", "z"), "has no row 'z'"),
+        (("baselines", "--rows", "unet_spread"), "--base paper only"),
+        (("table2", "--folds", "3"), "level 1shot has folds 0 to 2"),
+        (("table2", "--folds", "-1"), "count from 0"),
+        (("table2", "--level", "3shot"), "no labelled scan to score on"),
+        (("table2", "--level", "shot"), "level 'shot'"),
+        (("table2", "--iterations", "0"), "must be at least 1"),
+        (("table2", "--labels", "splen"), "did you mean 'spleen'?"),
+        (("table2", "--labels", "paper"), "are not those of MRBrainS18 or BTCV"),
+        ((*RUN, "--seed", "5"), "with another seed (0)"),
+    ],
+)
+def test_wrong_use_is_told_in_a_line(ran, arguments, words, capsys):
+    assert experiment(ran, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_row_edited_by_hand_is_not_taken_for_the_row(again, capsys):
+    path = again.prepared / "table2_a_2.json"
+    path.write_text(path.read_text().replace('"batch_size": 2', '"batch_size": 3'))
+    assert experiment(again, *RUN) == 2
+    assert "differs from what the table's row means now" in capsys.readouterr().err
+
+
+def test_the_list_needs_no_dataset(capsys):
+    assert command("experiment", "--list") == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}:" in out for name in TABLES)
+    assert command("experiment") == 2
+    assert "name a table and a dataset" in capsys.readouterr().err
