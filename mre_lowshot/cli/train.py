@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EPILOG = """Levels: 1shot, 2shot, 3shot (any number), 5pct, loo (leave one out), all. Folds are saved in
 preprocessed/DatasetXXX_Name/splits_LEVEL.json; the cases of a fold that are not trained on are its test set, scored
 once with the final weights (nothing is chosen on them). A dataset with a single annotated case trains all the same.
+5pct trains on 5 percent of the annotated cases, rounded, at least one. A test set of its own (imagesTs, labelsTs) is
+scored with mre_predict -i imagesTs and mre_evaluate labelsTs; --no_val then leaves the fold's other cases out.
 
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
 plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json.
