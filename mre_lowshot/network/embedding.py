@@ -103,6 +103,11 @@ class Embedding(nn.Module):
     def features(self, levels: list[Tensor], coordinates: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """z, everything up to the fusion: what differs from voxel to voxel (B, .., *size), and what a patch's voxels
         share (B, .., 1, ...) or None. ``coordinates`` (B, axes, *size) over the whole volume."""
+        x = self.stacked(levels, coordinates)
+        return self.aspp.parts(x) if self.aspp is not None else (x, None)
+
+    def stacked(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
+        """The levels at the input's size and the coordinates, after SE: (B, C, *size), what ASPP reads."""
         finest = levels[0]
         size = finest.shape[2:]
         mode = "trilinear" if len(size) == 3 else "bilinear"
@@ -117,9 +122,7 @@ class Embedding(nn.Module):
                 raise ValueError("this network needs the patch's coordinate maps")
             parts.append(coordinates.to(finest.dtype))
         x = torch.cat(parts, dim=1)
-        if self.se is not None:
-            x = self.se(x)
-        return self.aspp.parts(x) if self.aspp is not None else (x, None)
+        return self.se(x) if self.se is not None else x
 
     def forward(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
         return self.fusion(joined(*self.features(levels, coordinates)))
