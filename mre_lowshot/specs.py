@@ -187,6 +187,8 @@ class Recipe:
     a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
     ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``largest_component``
     keeps, in predictions, only the largest piece of each class that is one piece in the training labels.
+    ``recompute`` computes activations a second time in the backward pass instead of keeping them (less memory, more
+    time, the same numbers); it turns itself on when a GPU's memory does not hold a training step.
     """
 
     name: str = "paper"
@@ -207,6 +209,7 @@ class Recipe:
     ema: float = 0.0
     alignment: Literal["none", "affine", "deformable"] = "none"
     largest_component: bool = False
+    recompute: bool = False
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
     inference: InferenceSpec = field(default_factory=InferenceSpec)
 

@@ -25,6 +25,7 @@ from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
 from mre_lowshot.trainers.logbook import Logbook
+from mre_lowshot.trainers.memory import within_memory
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
 
@@ -82,6 +83,7 @@ class MRETrainer:
         recipe = plan.recipe
         torch.manual_seed(self.seed)
         self.network = build(plan.network).to(device)
+        self.network.recompute(recipe.recompute)
         self.average = None
         if recipe.ema:
             rule = get_ema_multi_avg_fn(recipe.ema)
@@ -144,10 +146,10 @@ class MRETrainer:
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""
         images, coordinates, targets = (t.to(self.device) for t in (images, coordinates, targets))
-        logits = self.network(images, coordinates)
-        loss = self.loss(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        logits, loss = within_memory(
+            self.network, lambda: self._gradients(images, coordinates, targets), self.logbook.say
+        )
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
         value = loss.item()
         if not math.isfinite(value) or not math.isfinite(norm.item()):
@@ -162,6 +164,12 @@ class MRETrainer:
             self.average.update_parameters(self.network)
         self.iteration += 1
         self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
+
+    def _gradients(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images, coordinates)
+        loss = self.loss(logits, targets)
+        loss.backward()
+        return logits, loss
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the present state."""

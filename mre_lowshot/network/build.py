@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mre_lowshot.network.backbone import CONV, Backbone
-from mre_lowshot.network.embedding import Embedding
+from mre_lowshot.network.embedding import ASPP, Embedding
 from mre_lowshot.network.folded import folded_logits, pays
 from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.specs import NetworkSpec
@@ -38,6 +38,18 @@ class MRENet(nn.Module):
         features, pooled = self.embedding.features(levels, coordinates)
         pooled = None if pooled is None else pooled.flatten(1)
         return folded_logits(features, pooled, self.embedding.fusion, self.head)
+
+    def recompute(self, on: bool = True) -> None:
+        """From now on keep only the inputs of the backbone's blocks and of the ASPP for the gradients, and compute
+        the rest again in the backward pass: the same numbers with about a third of the memory, a third more time."""
+        for module in self.modules():
+            if isinstance(module, (Backbone, ASPP)):
+                module.recompute = on
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether ``recompute`` is on."""
+        return self.backbone.recompute
 
 
 def build(spec: NetworkSpec, plain: bool = False) -> MRENet:

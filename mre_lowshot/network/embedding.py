@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mre_lowshot.network.backbone import CONV, norm_layer
 from mre_lowshot.network.dilated import DilatedConv
+from mre_lowshot.network.recompute import run
 from mre_lowshot.specs import NetworkSpec
 
 
@@ -44,8 +45,10 @@ class ASPP(nn.Module):
 
     (B, C, *size) -> (B, branches * aspp_channels, *size); each branch is conv -> norm -> ReLU. The image-level
     branch's batch norm sees one vector a patch; the spec's ``image_level_norm`` switches it off. ``plain`` uses torch's
-    own dilated convolutions.
+    own dilated convolutions; ``recompute`` keeps only the input for the gradients.
     """
+
+    recompute = False
 
     def __init__(self, spec: NetworkSpec, channels: int, plain: bool = False) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class ASPP(nn.Module):
         """The branches that see places, (B, .., *size), and the image level's, (B, aspp_channels, 1, ...), if any."""
         if x.device.type == "cpu" and not self.plain:  # what the dilated branches want: converted once, not once each
             x = x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
-        outputs = torch.cat([branch(x) for branch in self.branches], dim=1)
+        outputs = torch.cat([run(branch, x, self.recompute) for branch in self.branches], dim=1)
         if self.image_level is None:
             return outputs, None
         return outputs, self.image_level(x.mean(dim=tuple(range(2, x.dim())), keepdim=True))
