@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import TINY, TINY_2D, single_thread  # noqa: F401
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from mre_lowshot.network.build import build
 from mre_lowshot.network.embedding import joined
@@ -159,3 +161,26 @@ def test_autocast_gives_float32_logits_near_the_exact_ones():
 def test_cuda_equals_the_plain_head():
     features, pooled, fusion, head = parts(replace(TINY, embedding=64), 24, 8, 4)
     compare((features.cuda(), pooled.cuda(), fusion.cuda(), head.cuda()), 1e-10, 0.3)
+
+
+def costs(embedding: int, depth: int) -> tuple[int, int]:
+    """Multiplications of forward and backward pass, and bytes kept between them, for 16 * depth voxels."""
+    features, pooled, fusion, head = parts(replace(TINY, embedding=embedding), 12, 4, 0)
+    features = torch.randn(1, 12, depth, 4, 4, dtype=torch.float64, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with FlopCounterMode(display=False) as counter:
+        with saved_tensors_hooks(note, lambda t: t):
+            logits = folded_logits(features, pooled[:1], fusion, head)
+        logits.square().sum().backward()
+    return counter.get_total_flops(), sum(kept.values())
+
+
+def test_work_and_memory_a_voxel_do_not_grow_with_the_embedding():
+    (few, little), (many, much) = ([b - a for a, b in zip(costs(n, 4), costs(n, 9), strict=True)] for n in (32, 320))
+    assert few == many > 0
+    assert little == much > 0
