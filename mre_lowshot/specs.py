@@ -190,6 +190,8 @@ class Recipe:
     ``precision`` is what the network computes in while it is trained (``auto``: bf16 on CUDA devices that have it, else
     float32); weights and loss are float32 always. ``sync_batch_norm`` takes batch-norm statistics over all processes of
     a training (CUDA) instead of per process.
+    ``recompute`` computes activations a second time in the backward pass instead of keeping them (less memory, more
+    time, the same numbers); it turns itself on when a GPU's memory does not hold a training step.
     """
 
     name: str = "paper"
@@ -212,6 +214,7 @@ class Recipe:
     largest_component: bool = False
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     sync_batch_norm: bool = False
+    recompute: bool = False
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
     inference: InferenceSpec = field(default_factory=InferenceSpec)
 

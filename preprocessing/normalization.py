@@ -21,13 +21,15 @@ def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> n
     inside = foreground_mask(image) if any(s.inside_only for s in schemes) else None
     for index, (channel, scheme) in enumerate(zip(image, schemes, strict=True)):
         if scheme.scheme == "clip":
-            clipped = np.clip(channel, scheme.lower, scheme.upper)
-            result[index] = (clipped - scheme.lower) / (scheme.upper - scheme.lower)
+            np.clip(channel, scheme.lower, scheme.upper, out=result[index], casting="unsafe")
+            result[index] -= scheme.lower  # in place: a CT and its copies would not fit into a small memory
+            result[index] /= scheme.upper - scheme.lower
             continue
         values = channel[inside] if scheme.inside_only and inside is not None and inside.any() else channel
         # float64 sums: some scans here hold values near a million, and float32 sums lose their spread
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         if not deviation > 0:
             raise UserError(f"channel {index} is constant ({mean:g}); it holds no image, so export it again")
-        result[index] = (channel - mean) / deviation
+        np.subtract(channel, mean, out=result[index], casting="unsafe")
+        result[index] /= deviation
     return result

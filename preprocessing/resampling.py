@@ -42,11 +42,11 @@ def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...]) -> np.ndar
     for label, channel in enumerate(maps):
         resized = resize_linear(channel, size)
         if best is None:
-            best = resized.copy()
+            best = resized.copy() if np.shares_memory(resized, channel) else resized
             continue
-        better = resized > best
-        best[better] = resized[better]
-        labels[better] = label
+        for plane, its, highest in zip(labels, resized, best, strict=True):  # by planes: no further map of that size
+            plane[its > highest] = label
+            np.maximum(highest, its, out=highest)
     return labels
 
 

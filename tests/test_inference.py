@@ -256,3 +256,47 @@ def test_networks_predict_in_evaluation_mode_and_progress_is_told():
     np.testing.assert_allclose(found, slow_centre(net.eval(), image), atol=2e-5)
     count = len(list(centre_tiles((7, 13, 13), PATCH.size, PATCH.centre)))
     assert told == [(min(n + 4, count), count) for n in range(0, count, 4)]
+
+
+class Crowded(Pointwise):
+    """Runs out of memory with more than ``room`` tiles, as CUDA does."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.seen = room, []
+
+    def forward(self, image: Tensor, coordinates: Tensor) -> Tensor:
+        if len(image) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        self.seen.append(len(image))
+        return super().forward(image, coordinates)
+
+
+def test_out_of_memory_halves_the_tiles_at_a_time_and_says_so():
+    image, said = picture(7, 13, 13), []
+    wanted = predictor(Pointwise()).predict(image)
+    crowded = Crowded(3)
+    found = predictor(crowded, tile_batch=8, say=said.append).predict(image)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert max(crowded.seen) == 2
+    assert len(said) == 2
+    assert "2 tiles at a time" in said[-1]
+    with pytest.raises(UserError, match="not hold a single tile"):
+        predictor(Crowded(0), say=said.append).predict(image)
+
+
+def test_bfloat16_is_used_only_where_it_agrees():
+    net, image, said = network(), picture(7, 13, 13), []
+    exact = predictor(net).predict(image)
+    low = predictor(net, precision="bf16", say=said.append)
+    found = low.predict(image)
+    assert (low.networks[0].dtype == torch.bfloat16) == (said == [])
+    np.testing.assert_allclose(found, exact, atol=0.05)
+    for p in net.parameters():
+        p.data *= 4  # sharp decisions everywhere, which rounding turns
+    bad = predictor(net, precision="bf16", say=said.append)
+    bad.lower[0].head.prototypes.data.mul_(-1)
+    bad.lower[0].embedding.aspp.branches[0][0].weight.data.mul_(-3)
+    found = bad.predict(image)
+    assert "bfloat16 is not used" in said[-1]
+    np.testing.assert_array_equal(found, predictor(net).predict(image))

@@ -314,3 +314,20 @@ def test_a_crops_file_of_another_form_is_refused(text, tmp_path):
     (tmp_path / "crops.json").write_text(text)
     with pytest.raises(UserError, match=r"crops\.json: box of case .*write \[\[z0, z1\]"):
         read_crops(tmp_path)
+
+
+def test_labels_from_many_classes_need_no_further_maps():
+    """Beside the label map itself and the maps torch makes, next to nothing, however many classes."""
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    maps = rng.random((14, 4, 16, 16)).astype(np.float32)
+    size = (16, 128, 128)
+    argmax_resized(iter(maps), size)
+    tracemalloc.start()
+    labels = argmax_resized(iter(maps), size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = np.stack([resize_linear(m, size) for m in maps])
+    np.testing.assert_array_equal(labels, whole.argmax(axis=0))
+    assert peak < 1.5 * labels.nbytes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import distributed as dist
 
 from mre_lowshot import devices
 from mre_lowshot.errors import UserError
+from mre_lowshot.network.build import MRENet
 from mre_lowshot.specs import Plan
 
 LONGEST_WAIT = timedelta(hours=24)  # the others wait while the first one registers, saves or validates
@@ -70,7 +72,7 @@ class Processes:
         dist.all_reduce(seen, dist.ReduceOp.MAX)
         return bool(seen)
 
-    def prepared(self, network: nn.Module, plan: Plan, device: torch.device) -> nn.Module:
+    def prepared(self, network: MRENet, plan: Plan, device: torch.device) -> MRENet:
         """``network``, its batch norms synchronised where the plan says so.
 
         Raises:
@@ -98,7 +100,7 @@ class Processes:
                 "recipe.sync_batch_norm: torch synchronises batch norms on CUDA devices only; on the CPU plan with "
                 "--set recipe.sync_batch_norm=false (statistics per process, as in the paper) or network.norm=instance"
             )
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return cast(MRENet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
 
     def summary(self, plan: Plan) -> str:
         """What is shared and what is not, for the log."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
 from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
+from mre_lowshot.trainers.memory import within_memory
 from mre_lowshot.trainers.precision import Precision
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
@@ -100,6 +102,7 @@ class MRETrainer:
         torch.manual_seed(self.seed)
         self.processes, self.dataset = processes, dataset
         network = build(plan.network)
+        network.recompute(recipe.recompute)
         self.precision = Precision(plan, network, device)
         self.network = processes.prepared(network.to(device), plan, device)
         self.average = None
@@ -167,12 +170,13 @@ class MRETrainer:
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""
         share, targets = self.processes.share, targets.to(self.device)
-        with self.precision.autocast():
-            logits = self.network(share(images).to(self.device), share(coordinates).to(self.device))
-        logits = self.processes.joined(logits)
-        loss = self.loss(logits, targets)
+        images, coordinates = share(images).to(self.device), share(coordinates).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        self.precision.backward(loss)
+        if self.processes.count > 1:  # a step repeated by one process alone would leave the others waiting
+            logits, loss = self._gradients(images, coordinates, targets)
+        else:
+            again = partial(self._gradients, images, coordinates, targets)
+            logits, loss = within_memory(self.network, again, self.logbook.say)
         self.processes.sum_gradients(self.network)
         self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
@@ -189,6 +193,14 @@ class MRETrainer:
             self.average.update_parameters(self.network)
         self.iteration += 1
         self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
+
+    def _gradients(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with self.precision.autocast():
+            logits = self.network(images, coordinates)
+        logits = self.processes.joined(logits)
+        loss = self.loss(logits, targets)
+        self.precision.backward(loss)
+        return logits, loss
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the present state (the first process does)."""

@@ -61,15 +61,17 @@ def predict_case(
         UserError: the scan is unreadable or does not fit the model. NumericalError: the prediction is not finite.
     """
     image = read_channels(list(case.images))
+    warnings, geometry = unlike_training(image, plan), image.geometry
     prepared = prepare_case(case.name, image, None, plan, crop)
+    del image  # the largest array there is, and not needed any more
     fields = [align(of_fold, prepared.image, prepared.transform.spacing, plan) for of_fold in atlases]
     probabilities, quality = predictor.predict_and_rate(prepared.image, progress, fields)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
         native_labels(probabilities, prepared.transform, single_component),
-        image.geometry,
+        geometry,
     )
     if save_probabilities:
         with whole_file(folder / f"{case.name}.npz") as temporary:
             np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, prepared.transform))
-    return quality, unlike_training(image, plan)
+    return quality, warnings

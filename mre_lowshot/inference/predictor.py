@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
+from mre_lowshot.network.build import MRENet
 from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
+Precision = Literal["float32", "bf16", "auto"]
+
+
+def tell(line: str) -> None:
+    """How the predictor speaks unless told otherwise: a line on stderr."""
+    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,12 @@ class Predictor:
     """Sliding-window inference with the networks of one or more folds, on ``device``.
 
     The tile size is that of training (SE and image-level pooling see the patch). Probabilities of several networks,
-    and of mirrored views, are averaged.
+    and of mirrored views, are averaged. Networks are replaced by their copies for prediction (`inference.fast`), and
+    only what is kept of a tile is computed to the end.
+
+    ``precision``: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device is made for it; both only if a
+    tile of the first scan comes out as in float32 (said through ``say`` if not, and float32 is used). When the
+    device's memory does not hold ``tile_batch`` tiles, it is halved, which is said, down to one.
     """
 
     def __init__(
@@ -46,8 +61,15 @@ class Predictor:
         device: torch.device,
         tile_batch: int = 8,
         priors: Sequence[Prior | None] | None = None,
+        precision: Precision = "float32",
+        say: Callable[[str], None] = tell,
     ) -> None:
-        self.networks = [network.to(device).eval() for network in networks]
+        networks = [network.to(device).eval() for network in networks]
+        self.networks: list[nn.Module] = [FastNetwork(n) if isinstance(n, MRENet) else _Cut(n) for n in networks]
+        self.lower: list[nn.Module] = []
+        if precision == "bf16" or (precision == "auto" and has_bf16(device)):
+            self.lower = [FastNetwork(n, torch.bfloat16) for n in networks if isinstance(n, MRENet)]
+        self.checked, self.say = len(self.lower) < len(networks), say
         self.spec, self.patch, self.inference = spec, patch, inference
         self.device, self.tile_batch = device, tile_batch
         self.priors = list(priors or [None] * len(networks))
@@ -90,7 +112,7 @@ class Predictor:
         posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
         quality = estimate(posterior, brought)
         probabilities = self._pooled(posterior, brought)
-        if not np.isfinite(probabilities).all():
+        if not all(np.isfinite(channel).all() for channel in probabilities):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
 
@@ -108,8 +130,10 @@ class Predictor:
         weight = self.inference.prior_weight
         if brought is None or not weight:
             return posterior
-        pooled = posterior ** (1 - weight) * (brought + PRIOR_FLOOR) ** weight
-        return pooled / pooled.sum(axis=0)
+        pooled = posterior ** (1 - weight)
+        pooled *= (brought + PRIOR_FLOOR) ** weight
+        pooled /= pooled.sum(axis=0)
+        return pooled
 
     def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """What a scan smaller than the patch lacks, evenly on both sides (its edges are repeated there)."""
@@ -126,26 +150,69 @@ class Predictor:
         weight = torch.from_numpy(gaussian_weight(patch)) if gaussian else torch.ones(patch)
         total = torch.zeros((self.spec.classes, *size))
         votes = torch.zeros(size)
-        for first in range(0, len(tiles), self.tile_batch):
-            group = tiles[first : first + self.tile_batch]
-            for tile, probability in zip(group, self._tiles(image, frame, group), strict=True):
+        done = 0
+        for group, hull, probabilities in self._batches(image, frame, tiles):
+            for tile, probability in zip(group, probabilities, strict=True):
                 kept, output = tile.kept_slices(), tile.output_slices()
-                total[(slice(None), *output)] += probability[(slice(None), *kept)] * weight[kept]
+                inside = tuple(slice(k.start - low, k.stop - low) for k, (low, _) in zip(kept, hull, strict=True))
+                total[(slice(None), *output)] += probability[(slice(None), *inside)] * weight[kept]
                 votes[output] += weight[kept]
+            done += len(group)
             if progress:
-                progress(min(first + self.tile_batch, len(tiles)), len(tiles))
-        return (total / votes).numpy()
+                progress(done, len(tiles))
+        return total.div_(votes).numpy()
+
+    def _batches(
+        self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]
+    ) -> Iterator[tuple[list[Tile], Keep, torch.Tensor]]:
+        """At most ``tile_batch`` tiles, those that keep the same part together as far as that goes; the box of what
+        they keep; and their probabilities (T, K, *box)."""
+        waiting = sorted(tiles, key=lambda tile: tile.keep)
+        while waiting:
+            group = waiting[: self.tile_batch]
+            hull = [
+                (min(low for low, _ in k), max(high for _, high in k))
+                for k in zip(*(t.keep for t in group), strict=True)
+            ]
+            try:
+                probabilities = self._tiles(image, frame, group, hull)
+            except torch.OutOfMemoryError:
+                if self.tile_batch == 1:
+                    raise UserError(f"{self.device}: its memory does not hold a single tile; use -device cpu") from None
+                self.tile_batch = max(1, self.tile_batch // 2)
+                self.say(f"{self.device}: out of memory, going on with {self.tile_batch} tiles at a time")
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            yield group, hull, probabilities
+            waiting = waiting[len(group) :]
 
     @torch.inference_mode()
-    def _tiles(self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]) -> torch.Tensor:
-        """Probabilities (T, K, *patch) of some tiles, averaged over networks and mirrored views, on the CPU."""
+    def _tiles(self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile], hull: Keep) -> torch.Tensor:
+        """Probabilities (T, K, *hull) in part of some tiles, averaged over networks and mirrored views, on the CPU."""
         patch = self.patch.size
         images = np.stack([image[(slice(None), *t.input_slices(patch))] for t in tiles])
         batch = torch.from_numpy(images).to(self.device)
+        if not self.checked:
+            self._check(batch[:1], self._locations(tiles[:1], frame, ()), hull)
         views = []
         for axes in _subsets(self.inference.mirror_axes):
-            views.append(self._view(batch, self._locations(tiles, frame, axes), axes))
+            keep = [
+                (side - high, side - low) if axis in axes else (low, high)
+                for axis, (side, (low, high)) in enumerate(zip(patch, hull, strict=True))
+            ]
+            views.append(self._view(batch, self._locations(tiles, frame, axes), axes, keep))
         return torch.stack(views).mean(dim=0).cpu()
+
+    def _check(self, batch: torch.Tensor, locations: Sequence[torch.Tensor | None], hull: Keep) -> None:
+        """Use the networks in low precision from now on if they answer on one tile as those in float32 do."""
+        self.checked = True
+        for low, exact, its in zip(self.lower, self.networks, locations, strict=True):
+            problem = agree(low, exact, batch, its, hull)
+            if problem:
+                self.say(f"bfloat16 is not used: {problem}")
+                return
+        self.networks = self.lower
 
     def _locations(self, tiles: Sequence[Tile], frame: _Frame, axes: tuple[int, ...]) -> list[torch.Tensor | None]:
         """For each network its location maps of the tiles, mirrored over ``axes``: the mirrored content of a place
@@ -171,13 +238,36 @@ class Predictor:
         return coordinate_maps(voxel_positions(corner, self.patch.size), frame.size)
 
     def _view(
-        self, batch: torch.Tensor, locations: Sequence[torch.Tensor | None], axes: tuple[int, ...]
+        self,
+        batch: torch.Tensor,
+        locations: Sequence[torch.Tensor | None],
+        axes: tuple[int, ...],
+        keep: Keep,
     ) -> torch.Tensor:
         dims = [a + 2 for a in axes]
         batch = batch.flip(dims) if dims else batch
         pairs = zip(self.networks, locations, strict=True)
-        mean = torch.stack([torch.softmax(n(batch, x).float(), dim=1) for n, x in pairs]).mean(dim=0)
+        mean = torch.stack([torch.softmax(n(batch, x, keep).float(), dim=1) for n, x in pairs]).mean(dim=0)
         return mean.flip(dims) if dims else mean
+
+
+class _Cut(nn.Module):
+    """Any other network: all of it is computed, then cut to what is kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor, coordinates: torch.Tensor | None, keep: Keep) -> torch.Tensor:
+        whole = self.network(image, coordinates)
+        return whole[(slice(None), slice(None), *(slice(low, high) for low, high in keep))]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def _continued(field: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray:

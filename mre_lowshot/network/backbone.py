@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mre_lowshot.network.recompute import run
 from mre_lowshot.network.resize import AveragePool
 from mre_lowshot.specs import NetworkSpec
 
@@ -38,7 +39,10 @@ class Backbone(nn.Module):
 
     ``forward`` takes (B, C, *size), every side divisible by the spec's ``divisor``, and gives the decoder's levels,
     finest first: (B, widths[0], *size), (B, widths[1], *size/strides[0]), ...; the bottleneck comes last.
+    ``recompute`` keeps only each block's input for the gradients.
     """
+
+    recompute = False
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -59,10 +63,10 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         skips = []
         for index, block in enumerate(self.encoder):
-            x = block(x if index == 0 else self.pools[index - 1](x))
+            x = run(block, x if index == 0 else self.pools[index - 1](x), self.recompute)
             skips.append(x)
         levels = [skips.pop()]
         for index in reversed(range(len(self.decoder))):
             joined = torch.cat([self.ups[index](levels[0]), self.transitions[index](skips.pop())], dim=1)
-            levels.insert(0, self.decoder[index](joined))
+            levels.insert(0, run(self.decoder[index], joined, self.recompute))
         return levels

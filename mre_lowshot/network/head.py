@@ -32,7 +32,7 @@ class PrototypeHead(nn.Module):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
-        self.mixer: nn.Module | None = None
+        self.mixer: nn.Sequential | None = None
         if spec.mixing == "adaptive" and spec.modes > 1:
             outputs = spec.classes * spec.modes
             self.mixer = nn.Sequential(
@@ -47,10 +47,13 @@ class PrototypeHead(nn.Module):
 
     def log_mixing(self, embedding: Tensor) -> Tensor:
         """log alpha_{k,j} of embeddings (V, N_e), equation 4: (V, K, M), summing to one over M after exp."""
-        if self.mixer is None:
-            equal = embedding.new_full((1, 1, 1), -math.log(self.spec.modes))
-            return equal.expand(embedding.shape[0], self.spec.classes, self.spec.modes)
-        beta = self.mixer(embedding)
+        return self.log_mixing_of(None if self.mixer is None else self.mixer(embedding), embedding)
+
+    def log_mixing_of(self, beta: Tensor | None, like: Tensor) -> Tensor:
+        """log alpha_{k,j} from the mixer's output (V, K*M); None: there is none, all modes weigh the same."""
+        if beta is None:
+            equal = like.new_full((1, 1, 1), -math.log(self.spec.modes))
+            return equal.expand(like.shape[0], self.spec.classes, self.spec.modes)
         if self.spec.mixing_sigmoid:
             beta = torch.sigmoid(beta)
         return F.log_softmax(beta.view(-1, self.spec.classes, self.spec.modes), dim=2)
@@ -60,12 +63,14 @@ class PrototypeHead(nn.Module):
         with torch.autocast(embedding.device.type, enabled=False):
             flat = embedding if embedding.dtype == torch.float64 else embedding.float()
             flat = flat.movedim(1, -1).reshape(-1, embedding.shape[1])
-            closeness = self.similarities(flat)
-            if self.spec.distance == "euclidean":
-                closeness = 2 * closeness - 2  # -|e/|e| - c/|c||^2
-            scaled = self.log_scale.exp() * closeness
-            if self.spec.mixing == "one_hot":
-                logits = scaled.amax(dim=2)
-            else:
-                logits = torch.logsumexp(scaled + self.log_mixing(flat), dim=2)
+            logits = self.combine(self.similarities(flat), self.log_mixing(flat))
         return logits.view(embedding.shape[0], *size, self.spec.classes).movedim(-1, 1)
+
+    def combine(self, closeness: Tensor, log_mixing: Tensor) -> Tensor:
+        """Logits (V, K) from the cosines s_{k,j} and log alpha_{k,j}, both (V, K, M): equation 3 before its softmax."""
+        if self.spec.distance == "euclidean":
+            closeness = 2 * closeness - 2  # -|e/|e| - c/|c||^2
+        scaled = self.log_scale.exp() * closeness
+        if self.spec.mixing == "one_hot":
+            return scaled.amax(dim=2)
+        return torch.logsumexp(scaled + log_mixing, dim=2)
