@@ -230,9 +230,11 @@ def test_what_is_done_is_skipped_and_shared_between_tables(again, capsys):
     assert line.split()[2] == "2"  # runs
     assert not results(again, "table5__1shot_small_2").exists()
     assert experiment(again, "table2", "--iterations", 2, "--print", "--folds", 1, "--labels", "spleen") == 0
+    out = capsys.readouterr().out
+    assert out.endswith("labels scored: spleen\n")
     summary = json.loads((again.model("table2_e_2") / "fold_1/validation/summary.json").read_text())
     value = summary["mean"][str(summary["labels"]["spleen"])]["Dice"]
-    (line,) = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("e  ")]
+    (line,) = [ln for ln in out.splitlines() if ln.startswith("e  ")]
     assert f" 1  {value:.4f}" in " ".join(line.split()).replace(" 1 ", " 1  ")
 
 

@@ -220,6 +220,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     folds = options.folds if options.only_print else None
     found = report.collect(table, shown, setting, space.results, raw.name, folds, labels)
     text = format_rows(table, found, setting, raw.name, reference, options.statistics)
+    text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
     print(text)
     if not options.only_print:
         folder = space.results / raw.name / "experiments" / f"{table.name}__{setting.name}"
