@@ -161,13 +161,15 @@ class InferenceSpec:
     """How a volume is covered with patches. ``centre``: consecutive tiles, only the centre of each kept (paper,
     IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``. ``prior_weight`` w pools the
     network's posterior with the labels that registration brings from the atlas, as p^(1-w) q^w (where scans are
-    aligned and the network knows the prior)."""
+    aligned and the network knows the prior). ``skip_empty`` calls tiles background, without asking the network, where
+    every channel is constant: for scans whose surroundings were set to one value."""
 
     tiling: Literal["centre", "overlap"] = "centre"
     step: float = 0.5
     weighting: Literal["gaussian", "uniform"] = "gaussian"
     mirror_axes: tuple[int, ...] = ()
     prior_weight: float = 0.0
+    skip_empty: bool = False
 
     def __post_init__(self) -> None:
         _need(0 <= self.prior_weight < 1, f"prior_weight is {self.prior_weight}; must lie in [0, 1)")

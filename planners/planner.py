@@ -93,6 +93,9 @@ def make_plan(
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
     network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
+    if preprocessing.crop == "nonzero" and recipe.name not in (*OF_THE_PAPER, *SMALL):
+        recipe = replace(recipe, inference=replace(recipe.inference, skip_empty=True))
+        reasons["empty_tiles"] = "constant background in every scan: tiles that hold nothing else are not computed"
     recipe = _of_the_data(recipe, facts, flat, reasons)
     if flat and recipe.name not in (*OF_THE_PAPER, *SMALL):
         mirror_axes, reasons["mirroring"] = rules.flat_mirror_rule(list(facts.labels))

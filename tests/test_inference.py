@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from references import TINY, TINY_2D, single_thread, whole_map  # noqa: F401
 from torch import Tensor, nn
 
+from mre_lowshot.dataset import Case
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.export import each_ready
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.tiles import centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import build
-from mre_lowshot.specs import InferenceSpec, PatchSpec
+from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 PATCH = PatchSpec((4, 8, 8), (2, 4, 6))
 CENTRE, OVERLAP = InferenceSpec(), InferenceSpec(tiling="overlap")
@@ -300,3 +302,52 @@ def test_bfloat16_is_used_only_where_it_agrees():
     found = bad.predict(image)
     assert "bfloat16 is not used" in said[-1]
     np.testing.assert_array_equal(found, predictor(net).predict(image))
+
+
+def test_empty_tiles_are_background_and_never_seen_by_the_network():
+    seen = []
+
+    class Watcher(nn.Module):
+        def forward(self, image, coordinates):
+            seen.append(image)
+            return torch.stack([torch.zeros_like(image[:, 0]), torch.ones_like(image[:, 0])], dim=1)
+
+    spec = NetworkSpec(in_channels=2, classes=2)
+    image = np.zeros((2, 8, 40, 24), np.float32)
+    image[1, :, :12] = np.random.default_rng(0).normal(size=(8, 12, 24))
+    image[0] += 1e-5 * np.random.default_rng(1).random(image.shape[1:])  # ringing is no content
+    patch = PatchSpec((8, 8, 8), (4, 4, 4))
+    for rule in (CENTRE, OVERLAP):
+        seen.clear()
+        all_of_it = Predictor([Watcher()], spec, patch, rule, CPU).predict(image)
+        whole = sum(len(batch) for batch in seen)
+        seen.clear()
+        found = Predictor([Watcher()], spec, patch, replace(rule, skip_empty=True), CPU).predict(image)
+        assert 0 < sum(len(batch) for batch in seen) < whole
+        assert all(float(tile[1].std()) > 0 for batch in seen for tile in batch)
+        assert np.array_equal(found[0, :, 20:], np.ones((8, 20, 24), np.float32))
+        assert np.array_equal(found[:, :, :8], all_of_it[:, :, :8])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_scans_made_ready_ahead_come_in_order_with_their_own_errors(ahead):
+    cases = [Case(name, ()) for name in "abcd"]
+    made = []
+
+    def make(case):
+        made.append(case.name)
+        if case.name == "b":
+            raise UserError("case b: is torn")
+        return case.name.upper()
+
+    found, before = [], []
+    for case, get in each_ready(cases, make, ahead):
+        try:
+            found.append((case.name, get()))
+        except UserError as problem:
+            found.append((case.name, str(problem)))
+        before.append(len(made))
+    assert found == [("a", "A"), ("b", "case b: is torn"), ("c", "C"), ("d", "D")]
+    assert made == list("abcd")
+    if not ahead:
+        assert before == [1, 2, 3, 4]  # one at a time

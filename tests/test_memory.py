@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from references import TINY, single_thread  # noqa: F401
+from references import TINY, single_thread, tiny_case, tiny_plan  # noqa: F401
 from torch.autograd.graph import saved_tensors_hooks
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import build
-from mre_lowshot.trainers.memory import within_memory
+from mre_lowshot.trainers.memory import Memory
+from mre_lowshot.trainers.trainer import MRETrainer
 
 
 def batch():
@@ -56,25 +57,62 @@ def test_recomputation_changes_no_number_and_keeps_less(embedding):
     assert kept_bytes(other, image, maps) < 0.7 * kept_bytes(network, image, maps)
 
 
-@pytest.mark.parametrize("fails", [0, 1, 2])
+@pytest.mark.parametrize("fails", [0, 1])
 def test_a_step_that_does_not_fit_is_repeated_with_recomputation(fails):
     torch.manual_seed(0)
     network = build(TINY)
     wanted = stepped(copy.deepcopy(network), *batch())
     calls, said = [], []
 
-    def step():
-        calls.append(network.recomputes)
+    def step(parts):
+        calls.append((network.recomputes, parts))
         result = stepped(network, *batch())
         if len(calls) <= fails:
             raise torch.OutOfMemoryError("no room")
         return result
 
-    if fails == 2:
-        with pytest.raises(UserError, match=r"recipe\.batch_size"):
-            within_memory(network, step, said.append)
-        return
-    for a, b in zip(within_memory(network, step, said.append), wanted, strict=True):
+    memory = Memory(network, 3, 1, said.append)
+    for a, b in zip(memory.fit(step), wanted, strict=True):
         torch.testing.assert_close(a, b)
-    assert calls == [False, True][: fails + 1]
+    assert calls == [(False, 1), (True, 1)][: fails + 1]
     assert len(said) == fails
+
+
+def test_micro_batches_come_last_with_a_warning_and_never_too_small():
+    network, calls, said = build(TINY), [], []
+
+    def step(parts):
+        calls.append(parts)
+        if parts < 4:
+            raise torch.OutOfMemoryError("no room")
+        return "done"
+
+    memory = Memory(network, 12, 2, said.append)
+    assert memory.fit(step) == "done"
+    assert calls == [1, 1, 2, 3, 4]  # the second with recomputation
+    assert memory.fit(step) == "done"
+    assert calls[5:] == [4]  # what was found out stays
+    assert ["WARNING" in line for line in said] == [False, True, True, True]
+    with pytest.raises(UserError, match="in 2 parts"):
+        Memory(build(TINY), 4, 2, said.append).fit(lambda parts: step(1))
+
+
+def test_a_mini_batch_in_parts_gives_the_mean_of_its_parts_gradients(tmp_path):
+    plan = tiny_plan(replace(TINY, norm="instance", image_level_norm=False), ohem=False, batch_size=4)
+    trainer = MRETrainer(plan, [tiny_case()], tmp_path, torch.device("cpu"))
+    images, maps, targets = trainer.sampler[0]
+    wanted = [torch.zeros_like(p) for p in trainer.network.parameters()]
+    total = 0.0
+    for part in range(2):
+        own = slice(2 * part, 2 * part + 2)
+        trainer.network.zero_grad()
+        loss = trainer.loss(trainer.network(images[own], maps[own]), targets[own])
+        loss.backward()
+        total += loss.item() / 2
+        wanted = [w + p.grad / 2 for w, p in zip(wanted, trainer.network.parameters(), strict=True)]
+    trainer.network.zero_grad()
+    logits, loss = trainer._gradients(images, maps, targets, parts=2)
+    assert logits.shape[0] == 4
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    for p, w in zip(trainer.network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, w)

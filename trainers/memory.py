@@ -1,4 +1,4 @@
-"""A training step that does not fit into the GPU's memory is repeated with recomputation, and says so."""
+"""A training step that does not fit into the GPU's memory is repeated with recomputation, at last in parts, and says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import MRENet
@@ -15,45 +14,57 @@ from mre_lowshot.network.build import MRENet
 Result = TypeVar("Result")
 
 
-def within_memory(network: MRENet, step: Callable[[], Result], say: Callable[[str], None]) -> Result:
-    """``step()``, which computes gradients from scratch; when it runs out of memory, once more with recomputation
-    (the same numbers), which stays on. The running statistics and gradients are put back before.
+class Memory:
+    """What a training does to fit: nothing, recomputation (the same numbers), and last micro-batches, which change
+    batch norm, N_k and OHEM and are warned of. What was found out stays for the steps that follow."""
 
-    Raises:
-        UserError: even so the memory does not hold a step. (Splitting the batch is left to the user: it changes batch
-            norm, N_k and OHEM.)
-    """
-    before = {name: value.clone() for name, value in network.named_buffers()}
-    try:
-        return step()
-    except torch.OutOfMemoryError:
-        pass
-    if network.recomputes:
-        raise _refused()
-    for name, value in network.named_buffers():
-        value.copy_(before[name])
-    _forget(network)
-    network.recompute()
-    line = (
-        "the GPU's memory does not hold a training step: activations are computed twice from now on (recipe.recompute)"
-    )
-    say(line)
-    print(f"note: {line}", file=sys.stderr)
-    try:
-        return step()
-    except torch.OutOfMemoryError:
-        raise _refused() from None
+    def __init__(self, network: MRENet, batch: int, smallest: int, say: Callable[[str], None]) -> None:
+        """``batch`` patches a step, of which a micro-batch must keep at least ``smallest``."""
+        self.network, self.batch, self.smallest, self.say = network, batch, smallest, say
+        self.parts = 1
 
+    def fit(self, step: Callable[[int], Result]) -> Result:
+        """``step(parts)``, which computes the gradients of the mini-batch in so many parts; again, with the running
+        statistics and gradients as before, as long as the memory does not hold it.
 
-def _refused() -> UserError:
-    return UserError(
-        "the GPU's memory does not hold a training step even with recipe.recompute; lower recipe.batch_size "
-        "(--set under another -p: it changes batch norm, class counts and OHEM), or use -device cpu"
-    )
+        Raises:
+            UserError: even the smallest micro-batches do not fit.
+        """
+        before = {name: value.clone() for name, value in self.network.named_buffers()}
+        while True:
+            try:
+                return step(self.parts)
+            except torch.OutOfMemoryError:
+                pass  # only now, outside the handler, is what the step held let go
+            for name, value in self.network.named_buffers():
+                value.copy_(before[name])
+            self._forget()
+            self._next()
 
+    def _next(self) -> None:
+        if not self.network.recomputes:
+            self.network.recompute()
+            self._tell("activations are computed twice from now on (recipe.recompute)")
+            return
+        further = [n for n in range(self.parts + 1, self.batch + 1) if self.batch % n == 0]
+        if not further or self.batch // further[0] < self.smallest:
+            raise UserError(
+                f"the GPU's memory does not hold a training step even with recipe.recompute in {self.parts} parts; "
+                "use a smaller network or patch (--set under another -p), or -device cpu"
+            )
+        self.parts = further[0]
+        self._tell(
+            f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with a batch norm, class counts "
+            "and hard examples of its own: the result is not the plan's; a smaller recipe.batch_size would say so"
+        )
 
-def _forget(network: nn.Module) -> None:
-    for p in network.parameters():
-        p.grad = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    def _tell(self, what: str) -> None:
+        line = f"the GPU's memory does not hold a training step: {what}"
+        self.say(line)
+        print(f"note: {line}", file=sys.stderr)
+
+    def _forget(self) -> None:
+        for p in self.network.parameters():
+            p.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

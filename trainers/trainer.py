@@ -27,7 +27,7 @@ from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
 from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
-from mre_lowshot.trainers.memory import within_memory
+from mre_lowshot.trainers.memory import Memory
 from mre_lowshot.trainers.precision import Precision
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
@@ -127,6 +127,9 @@ class MRETrainer:
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
         self.logbook = Logbook(folder, writes=processes.first)
+        self.memory = Memory(
+            self.network, recipe.batch_size, 2 if plan.network.image_level_norm else 1, self.logbook.say
+        )
         if processes.count > 1:
             self.logbook.say(processes.summary(plan))
 
@@ -172,11 +175,9 @@ class MRETrainer:
         share, targets = self.processes.share, targets.to(self.device)
         images, coordinates = share(images).to(self.device), share(coordinates).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.processes.count > 1:  # a step repeated by one process alone would leave the others waiting
-            logits, loss = self._gradients(images, coordinates, targets)
-        else:
-            again = partial(self._gradients, images, coordinates, targets)
-            logits, loss = within_memory(self.network, again, self.logbook.say)
+        step = partial(self._gradients, images, coordinates, targets)
+        # repeated by one process alone, a step would leave the others waiting
+        logits, loss = step(1) if self.processes.count > 1 else self.memory.fit(step)
         self.processes.sum_gradients(self.network)
         self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
@@ -194,13 +195,17 @@ class MRETrainer:
         self.iteration += 1
         self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
 
-    def _gradients(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with self.precision.autocast():
-            logits = self.network(images, coordinates)
-        logits = self.processes.joined(logits)
-        loss = self.loss(logits, targets)
-        self.precision.backward(loss)
-        return logits, loss
+    def _gradients(self, images: Tensor, coordinates: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a mini-batch, computed in ``parts`` (see `trainers.memory`); its logits and loss."""
+        done = []
+        for image, place, target in zip(*(t.chunk(parts) for t in (images, coordinates, targets)), strict=True):
+            with self.precision.autocast():
+                logits = self.network(image, place)
+            logits = self.processes.joined(logits)
+            loss = self.loss(logits, target) / parts
+            self.precision.backward(loss)
+            done.append((logits.detach(), loss.detach()))
+        return torch.cat([logits for logits, _ in done]), torch.stack([loss for _, loss in done]).sum()
 
     def save(self, name: str) -> None:
         """Write a checkpoint of the present state (the first process does)."""

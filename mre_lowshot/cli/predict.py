@@ -13,6 +13,7 @@ from mre_lowshot.errors import NumericalError, UserError
 
 if TYPE_CHECKING:
     from mre_lowshot.dataset import Case
+    from mre_lowshot.inference.export import Ready
     from mre_lowshot.inference.models import Model
     from mre_lowshot.inference.predictor import Predictor
 
@@ -145,7 +146,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     from tqdm import tqdm
 
-    from mre_lowshot.inference.export import kept_single, predict_case
+    from mre_lowshot.inference.export import each_ready, kept_single, make_ready, predict_ready
     from mre_lowshot.inference.quality import first_to_check, write_qualities
     from mre_lowshot.preprocessing.prepare import read_crops
     from mre_lowshot.volume import file_ending
@@ -155,31 +156,29 @@ def _main(arguments: Sequence[str] | None) -> int:
     crops = read_crops(options.i) if options.i.is_dir() else {}
     predictor = _predictor(options, model)
     single = kept_single(model.plans)
-    done, qualities = 0, {}
-    with tqdm(cases, desc="predict", unit="scan", disable=None, delay=2) as bar:
-        for case in bar:
-            out = options.o / f"{case.name}{file_ending(case.images[0])}"
-            if options.continue_prediction and out.is_file():
-                done += 1
-                continue
+    qualities = {}
+    there = {c.name for c in cases if (options.o / f"{c.name}{file_ending(c.images[0])}").is_file()}
+    todo = [case for case in cases if not (options.continue_prediction and case.name in there)]
+    done = len(cases) - len(todo)
+
+    def make(case: Case) -> Ready:
+        return make_ready(case, model.plan, model.atlases, crops.get(case.name))
+
+    with tqdm(total=len(todo), desc="predict", unit="scan", disable=None, delay=2) as bar:
+        for case, get in each_ready(todo, make, ahead=predictor.device.type != "cpu"):
             try:
-                qualities[case.name], warnings = predict_case(
-                    case,
-                    model.plan,
-                    predictor,
-                    model.atlases,
-                    options.o,
-                    crops.get(case.name),
-                    single,
-                    options.save_probabilities,
+                ready = get()
+                qualities[case.name] = predict_ready(
+                    case, ready, predictor, options.o, single, options.save_probabilities
                 )
             except (UserError, NumericalError) as problem:
                 text = str(problem)
                 problems.append(text if text.startswith("case ") else f"case {case.name}: {text}")
-                continue
-            done += 1
-            for warning in warnings:
-                tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
+            else:
+                done += 1
+                for warning in ready.warnings:
+                    tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
+            bar.update()
     if qualities:
         part = f"_part{options.part_id}" if options.num_parts > 1 else ""
         listed = write_qualities(options.o, qualities, model.plan.labels, f"quality{part}.csv")

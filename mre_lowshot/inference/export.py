@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +20,9 @@ from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.cropping import Box
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.preprocessing.prepare import prepare_case
+from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.specs import Plan
-from mre_lowshot.volume import file_ending, read_channels, write_volume
+from mre_lowshot.volume import Geometry, file_ending, read_channels, write_volume
 
 
 def native_labels(
@@ -42,36 +47,73 @@ def kept_single(plans: Sequence[Plan]) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*sets))) if sets else ()
 
 
-def predict_case(
-    case: Case,
-    plan: Plan,
-    predictor: Predictor,
-    atlases: Sequence[Atlases],
-    folder: Path,
-    crop: Box | None = None,
-    single_component: Sequence[int] = (),
-    save_probabilities: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Quality, list[str]]:
-    """Predict one case and write ``folder/<case><its own ending>``; gives how far to trust it, and warnings in words.
+@dataclass(frozen=True)
+class Ready:
+    """A scan before the network sees it: preprocessed, with its places in each model's atlases, what is unusual about
+    it in words, and the geometry of its file."""
 
-    With ``save_probabilities`` also ``<case>.npz``: ``probabilities`` (K, D, H, W) float32 on the scan's grid, LPS.
+    prepared: PreparedCase
+    fields: list[np.ndarray | None]
+    warnings: list[str]
+    geometry: Geometry
+
+
+def make_ready(case: Case, plan: Plan, atlases: Sequence[Atlases], crop: Box | None = None) -> Ready:
+    """Read, preprocess and register one scan; all of it on the CPU.
 
     Raises:
-        UserError: the scan is unreadable or does not fit the model. NumericalError: the prediction is not finite.
+        UserError: the scan is unreadable or does not fit the model.
     """
     image = read_channels(list(case.images))
     warnings, geometry = unlike_training(image, plan), image.geometry
     prepared = prepare_case(case.name, image, None, plan, crop)
     del image  # the largest array there is, and not needed any more
     fields = [align(of_fold, prepared.image, prepared.transform.spacing, plan) for of_fold in atlases]
-    probabilities, quality = predictor.predict_and_rate(prepared.image, progress, fields)
+    return Ready(prepared, fields, warnings, geometry)
+
+
+def each_ready(
+    cases: Iterable[Case], make: Callable[[Case], Ready], ahead: bool
+) -> Iterator[tuple[Case, Callable[[], Ready]]]:
+    """Each scan with the call that gives it ready (or raises). With ``ahead`` the next one is made ready in a thread
+    meanwhile, so that a GPU need not wait; on the CPU the two would only take the cores from each other."""
+    if not ahead:
+        for case in cases:
+            yield case, partial(make, case)
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting: deque[tuple[Case, Callable[[], Ready]]] = deque()
+        for case in cases:
+            waiting.append((case, thread.submit(make, case).result))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def predict_ready(
+    case: Case,
+    ready: Ready,
+    predictor: Predictor,
+    folder: Path,
+    single_component: Sequence[int] = (),
+    save_probabilities: bool = False,
+    progress: Progress | None = None,
+) -> Quality:
+    """Predict one scan and write ``folder/<case><its own ending>``; gives how far to trust it.
+
+    With ``save_probabilities`` also ``<case>.npz``: ``probabilities`` (K, D, H, W) float32 on the scan's grid, LPS.
+
+    Raises:
+        NumericalError: the prediction is not finite. UserError: several slices for a 2D network.
+    """
+    transform = ready.prepared.transform
+    probabilities, quality = predictor.predict_and_rate(ready.prepared.image, progress, ready.fields)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
-        native_labels(probabilities, prepared.transform, single_component),
-        geometry,
+        native_labels(probabilities, transform, single_component),
+        ready.geometry,
     )
     if save_probabilities:
         with whole_file(folder / f"{case.name}.npz") as temporary:
-            np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, prepared.transform))
-    return quality, warnings
+            np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, transform))
+    return quality

@@ -21,6 +21,7 @@ from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_po
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
+FLAT = 1e-4  # of the normalised intensities: less is no content
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 Precision = Literal["float32", "bf16", "auto"]
 
@@ -146,11 +147,19 @@ class Predictor:
         tiles = list(
             overlap_tiles(size, patch, rule.step) if overlapped else centre_tiles(size, patch, self.patch.centre)
         )
+        count = len(tiles)
         gaussian = overlapped and rule.weighting == "gaussian"
         weight = torch.from_numpy(gaussian_weight(patch)) if gaussian else torch.ones(patch)
         total = torch.zeros((self.spec.classes, *size))
         votes = torch.zeros(size)
         done = 0
+        if rule.skip_empty:
+            empty = {tile for tile in tiles if self._is_empty(image, tile)}
+            for tile in empty:
+                kept, output = tile.kept_slices(), tile.output_slices()
+                total[(0, *output)] += weight[kept]
+                votes[output] += weight[kept]
+            tiles, done = [tile for tile in tiles if tile not in empty], len(empty)
         for group, hull, probabilities in self._batches(image, frame, tiles):
             for tile, probability in zip(group, probabilities, strict=True):
                 kept, output = tile.kept_slices(), tile.output_slices()
@@ -159,8 +168,13 @@ class Predictor:
                 votes[output] += weight[kept]
             done += len(group)
             if progress:
-                progress(done, len(tiles))
+                progress(done, count)
         return total.div_(votes).numpy()
+
+    def _is_empty(self, image: np.ndarray, tile: Tile) -> bool:
+        """Whether every channel is constant in all that the tile reads (resampling leaves a little ringing)."""
+        read = image[(slice(None), *tile.input_slices(self.patch.size))]
+        return all(float(np.ptp(channel)) <= FLAT for channel in read)
 
     def _batches(
         self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]
