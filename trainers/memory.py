@@ -1,4 +1,4 @@
-"""A training step that does not fit into the GPU's memory is repeated with recomputation, at last in parts, and says so."""
+"""A training step that does not fit into the GPU's memory is repeated with recomputation, at last in parts."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Memory:
             )
         self.parts = further[0]
         self._tell(
-            f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with a batch norm, class counts "
-            "and hard examples of its own: the result is not the plan's; a smaller recipe.batch_size would say so"
+            f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with a batch norm, class "
+            "counts and hard examples of its own: the result is not the plan's; a smaller recipe.batch_size would say so"
         )
 
     def _tell(self, what: str) -> None:
