@@ -127,9 +127,8 @@ class MRETrainer:
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
         self.logbook = Logbook(folder, writes=processes.first)
-        self.memory = Memory(
-            self.network, recipe.batch_size, 2 if plan.network.image_level_norm else 1, self.logbook.say
-        )
+        smallest = 2 if plan.network.image_level_norm else 1  # a norm over single vectors is none
+        self.memory = Memory(self.network, recipe.batch_size, smallest, self.logbook.say)
         if processes.count > 1:
             self.logbook.say(processes.summary(plan))
 

@@ -157,7 +157,7 @@ class Predictor:
             empty = {tile for tile in tiles if self._is_empty(image, tile)}
             for tile in empty:
                 kept, output = tile.kept_slices(), tile.output_slices()
-                total[(0, *output)] += weight[kept]
+                total[0][output] += weight[kept]
                 votes[output] += weight[kept]
             tiles, done = [tile for tile in tiles if tile not in empty], len(empty)
         for group, hull, probabilities in self._batches(image, frame, tiles):
