@@ -55,7 +55,7 @@ class Memory:
         self.parts = further[0]
         self._tell(
             f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with a batch norm, class "
-            "counts and hard examples of its own: the result is not the plan's; a smaller recipe.batch_size would say so"
+            "counts and hard examples of its own: the result is not the plan's (a smaller recipe.batch_size is)"
         )
 
     def _tell(self, what: str) -> None:
