@@ -55,7 +55,7 @@ class Size:
             preprocessing=PreprocessingSpec("none", (ChannelNormalization(),) * self.network.in_channels, "native"),
             patch=self.patch,
             network=self.network,
-            recipe=replace(self.recipe, batch_size=batch or self.batch),
+            recipe=replace(self.recipe, batch_size=batch or self.batch, precision="float32"),
             reasons={},
             seen={},
             fold=groups,

@@ -18,6 +18,7 @@ from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
 from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
 from mre_lowshot.specs import Plan
 
+MOST_ATLASES = 5  # a new scan is registered to each, and each training scan to each other
 MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 DEMONS_ITERATIONS = 50  # at each of three resolutions
@@ -53,27 +54,38 @@ class Atlas:
 
 
 Atlases = tuple[Atlas, ...]
-"""A fold's training scans, the first of which is the frame of the coordinates; empty where the plan needs none."""
+"""Of a fold, at most `MOST_ATLASES` of its training scans; the first is the frame of the coordinates. Empty where the
+plan needs none."""
 
 
 def make_atlases(cases: Sequence[TrainingCase], plan: Plan) -> Atlases:
-    """The atlases of a fold: all training scans where they are registered and their labels are told to the network,
-    only the first where it is but the frame of the coordinates."""
+    """The atlases of a fold: its first `MOST_ATLASES` training scans where they are registered and their labels are
+    told to the network, only the first where it is but the frame of the coordinates."""
     aligned, prior = plan.recipe.alignment != "none", plan.network.atlas_prior
-    chosen = cases if aligned and prior else cases[: int(aligned or prior)]
+    chosen = cases[:MOST_ATLASES] if aligned and prior else cases[: int(aligned or prior)]
     return tuple(Atlas.of(case) for case in chosen)
 
 
-def in_atlases(cases: Sequence[TrainingCase], atlases: Atlases, plan: Plan) -> list[TrainingCase]:
-    """The training scans with their places in every atlas; in itself a scan lies where it lies."""
+def in_atlases(
+    cases: Sequence[TrainingCase], atlases: Atlases, plan: Plan, names: Sequence[str] = ()
+) -> list[TrainingCase]:
+    """The training scans with their places in every atlas; in itself a scan lies where it lies.
+
+    Raises:
+        UserError: one cannot be registered to another; it is told by its place in ``names``.
+    """
     placed = []
     for number, case in enumerate(cases):
         own = number if number < len(atlases) else None
         if len(atlases) > 1 or own is None:
-            fields = [
-                _own_place(case) if other == own else align((atlas,), case.image, case.spacing, plan)
-                for other, atlas in enumerate(atlases)
-            ]
+            fields = []
+            for other, atlas in enumerate(atlases):
+                try:
+                    field = _own_place(case) if other == own else align((atlas,), case.image, case.spacing, plan)
+                except UserError as problem:
+                    pair = [names[n] if names else str(n) for n in (number, other)]
+                    raise UserError(f"training cases {pair[0]} and {pair[1]}: one {problem}") from None
+                fields.append(field)
             there = [field for field in fields if field is not None]
             case = replace(case, coordinates=np.concatenate(there) if there else None)
         placed.append(replace(case, own=own))
@@ -108,7 +120,7 @@ def align(atlases: Atlases, image: np.ndarray, spacing: tuple[float, ...], plan:
     except RuntimeError as problem:  # too thin, constant, no overlap: SimpleITK says which, in its last line
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(
-            f"cannot be registered to the training scan ({reason}); if such scans are usual, "
+            f"cannot be registered to a training scan ({reason}); if such scans are usual, "
             "plan with --set recipe.alignment=none network.atlas_prior=false"
         ) from None
 

@@ -25,8 +25,8 @@ class NetworkSpec:
 
     ``widths``/``convs`` describe the encoder blocks, ``strides`` the poolings between them. ``ams`` switches the
     attentional multi-scale embedding (SE, multi-level concatenation, ASPP); ``coordinates`` says over what the
-    Cartesian maps run from -1 to 1; ``atlas_prior`` adds to them the labels that the atlas (the first training scan)
-    has at these coordinates, one channel a class; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
+    Cartesian maps run from -1 to 1; ``atlas_prior`` adds to them what labels the atlases (the training scans) have
+    at these coordinates, one channel a class; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
     """
 
     in_channels: int

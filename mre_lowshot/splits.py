@@ -127,7 +127,7 @@ def load_or_make(
 ) -> list[Split]:
     """The folds saved as ``splits_<level>.json`` in ``folder``, checked; made and saved where the file is not there.
 
-    A file that is there wins over ``seed`` and ``cohort``: it may have been edited by hand.
+    A file that is there wins over ``seed``: it may have been edited by hand. With a ``cohort`` it must hold its cases.
 
     Raises:
         UserError: as ``make_splits``; or the file is not in nnU-Net's form, names unknown cases, lets a case be in
@@ -137,7 +137,13 @@ def load_or_make(
     path = Path(folder) / f"splits_{level}.json"
     if path.is_file():
         splits = _checked(read_json(path, f"splits of level {level}"), path, level, names)
-        left = set(names) - {name for fold in splits for part in fold.values() for name in part}
+        kept = {name for fold in splits for part in fold.values() for name in part}
+        if cohort is not None and kept != set(cohort):
+            raise UserError(
+                f"{path}: holds another cohort than is named now ({_some(kept ^ set(cohort))} in one of them only); "
+                "delete it and the results of that level, or give the cohort another name"
+            )
+        left = set(names) - kept
         if left and "_" not in level:
             print(f"note: {path.name} leaves out {_some(left)}; delete {path} to have it made again")
         return splits

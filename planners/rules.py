@@ -189,7 +189,7 @@ def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[
     lesions = lesions_of(labels)
     if lesions:
         return "none", f"labels {', '.join(lesions)} name lesions, which have no place of their own: nothing to align"
-    return wanted, f"{wanted} registration to the first training scan, whose labels are told to the network as a prior"
+    return wanted, f"{wanted} registration to the training scans, whose labels are told to the network as a prior"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from references import TINY, numbered_case, sampler, tiny_case, tiny_plan
 from scipy import ndimage
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, align, in_atlases, make_atlases, make_prior
+from mre_lowshot.alignment import MOST_ATLASES, Atlas, align, in_atlases, make_atlases, make_prior
+from mre_lowshot.errors import UserError
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import build
 from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, location_maps, voxel_positions
@@ -240,3 +241,12 @@ def test_a_scan_is_registered_the_same_in_every_run():
     once, again, thrice = (align((Atlas(image, label, SPACING),), moved, SPACING, aligned("affine")) for _ in range(3))
     assert np.array_equal(once, again)
     assert np.array_equal(once, thrice)
+
+
+def test_many_training_scans_give_few_atlases_and_a_failing_one_is_named():
+    case = TrainingCase(*head(size=(16, 16, 16)), SPACING)
+    plan = tiny_plan(replace(TINY, atlas_prior=True), alignment="affine")
+    assert len(make_atlases([case] * 30, plan)) == MOST_ATLASES
+    thin = TrainingCase(np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4, 4), np.int16), SPACING)
+    with pytest.raises(UserError, match=r"training cases first and second: one cannot be registered"):
+        in_atlases([case, thin], make_atlases([case, thin], plan), plan, ["first", "second"])

@@ -105,7 +105,7 @@ def test_what_the_paper_prints_is_kept_as_data():
 
 def made_run(fold, dice, cases):
     value = {"Dice": dice, "HD95": 1.0}
-    return Run(fold, ("t",), value, {name: {"Dice": d, "HD95": 1.0} for name, d in cases.items()}, 0, 5)
+    return Run(fold, ("t",), 0, value, {name: {"Dice": d, "HD95": 1.0} for name, d in cases.items()}, 0, 5)
 
 
 def test_differences_are_paired_by_fold_and_by_scan():

@@ -27,7 +27,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"trainers"},
-    {"baselines", "experiments"},
+    {"experiments"},
     {"cli"},
 ]
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import build
-from mre_lowshot.trainers.memory import Memory
+from mre_lowshot.trainers.memory import Memory, together
 from mre_lowshot.trainers.trainer import MRETrainer
 
 
@@ -116,3 +116,11 @@ def test_a_mini_batch_in_parts_gives_the_mean_of_its_parts_gradients(tmp_path):
     assert loss.item() == pytest.approx(total, rel=1e-5)
     for p, w in zip(trainer.network.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, w)
+
+
+def test_one_process_among_several_is_told_and_not_repeated():
+    def step(parts):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(UserError, match="start more processes"):
+        together(step)

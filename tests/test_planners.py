@@ -156,7 +156,7 @@ def test_2d_images_of_lesions_are_mirrored_and_others_are_not():
 def test_scans_are_aligned_unless_flat_or_lesions_or_the_papers_recipe():
     plan = planned(BRAIN)
     assert (plan.recipe.alignment, plan.network.atlas_prior) == ("deformable", True)
-    assert "first training scan" in plan.reasons["alignment"]
+    assert "registration to the training scans" in plan.reasons["alignment"]
     for other in (planned(ULTRASOUND, ("US",)), planned(BRAIN, recipe="paper")):
         assert (other.recipe.alignment, other.network.atlas_prior) == ("none", False)
     for names, lesions in ((["background", "Edema", "enhancing_tumor"], "Edema, enhancing_tumor"), (["organ"], None)):

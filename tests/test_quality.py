@@ -72,6 +72,11 @@ def test_the_list_has_the_least_trusted_first_and_keeps_earlier_lines(tmp_path):
     assert [row["case"] for row in csv.DictReader(path.open())] == ["a", "b", "c"]
     assert first_to_check({"x": good, "y": bad}) == "y (0.20), x (0.90)"
     assert read_rows(tmp_path / "absent.csv") == {}
+    named = write_qualities(tmp_path, {"a": good}, {"background": 0, "score": 1, "tail": 2}, "other.csv")
+    assert named.read_text().splitlines()[1] == "a,0.9000,agreement,0.9500,0.8500"
+    path.write_bytes(b"name\xe9,value\nx,1\n")
+    with pytest.raises(UserError, match="is no list of qualities"):
+        read_rows(path)
     path.write_text("name,value\nx,1\n")
     with pytest.raises(UserError, match="is no list of qualities"):
         read_rows(path)
@@ -105,3 +110,13 @@ def test_prediction_ranks_its_scans_and_evaluation_says_how_well(trained, tmp_pa
     told = capsys.readouterr().out
     assert "quality estimate" in told
     assert "3 scans" in told
+
+
+@pytest.mark.usefixtures("one_thread_only", "no_settings")
+def test_a_foreign_quality_file_is_told_before_the_work(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "quality.csv").write_text("mine,own\n1,2\n")
+    assert trained.predict(trained.raw / "imagesTr", out) == 2
+    assert "is no list of qualities" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["quality.csv"]

@@ -195,3 +195,11 @@ def test_cohorts_are_kept_for_one_dataset_or_for_several(tmp_path):
     assert read_cohort(path, "Dataset001_X", "a") == ["x", "y"]
     path.write_text('{"Dataset001_X": {"a": ["x"]}}')
     assert read_cohort(path, "Dataset001_X", "a") == ["x"]
+
+
+def test_a_cohort_named_anew_does_not_silently_keep_the_old_one(tmp_path):
+    names = [f"case_{n}" for n in range(6)]
+    load_or_make(tmp_path, "1shot_dev", names, cohort=names[:2])
+    load_or_make(tmp_path, "1shot_dev", names, cohort=names[:2][::-1])
+    with pytest.raises(UserError, match=r"holds another cohort than is named now \(case_1, case_3"):
+        load_or_make(tmp_path, "1shot_dev", names, cohort=[names[0], names[3]])

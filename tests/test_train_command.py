@@ -217,5 +217,7 @@ def test_a_cohort_is_trained_and_tested_alone(space, tmp_path, capsys):
     summary = json.loads((space.model(level="1shot_two") / "fold_0/validation/summary.json").read_text())
     assert [case["case"] for case in summary["metric_per_case"]] == [NAMES[1]]
     assert space.train(level="1shot_two", fold="fold1") == 0  # its folds are saved
+    assert space.train("--cohort", "two", level="1shot_two") == 2
+    assert "names a cohort already" in capsys.readouterr().err
     assert space.train("--cohort", "other", "--cohorts", listed) == 2
     assert "has no cohort 'other'" in capsys.readouterr().err

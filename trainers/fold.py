@@ -66,8 +66,9 @@ def training_case(case: PreparedCase, axes: int) -> TrainingCase:
     return TrainingCase(np.ascontiguousarray(image, dtype=np.float32), label, spacing)
 
 
-def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) -> MRETrainer:
-    """Load the fold's training cases, take the decisions their labels give, and set the trainer up.
+def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, train: bool = True) -> MRETrainer:
+    """Load the fold's training cases, take the decisions their labels give, and set the trainer up; without ``train``
+    for validation only.
 
     Raises:
         UserError: the folder holds results of another plan, or a finished fold (without ``overwrite`` or ``resume``).
@@ -85,7 +86,7 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False) ->
         _take_folder(job, plan, overwrite)
     atlases = make_atlases(cases, plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
-    placed = in_atlases(cases, atlases, plan)
+    placed = in_atlases(cases, atlases, plan, job.split["train"]) if train else cases
     trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
     if resume:
         trainer.resume()

@@ -68,3 +68,18 @@ class Memory:
             p.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def together(step: Callable[[int], Result]) -> Result:
+    """``step(1)`` of one process among several: repeated by it alone, it would leave the others waiting.
+
+    Raises:
+        UserError: the memory does not hold it.
+    """
+    try:
+        return step(1)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU's memory does not hold this process's share of a training step; start more processes, or plan "
+            "with --set recipe.recompute=true or a smaller recipe.batch_size"
+        ) from None

@@ -27,7 +27,7 @@ from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.specs import Plan, Recipe
 from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
-from mre_lowshot.trainers.memory import Memory
+from mre_lowshot.trainers.memory import Memory, together
 from mre_lowshot.trainers.precision import Precision
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
@@ -175,8 +175,7 @@ class MRETrainer:
         images, coordinates = share(images).to(self.device), share(coordinates).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         step = partial(self._gradients, images, coordinates, targets)
-        # repeated by one process alone, a step would leave the others waiting
-        logits, loss = step(1) if self.processes.count > 1 else self.memory.fit(step)
+        logits, loss = self.memory.fit(step) if self.processes.count == 1 else together(step)
         self.processes.sum_gradients(self.network)
         self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)

@@ -131,8 +131,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     except OSError as problem:
         raise UserError(f"{out}: cannot be written ({problem.strerror}); name another folder with -o") from None
     print(format_table(summary))
-    scores = {name: float(row["score"]) for path in sorted(options.prediction.glob("quality*.csv"))
-              for name, row in read_rows(path).items()}  # fmt: skip
+    scores: dict[str, float] = {}
+    for path in sorted(options.prediction.glob("quality*.csv")):
+        try:
+            scores |= {name: float(row["score"]) for name, row in read_rows(path).items()}
+        except UserError as problem:
+            print(f"note: {problem}")
     if scores:
         print(rank_correlation(summary, scores))
     print(f"written: {', '.join(map(str, written))}")

@@ -88,17 +88,12 @@ def _chosen(options: argparse.Namespace, table: Table) -> list[Row]:
 
 
 def _fingerprint(raw: RawDataset, folder: Path) -> dict[str, Any]:
-    """That of an earlier planning of the same cases, or a new one, for which all scans are read and checked."""
+    """The scans as they are now, each read and checked."""
     from mre_lowshot.cli.plan import verified
-    from mre_lowshot.files import read_json, write_json
+    from mre_lowshot.files import write_json
 
-    path = folder / "dataset_fingerprint.json"
-    if path.is_file():
-        found = read_json(path, "fingerprint")
-        if set(found["cases"]) == {case.name for case in raw.cases}:
-            return found
     _, fingerprint = verified(raw.folder)
-    write_json(path, fingerprint)
+    write_json(folder / "dataset_fingerprint.json", fingerprint)
     return fingerprint
 
 
@@ -140,15 +135,17 @@ def _fold(
 ) -> int:  # fmt: skip
     import time
 
-    from mre_lowshot.experiments.runner import is_done
+    from mre_lowshot.experiments.runner import is_done, summary_path_of
+    from mre_lowshot.files import read_json
     from mre_lowshot.splits import parse_level
     from mre_lowshot.trainers.fold import FoldJob
 
     job = FoldJob(plan, parse_level(options.level), fold, split, folder, space.results, device, options.seed)
     title = f"row {row.name} ({row.label}), fold {fold}"
     if is_done(job):
-        print(f"{title}: done before", flush=True)
-        return 0
+        failed = len(read_json(summary_path_of(job), "summary of a fold")["failed_cases"])
+        print(f"{title}: done before" + (f", {failed} scans could not be scored" if failed else ""), flush=True)
+        return failed
     begun = time.monotonic()
     summary = _trained(options, job, f"{row.name}, fold {fold}")
     mean = summary["foreground_mean"]

@@ -147,7 +147,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     from tqdm import tqdm
 
     from mre_lowshot.inference.export import each_ready, kept_single, make_ready, predict_ready
-    from mre_lowshot.inference.quality import first_to_check, write_qualities
+    from mre_lowshot.inference.quality import first_to_check, read_rows, write_qualities
     from mre_lowshot.preprocessing.prepare import read_crops
     from mre_lowshot.volume import file_ending
 
@@ -156,6 +156,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     crops = read_crops(options.i) if options.i.is_dir() else {}
     predictor = _predictor(options, model)
     single = kept_single(model.plans)
+    quality_file = f"quality_part{options.part_id}.csv" if options.num_parts > 1 else "quality.csv"
+    read_rows(options.o / quality_file)  # a foreign file of that name is told before hours of work
     qualities = {}
     there = {c.name for c in cases if (options.o / f"{c.name}{file_ending(c.images[0])}").is_file()}
     todo = [case for case in cases if not (options.continue_prediction and case.name in there)]
@@ -180,8 +182,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                     tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
             bar.update()
     if qualities:
-        part = f"_part{options.part_id}" if options.num_parts > 1 else ""
-        listed = write_qualities(options.o, qualities, model.plan.labels, f"quality{part}.csv")
+        listed = write_qualities(options.o, qualities, model.plan.labels, quality_file)
         print(f"least trusted, look at these first: {first_to_check(qualities)}; all in {listed}")
     for text in problems:
         print(f"failed: {text}", file=sys.stderr)

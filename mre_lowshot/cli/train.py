@@ -27,7 +27,8 @@ once with the final weights (nothing is chosen on them). A dataset with a single
 scored with mre_predict -i imagesTs and mre_evaluate labelsTs; --no_val then leaves the fold's other cases out.
 
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
-plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json.
+plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json and quality.csv (the test scans,
+least trusted first).
 
 Ctrl-C leaves a usable checkpoint_latest.pth; --c goes on from it.
 
@@ -78,6 +79,10 @@ def _jobs(options: argparse.Namespace, processes: Processes, device: torch.devic
     names = check_prepared(plan, prepared)
     cohort = None
     if options.cohort:
+        if "_" in level:
+            raise UserError(
+                f"level {level} names a cohort already; leave out --cohort, or say {level.partition('_')[0]}"
+            )
         cohort = read_cohort(options.cohorts or prepared / "cohorts.json", plan.dataset_name, options.cohort)
         level = f"{level}_{options.cohort}"
     splits = load_or_make(prepared, level, names, cohort=cohort)
@@ -138,7 +143,8 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     begun = time.monotonic()
     # with 'all', --c goes on with the folds that were begun and starts the others
     begun_before = options.fold.strip().lower() != "all" or (job.folder / checkpoint.LATEST).is_file()
-    trainer = make_trainer(job, options.val or (options.resume and begun_before), options.overwrite)
+    resume = options.val or (options.resume and begun_before)
+    trainer = make_trainer(job, resume, options.overwrite, train=not options.val)
     fold = trainer.plan.fold
     print(f"fold {job.fold}: trains on {', '.join(job.split['train'])} ({job.device}); results in {job.folder}")
     for reason in (fold.reasons if fold else {}).values():

@@ -31,6 +31,7 @@ class Run:
 
     fold: int
     train: tuple[str, ...]
+    seed: int
     value: dict[str, float]
     cases: dict[str, dict[str, float]]
     missed: int
@@ -65,7 +66,7 @@ def collect(
     folds: Sequence[int] | None,
     labels: Sequence[str] | None = None,
 ) -> list[RowResult]:
-    """The runs that are there; ``folds`` None takes all. ``labels`` scores these labels only.
+    """The runs with the setting's seed that are there; ``folds`` None takes all. ``labels`` scores these labels only.
 
     Raises:
         UserError: ``labels`` names a label that the dataset has not.
@@ -79,7 +80,9 @@ def collect(
         for fold in there:
             path = summary_path(results, dataset, name, setting.level, fold)
             if path.is_file() and (folds is None or fold in folds):
-                runs[fold] = _run(path, fold, labels)
+                run = _run(path, fold, labels)
+                if run.seed == setting.seed:
+                    runs[fold] = run
         made.append(RowResult(row, name, runs))
     return made
 
@@ -99,6 +102,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
     return Run(
         fold=fold,
         train=plan.fold.train if plan.fold else (),
+        seed=plan.fold.seed if plan.fold else 0,
         value={m: _mean([summary["mean"][k][m] for k in keys]) for m in METRICS},
         cases=cases,
         missed=sum(summary["missed_structures"][k] for k in keys),
@@ -112,9 +116,15 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
+def common_folds(row: RowResult, reference: RowResult) -> list[int]:
+    """Folds that both rows have and that trained on the same scans (a split may have been made again in between)."""
+    both = [fold for fold in row.runs if fold in reference.runs]
+    return [fold for fold in both if row.runs[fold].train == reference.runs[fold].train]
+
+
 def differences(row: RowResult, reference: RowResult, metric: str) -> tuple[list[float], np.ndarray]:
     """Row minus reference: one number a common run, and one a (run, test scan) pair (NaN where there is none)."""
-    folds = [fold for fold in row.runs if fold in reference.runs]
+    folds = common_folds(row, reference)
     runs = [row.runs[f].value[metric] - reference.runs[f].value[metric] for f in folds]
     scans = sorted({name for f in folds for name in row.runs[f].cases})
     pairs = np.full((len(folds), len(scans)), np.nan)
@@ -133,7 +143,7 @@ def comparisons(
     base = next((r for r in rows if r.row.name == reference and r.runs), None)
     if base is None:
         return {}
-    others = [r for r in rows if r is not base and set(r.runs) & set(base.runs)]
+    others = [r for r in rows if r is not base and common_folds(r, base)]
     both = [differences(r, base, metric) for r in others]
     made = statistics.compare([d for d, _ in both], [p for _, p in both], method)
     return {r.row.name: c for r, c in zip(others, made, strict=True)}

@@ -25,6 +25,7 @@ from mre_lowshot.planners.rules import Device
 from mre_lowshot.plans import load_plan, results_folder, same_plan
 from mre_lowshot.preprocessing.prepare import prepare_dataset
 from mre_lowshot.specs import Plan
+from mre_lowshot.splits import Split
 from mre_lowshot.trainers.fold import FoldJob, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -114,22 +115,34 @@ def summary_path(results: Path, dataset_name: str, name: str, level: str, fold: 
     return results_folder(results, dataset_name, name, level) / f"fold_{fold}" / "validation" / "summary.json"
 
 
+def summary_path_of(job: FoldJob) -> Path:
+    return summary_path(job.results, job.plan.dataset_name, job.plan.plans_name, job.level, job.fold)
+
+
 def is_done(job: FoldJob) -> bool:
     """Whether the fold was trained and scored.
 
     Raises:
         UserError: it was, but by another plan or with another seed.
     """
-    path = summary_path(job.results, job.plan.dataset_name, job.plan.plans_name, job.level, job.fold)
-    if not path.is_file():
+    if not summary_path_of(job).is_file():
         return False
     there = load_plan(job.folder / "plans.json")
-    seed = there.fold.seed if there.fold else 0
-    if not same_plan(replace(there, fold=None), job.plan) or seed != job.seed:
+    if not is_of(there, job.plan, job.seed, job.split):
+        seed = there.fold.seed if there.fold else 0
         raise UserError(
-            f"{job.folder}: was trained by another plan or with another seed ({seed}) than the row's; move it away"
+            f"{job.folder}: was trained by another plan, on another split or with another seed ({seed}) than the "
+            "row's; move it away"
         )
     return True
+
+
+def is_of(trained: Plan, plan: Plan, seed: int, split: Split | None = None) -> bool:
+    """Whether a fold was trained by ``plan`` with ``seed``, on ``split`` where one is given."""
+    fold = trained.fold
+    if fold is None or fold.seed != seed or not same_plan(replace(trained, fold=None), plan):
+        return False
+    return split is None or (fold.train, fold.test) == (tuple(split["train"]), tuple(split["val"]))
 
 
 def run_fold(

@@ -7,7 +7,7 @@ Two estimates, per class, between 0 and 1:
 - ``expected_dice``: the Dice that the predicted probabilities themselves expect, where nothing is registered. A network
   is surer than it is right on scans unlike its training scan, so the number is too high.
 
-Both rank scans; neither is the true Dice (docs/RESULTS.md has the measured correlation).
+Both rank scans; neither is the true Dice (mre_train and mre_evaluate print the correlation with it).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_text
 
 FILE = "quality.csv"
+OWN_COLUMNS = ("case", "score", "basis")
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ def write_qualities(
     """Write ``folder/<file>``: a line a scan, the least trusted first. Lines of other scans that stand there
     (from an earlier run into the folder) are kept."""
     rows = read_rows(folder / file)
-    numbers = {value: label for label, value in labels.items() if value}
+    numbers = {value: f"label_{label}" if label in OWN_COLUMNS else label for label, value in labels.items() if value}
     for case, quality in qualities.items():
         cells = {numbers[k]: "" if math.isnan(v) else f"{v:.4f}" for k, v in quality.classes.items()}
         rows[case] = {"case": case, "score": f"{quality.score:.4f}", "basis": quality.basis, **cells}
     text = io.StringIO()
-    table = csv.DictWriter(text, ["case", "score", "basis", *numbers.values()], restval="", extrasaction="ignore",
+    table = csv.DictWriter(text, [*OWN_COLUMNS, *numbers.values()], restval="", extrasaction="ignore",
                            lineterminator="\n")  # fmt: skip
     table.writeheader()
     table.writerows(sorted(rows.values(), key=lambda row: (float(row["score"]), row["case"])))
@@ -93,9 +94,9 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
     """
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
     try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
         return {row["case"]: row for row in rows if float(row["score"]) >= 0}
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is no list of qualities (columns case, score, basis ...); move it away") from None
