@@ -1,8 +1,11 @@
 """The benchmarks: that plain and ours are the same network, that what is counted is right, that the command runs."""
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +263,13 @@ class TestAgainstNnunet:
         assert "has no nobody.nii.gz; its cases are" in errors[0]
         assert "missing: is no file" in errors[1]
         assert "--iterations 0" in errors[2]
+
+
+def test_the_way_of_a_large_ct_runs_and_tells_its_peak():
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.large_ct", "--quick"], cwd=root, capture_output=True,
+                          text=True, check=True)  # fmt: skip
+    peaks = [float(found) for found in re.findall(r"peak ([\d.]+) GB", done.stdout)]
+    assert len(peaks) == 5
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 0.05
