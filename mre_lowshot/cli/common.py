@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
     Set MRE_TRACEBACK=1 to see the whole traceback instead.
     """
     # Read when torch is loaded. Threads that spin while they wait, the default, hold each other up as soon as other
-    # programs run: a training step then takes 2.5 times as long as with threads that sleep (docs/LOG.md).
+    # programs run; those that sleep cost little alone (tried: docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return main(arguments)
