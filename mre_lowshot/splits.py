@@ -122,6 +122,18 @@ def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
     return cases
 
 
+def with_cohort(level: str, name: str) -> str:
+    """The level of cohort ``name``, as ``1shot_NAME``.
+
+    Raises:
+        UserError: the level names a cohort already.
+    """
+    level = parse_level(level)
+    if "_" in level:
+        raise UserError(f"level {level} names a cohort already; leave out --cohort, or say {level.partition('_')[0]}")
+    return f"{level}_{name}"
+
+
 def load_or_make(
     folder: Path, level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None
 ) -> list[Split]:

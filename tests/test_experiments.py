@@ -79,7 +79,8 @@ def test_the_other_tables_change_one_thing_each():
 
 
 def test_tables_share_the_full_method_and_lengths_have_plans_of_their_own():
-    full = {plan_name(t.row(t.reference), "small", None) for t in TABLES.values()}
+    of_the_paper = [t for t in TABLES.values() if t.name != "candidates"]
+    full = {plan_name(t.row(t.reference), "small", None) for t in of_the_paper}
     assert full == {"table2_e"}
     row = TABLES["table4"].row("m1")
     assert (plan_name(row, "paper", None), plan_name(row, "small", 300)) == ("table4_m1_paper", "table4_m1_300")
@@ -135,7 +136,8 @@ def tiny():
 
 
 def experiment(space, *arguments):
-    return command("experiment", *arguments, "-d", "900", "--workspace", space.root, "-device", "cpu")
+    dataset = () if "-d" in arguments else ("-d", "900")
+    return command("experiment", *arguments, *dataset, "--workspace", space.root, "-device", "cpu")
 
 
 RUN = ("table2", "--rows", "a", "e", "--folds", 0, 1, "--iterations", 2)
@@ -250,6 +252,44 @@ def test_an_interrupted_fold_goes_on(again, monkeypatch, capsys):
     assert capsys.readouterr().out.count("done before") == 3
 
 
+def test_candidates_are_judged_on_a_cohort_of_each_dataset_and_told_in_one_table(ran, tmp_path, capsys):
+    space = Space(tmp_path / "space")
+    for number in (900, 901):
+        shutil.copytree(ran.raw, space.root / f"raw/Dataset{number}_Synthetic")
+    half = ["phantom_001", "phantom_003"]
+    cohorts = tmp_path / "halves.json"
+    cohorts.write_text(json.dumps({f"Dataset{n}_Synthetic": {"develop": half} for n in (900, 901)}))
+    chosen = ("candidates", "-d", "900", "901", "--rows", "default", "no_dice", "--folds", 0, "--iterations", 2,
+              "--cohort", "develop")  # fmt: skip
+    assert experiment(space, *chosen, "--cohorts", cohorts) == 0
+    out = capsys.readouterr().out
+    overview = out[out.index("all datasets") :].splitlines()
+    assert overview[1].split() == ["row", "Dataset900_Synthetic", "Dataset901_Synthetic"]
+    scores = {}
+    for number in (900, 901):
+        made = space.root / f"results/Dataset{number}_Synthetic"
+        data = json.loads((made / "experiments/candidates__1shot_develop_small_2/results.json").read_text())
+        assert [run["train"] for run in data["rows"][0]["runs"]] == [["phantom_001"]]
+        scores[number] = {row["name"]: row["Dice"]["mean"] for row in data["rows"] if row["runs"]}
+        fold = made / "MRETrainer__baselines_default_small_2__1shot_develop/fold_0"
+        summary = json.loads((fold / "validation/summary.json").read_text())
+        assert [case["case"] for case in summary["metric_per_case"]] == ["phantom_003"]
+    (line,) = [ln for ln in overview if ln.startswith("no_dice")]
+    for number in (900, 901):
+        difference = scores[number]["no_dice"] - scores[number]["default"]
+        assert f"{scores[number]['no_dice']:.4f} ({difference:+.4f}, n 1)" in line
+    assert experiment(space, *chosen, "--print") == 0  # the cohort is known by its splits now
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_a_candidate_of_another_length_keeps_its_ratio():
+    lengths = {
+        row: row_plan("candidates", row, iterations=300).recipe.iterations for row in ("default", "twice_as_long")
+    }
+    assert lengths == {"default": 300, "twice_as_long": 600}
+    assert row_plan("candidates", "twice_as_long").recipe.iterations == 1200
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -261,6 +301,8 @@ def test_an_interrupted_fold_goes_on(again, monkeypatch, capsys):
         (("table2", "--folds", "-1"), "count from 0"),
         (("table2", "--level", "3shot"), "no labelled scan to score on"),
         (("table2", "--level", "shot"), "level 'shot'"),
+        (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),
+        (("table2", "--cohort", "develop"), "cohorts.json: is not there"),
         (("table2", "--iterations", "0"), "must be at least 1"),
         (("table2", "--labels", "splen"), "did you mean 'spleen'?"),
         (("table2", "--labels", "paper"), "are not those of MRBrainS18 or BTCV"),

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mre_lowshot import __version__
 from mre_lowshot.errors import NumericalError, UserError
@@ -42,6 +43,18 @@ def add_workspace(made: argparse.ArgumentParser) -> None:
 def add_device(made: argparse.ArgumentParser) -> None:
     """Add ``-device``, nnU-Net's flag."""
     made.add_argument("-device", default="auto", help="cuda, cuda:1, mps, cpu or auto (default: a GPU if there is one)")
+
+
+def add_cohort(made: argparse.ArgumentParser) -> None:
+    """Add ``--cohort`` and ``--cohorts``: which of the labelled cases take part."""
+    made.add_argument(
+        "--cohort",
+        metavar="NAME",
+        help="train and test on these cases only, e.g. seven as the paper; the level is then called LEVEL_NAME",
+    )
+    made.add_argument(
+        "--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} (default: cohorts.json beside the plan)'
+    )
 
 
 def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:

@@ -1,4 +1,4 @@
-"""``mre_experiment TABLE -d DATASET``: the paper's tables by name, on any dataset, resumable."""
+"""``mre_experiment TABLE -d DATASET``: the paper's tables by name, on any datasets, resumable."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from mre_lowshot.dataset import RawDataset
+    from mre_lowshot.experiments.report import RowResult
     from mre_lowshot.experiments.runner import Setting
     from mre_lowshot.experiments.tables import Row, Table
     from mre_lowshot.specs import Plan
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.workspace import Workspace
 
-EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, baselines, readings.
+EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, baselines, readings,
+candidates.
 Each row is a plan of its own (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table),
 trained and scored as mre_train does; rows and folds that are done are skipped, a fold that was interrupted goes on.
 
 --base small: the paper's method (recipe paper_small) with the network that is planned for a CPU.
 --base paper: the paper's recipe at the paper's size; needs a GPU.
+Table candidates: the recipe default, its parts taken away, and what was tried beyond it. Judge candidates on one half
+of the scans (--cohort develop --cohorts benchmarks/halves.json) and report figures of the other; --iterations 300
+screens. Several datasets after -d give a table each and one of all.
 
 Writes results/DatasetXXX_Name/experiments/TABLE__LEVEL_BASE/: results.json, results.csv, pairs.csv (a line a training
 and test scan), table.txt.
@@ -36,16 +41,18 @@ Examples:
   mre_experiment --list
   mre_experiment table2 -d Hippocampus --folds 0 1 2
   mre_experiment table2 -d BTCV --folds 0 --rows b e f --labels paper
-  mre_experiment table2 -d Hippocampus --print"""
+  mre_experiment table2 -d Hippocampus --print
+  mre_experiment candidates -d Hippocampus BTCV --folds 0 1 --cohort develop --cohorts benchmarks/halves.json"""
 
 
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_experiment", "Repeat the paper's tables by name, each row a plan.", EPILOG)
-    made.add_argument("table", nargs="?", help="table2 ... table6, baselines or readings (--list shows them)")
-    made.add_argument("-d", metavar="DATASET", help="id (17), name (BTCV), full name or path")
+    made.add_argument("table", nargs="?", help="table2 ... table6, baselines, readings, candidates (--list shows them)")
+    made.add_argument("-d", nargs="+", metavar="DATASET", help="id (17), name (BTCV), full name or path; one or more")
     made.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows (default: all)")
     made.add_argument("--folds", nargs="+", type=int, metavar="N", help="folds (default: 0 1 2; --print: all there)")
     made.add_argument("--level", default="1shot", help="1shot, 2shot, 3shot, ... (default: %(default)s)")
+    common.add_cohort(made)
     made.add_argument("--base", choices=("small", "paper"), default="small", help="size (default: %(default)s)")
     made.add_argument(
         "--iterations", type=int, metavar="N", help="train all rows this long, in plans of their own (table2_a_N)"
@@ -107,14 +114,17 @@ def _run(options: argparse.Namespace, setting: Setting, rows: Sequence[Row], raw
     from mre_lowshot.experiments.runner import plan_row, prepare_row, write_plan
     from mre_lowshot.planners.planner import DatasetFacts
     from mre_lowshot.planners.rules import Device
-    from mre_lowshot.splits import load_or_make
+    from mre_lowshot.splits import load_or_make, read_cohort
 
     device = devices.resolve(options.device)
     planned_for = Device(device.type, devices.memory_gb(device))
     folder = space.preprocessed / raw.name
     fingerprint, facts = _fingerprint(raw, folder), DatasetFacts.of(raw)
     plans = [plan_row(row, setting, facts, fingerprint, planned_for) for row in rows]
-    splits = load_or_make(folder, setting.level, [case.name for case in raw.labelled])
+    cohort = None
+    if options.cohort:
+        cohort = read_cohort(options.cohorts or folder / "cohorts.json", raw.name, options.cohort)
+    splits = load_or_make(folder, setting.level, [case.name for case in raw.labelled], cohort=cohort)
     folds = options.folds or [n for n in (0, 1, 2) if n < len(splits)]
     if max(folds) >= len(splits):
         raise UserError(f"--folds {max(folds)}: level {setting.level} has folds 0 to {len(splits) - 1} here")
@@ -125,22 +135,21 @@ def _run(options: argparse.Namespace, setting: Setting, rows: Sequence[Row], raw
         write_plan(plan, folder)
         prepare_row(plan, raw, folder, partial(tqdm, desc="preprocess", unit="scan", disable=None, delay=2))
         for fold in folds:
-            failed += _fold(options, row, plan, fold, splits[fold], folder, space, device)
+            failed += _fold(options, setting, row, plan, fold, splits[fold], folder, space, device)
     return failed
 
 
 def _fold(
-    options: argparse.Namespace, row: Row, plan: Plan, fold: int, split: Split, folder: Path, space: Workspace,
-    device: torch.device,
+    options: argparse.Namespace, setting: Setting, row: Row, plan: Plan, fold: int, split: Split, folder: Path,
+    space: Workspace, device: torch.device,
 ) -> int:  # fmt: skip
     import time
 
     from mre_lowshot.experiments.runner import is_done, summary_path_of
     from mre_lowshot.files import read_json
-    from mre_lowshot.splits import parse_level
     from mre_lowshot.trainers.fold import FoldJob
 
-    job = FoldJob(plan, parse_level(options.level), fold, split, folder, space.results, device, options.seed)
+    job = FoldJob(plan, setting.level, fold, split, folder, space.results, device, options.seed)
     title = f"row {row.name} ({row.label}), fold {fold}"
     if is_done(job):
         failed = len(read_json(summary_path_of(job), "summary of a fold")["failed_cases"])
@@ -197,21 +206,37 @@ def _main(arguments: Sequence[str] | None) -> int:
     _check(options)
 
     from mre_lowshot.dataset import RawDataset
-    from mre_lowshot.experiments import report
     from mre_lowshot.experiments.runner import Setting
     from mre_lowshot.experiments.tables import named
-    from mre_lowshot.experiments.text import format_rows
-    from mre_lowshot.splits import parse_level
+    from mre_lowshot.experiments.text import format_overview
+    from mre_lowshot.splits import parse_level, with_cohort
     from mre_lowshot.workspace import Workspace
 
     table = named(options.table)
     rows = _chosen(options, table)
     reference = table.row(options.reference).name if options.reference else table.reference
-    setting = Setting(options.base, parse_level(options.level), options.iterations, options.seed)
+    level = with_cohort(options.level, options.cohort) if options.cohort else parse_level(options.level)
+    setting = Setting(options.base, level, options.iterations, options.seed)
     space = Workspace.resolve(options.workspace)
-    raw = RawDataset.load(space.find(options.d, "raw"))
-    labels = _labels(options.labels, list(raw.labels))
-    failed = 0 if options.only_print else _run(options, setting, rows, raw, space)
+    datasets = [RawDataset.load(space.find(name, "raw")) for name in options.d]
+    labels = [_labels(options.labels, list(raw.labels)) for raw in datasets]
+    failed, found = 0, {}
+    for raw, scored in zip(datasets, labels, strict=True):
+        failed += 0 if options.only_print else _run(options, setting, rows, raw, space)
+        found[raw.name] = _told(options, table, rows, reference, setting, raw, scored, space)
+    if len(found) > 1:
+        print(format_overview(found, reference))
+    return 1 if failed else 0
+
+
+def _told(
+    options: argparse.Namespace, table: Table, rows: Sequence[Row], reference: str, setting: Setting, raw: RawDataset,
+    labels: list[str] | None, space: Workspace,
+) -> list[RowResult]:  # fmt: skip
+    """Print (and, where something was trained, write) the table of one dataset."""
+    from mre_lowshot.experiments import report
+    from mre_lowshot.experiments.text import format_rows
+
     # what was trained before counts too, though it was not asked for now
     shown = rows if options.rows and options.only_print else list(table.rows_at(options.base))
     folds = options.folds if options.only_print else None
@@ -223,7 +248,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         folder = space.results / raw.name / "experiments" / f"{table.name}__{setting.name}"
         report.write(report.to_data(table, found, setting, raw.name, reference, labels), found, text, folder)
         print(f"written to {folder}")
-    return 1 if failed else 0
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,10 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--iterations", type=int, metavar="N", help="train this many iterations (default: the plan's)")
     made.add_argument("--seed", type=int, help="seed of weights and patches (default: 0; with --c and --val, as begun)")
     made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
-    made.add_argument("--cohort", metavar="NAME", help="train and test on these cases only, e.g. seven as the paper; "
-                      "the level is then called LEVEL_NAME")  # fmt: skip
-    made.add_argument("--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} '
-                      "(default: cohorts.json beside the plan)")  # fmt: skip
+    common.add_cohort(made)
     made.add_argument(
         "--deterministic", action="store_true",
         help="the same weights in every run on the same GPU too, more slowly (on the CPU they always are)",
@@ -68,7 +65,7 @@ def _jobs(options: argparse.Namespace, processes: Processes, device: torch.devic
 
     from mre_lowshot.plans import load_plan, results_folder
     from mre_lowshot.preprocessing.prepare import check_prepared
-    from mre_lowshot.splits import load_or_make, parse_fold, parse_level, read_cohort
+    from mre_lowshot.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
     from mre_lowshot.trainers.fold import FoldJob
     from mre_lowshot.workspace import Workspace
 
@@ -79,12 +76,8 @@ def _jobs(options: argparse.Namespace, processes: Processes, device: torch.devic
     names = check_prepared(plan, prepared)
     cohort = None
     if options.cohort:
-        if "_" in level:
-            raise UserError(
-                f"level {level} names a cohort already; leave out --cohort, or say {level.partition('_')[0]}"
-            )
+        level = with_cohort(level, options.cohort)
         cohort = read_cohort(options.cohorts or prepared / "cohorts.json", plan.dataset_name, options.cohort)
-        level = f"{level}_{options.cohort}"
     splits = load_or_make(prepared, level, names, cohort=cohort)
     there = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level) / "plans.json"
     if options.iterations is None and (options.resume or options.val) and there.is_file():

@@ -55,11 +55,12 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
     name = plan_name(row, setting.base, setting.iterations)
     plan = make_plan(facts, fingerprint, device, row.recipe_at(setting.base), name)
     changes = dict(row.changes)
+    if setting.iterations is not None:
+        plan = replace(plan, recipe=replace(plan.recipe, iterations=setting.iterations))
+        changes["recipe.iterations"] = str(setting.iterations)
     for key, factor in row.scaled.items():
         section, _, field = key.partition(".")
         changes[key] = str(round(getattr(getattr(plan, section), field) * factor))
-    if setting.iterations is not None:
-        changes["recipe.iterations"] = str(setting.iterations)
     return with_changes(plan, changes, "mre_experiment")
 
 

@@ -189,7 +189,32 @@ READINGS = Table(
     ),
 )  # fmt: skip
 
-TABLES = {table.name: table for table in (TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, BASELINES, READINGS)}
+# What is kept of the recipe `default` is kept on evidence: the parts of it taken away, and what was tried beyond it.
+_UNTOLD = {"recipe.inference.prior_weight": "0", "network.atlas_prior": "false"}
+_PLAIN = {
+    f"recipe.augmentation.{name}_probability": "0"
+    for name in ("spatial", "brightness", "contrast", "gamma", "noise", "blur", "low_resolution")
+}
+CANDIDATES = Table(
+    "candidates", "the recipe default, and candidates against it", "none", "default",
+    (
+        Row("default", "recipe default", recipe="default"),
+        Row("unet_default", "the same with the U-Net", recipe="unet_default"),
+        Row("no_pooling", "registered labels told, not pooled", {"recipe.inference.prior_weight": "0"},
+            recipe="default"),
+        Row("no_prior", "registered, labels neither told nor pooled", _UNTOLD, recipe="default"),
+        Row("not_registered", "coordinates over each scan", {**_UNTOLD, "recipe.alignment": "none"}, recipe="default"),
+        Row("no_augmentation", "neither spatial nor intensity augmentation", _PLAIN, recipe="default"),
+        Row("no_ohem", "every voxel, hard ones not chosen", {"recipe.ohem": "false"}, recipe="default"),
+        Row("no_dice", "cross-entropy alone", {"recipe.dice_weight": "0"}, recipe="default"),
+        Row("no_average", "last weights, not their moving average", {"recipe.ema": "0"}, recipe="default"),
+        Row("uniform", "patches drawn uniformly", {"recipe.balanced_share": "0"}, recipe="default"),
+        Row("all_pieces", "all pieces of a class kept", {"recipe.largest_component": "false"}, recipe="default"),
+        Row("twice_as_long", "twice as many iterations", scaled={"recipe.iterations": 2.0}, recipe="default"),
+    ),
+)  # fmt: skip
+
+TABLES = {table.name: table for table in (TABLE2, TABLE3, TABLE4, TABLE5, TABLE6, BASELINES, READINGS, CANDIDATES)}
 _ROMAN = {"ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mre_lowshot.evaluation import statistics
-from mre_lowshot.experiments.report import RowResult, comparisons
+from mre_lowshot.experiments.report import RowResult, comparisons, differences
 from mre_lowshot.experiments.runner import Setting
 from mre_lowshot.experiments.tables import TABLES, Table
 
@@ -48,6 +48,28 @@ def format_rows(
         f"nothing was found (no HD95). Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."
     )
     return "\n".join(part for part in parts if part)
+
+
+def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) -> str:
+    """One line a row, one column a dataset: Dice, and in brackets the mean difference to the reference row over the
+    runs that both have."""
+    names = list(dict.fromkeys(r.row.name for rows in found.values() for r in rows if r.runs))
+    lines = [["row", *found]]
+    for name in names:
+        cells = []
+        for rows in found.values():
+            mine = next((r for r in rows if r.row.name == name and r.runs), None)
+            base = next((r for r in rows if r.row.name == reference), None)
+            cell = "-"
+            if mine is not None:
+                cell = f"{mine.mean_sd('Dice')[0]:.4f}"
+                differ = differences(mine, base, "Dice")[0] if base is not None and name != reference else []
+                cell += f" ({sum(differ) / len(differ):+.4f}, n {len(differ)})" if differ else f" (n {len(mine.runs)})"
+            cells.append(cell)
+        lines.append([name, *cells])
+    return "\n".join(
+        [f"all datasets: Dice (difference to row {reference} over the n runs that both have)", _aligned(lines, left=1)]
+    )
 
 
 def _results(rows: Sequence[RowResult], level: str) -> str:
