@@ -14,6 +14,7 @@ from mre_lowshot import checkpoint
 from mre_lowshot.alignment import align, in_atlases, make_atlases, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
@@ -129,7 +130,8 @@ def validate(
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
     Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``; gives the summary, with
-    the quality estimate of each case (``quality``) beside its metrics.
+    the quality estimate of each case (``quality``) beside its metrics and the ``calibration`` of the probabilities, on
+    the plan's grid, over all of them.
     """
     plan = job.plan
     priors = [make_prior(trainer.atlases, plan)]
@@ -137,7 +139,7 @@ def validate(
         [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
     )
     labels = {name: value for name, value in plan.labels.items() if value}
-    results, failed, qualities = [], {}, {}
+    results, failed, qualities, calibration = [], {}, {}, Calibration()
     for name in names:
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
@@ -148,6 +150,8 @@ def validate(
             failed[name] = f"case {name}: {problem}"
             continue
         predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
+        if case.label is not None:
+            calibration.add(probabilities, case.label)
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
         truth = read_labels(reference)
@@ -158,6 +162,7 @@ def validate(
     summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}
     for row in summary["metric_per_case"]:
         row["quality"] = qualities[row["case"]].score
+    summary["calibration"] = calibration.to_data()
     write_summary(summary, folder)
     write_qualities(folder, qualities, plan.labels)
     return summary

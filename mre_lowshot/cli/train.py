@@ -130,6 +130,7 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
 
 def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     from mre_lowshot import checkpoint
+    from mre_lowshot.evaluation.calibration import in_words
     from mre_lowshot.evaluation.summary import format_table, rank_correlation
     from mre_lowshot.trainers.fold import make_trainer, validate
 
@@ -159,6 +160,7 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
         summary = validate(job, trainer, names, job.folder / "validation", lambda _: bar.update())
     print(format_table(summary))
     print(f"  {rank_correlation(summary)}")
+    print(f"  {in_words(summary['calibration'])}")
     print(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
     return summary
 
