@@ -6,7 +6,7 @@ coordinate maps (paper, III-C) then hold; the atlas's labels at that place can b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,23 +166,16 @@ def _image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
 def affine(fixed: Any, moving: Any) -> Any:
     """Affine transform from ``fixed`` to ``moving`` (SimpleITK images): mutual information, coarse to fine.
 
-    Scans cover different lengths of the body, and a start too far off ends in a wrong place: several starts along the
-    body (z) are followed on a coarse grid, and the one whose outcome correlates best over all of ``fixed`` goes on.
+    Scans cover different lengths of the body, people differ in size, and a start too far off ends in a wrong place:
+    several starts along the body (z), as large as they are and scaled to each other's width and depth, are followed on
+    a coarse grid. The one whose outcome correlates best over all of ``fixed``, both normalised by their surroundings
+    (without that, more of the darkness around a body counts as much as its organs), goes on.
     """
-    import SimpleITK as sitk
-
     one, other = _coarser(fixed, 2), _coarser(moving, 2)
-    length = fixed.GetSize()[2] * fixed.GetSpacing()[2]
     best, best_score = None, -np.inf
-    for start in STARTS:
-        geometry = sitk.CenteredTransformInitializerFilter.GEOMETRY
-        transform = sitk.AffineTransform(
-            sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), geometry)
-        )
-        x, y, z = transform.GetTranslation()
-        transform.SetTranslation((x, y, z + start * length))
+    for start in _starts(fixed, moving):
         try:
-            found = _descend(one, other, transform, [2], [1])
+            found = _descend(one, other, start, [2], [1])
         except RuntimeError:  # this start leaves too little in common
             continue
         score = _correlation(one, other, found)
@@ -191,6 +184,26 @@ def affine(fixed: Any, moving: Any) -> Any:
     if best is None:
         raise RuntimeError("the images have nothing in common")
     return _descend(fixed, moving, best, [2, 1], [1, 0])
+
+
+def _starts(fixed: Any, moving: Any) -> Iterator[Any]:
+    """Affine transforms to start from: centre on centre, moved along z by `STARTS`; first in the scans' own sizes, then
+    with the extents in the plane made equal (the plan crops to the patient where it can), z scaled by their mean."""
+    import SimpleITK as sitk
+
+    extents = [np.multiply(image.GetSize(), image.GetSpacing()) for image in (fixed, moving)]
+    x, y, _ = (extents[1] / extents[0]).tolist()
+    for scales in ((1.0, 1.0, 1.0), (x, y, float(np.sqrt(x * y)))):
+        for start in STARTS:
+            transform = sitk.AffineTransform(
+                sitk.CenteredTransformInitializer(
+                    fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.GEOMETRY
+                )
+            )
+            transform.SetMatrix(np.diag(scales).ravel().tolist())
+            dx, dy, dz = transform.GetTranslation()
+            transform.SetTranslation((dx, dy, dz + start * float(extents[0][2])))
+            yield transform
 
 
 def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: list[float]) -> Any:
@@ -218,12 +231,13 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
 
 
 def _correlation(fixed: Any, moving: Any, transform: Any) -> float:
-    """Correlation over all of ``fixed``; where ``moving`` ends, its darkest value stands."""
+    """Correlation over all of ``fixed``, both normalised by their surroundings; where ``moving`` ends, its darkest
+    value stands."""
     import SimpleITK as sitk
 
-    view = sitk.GetArrayViewFromImage
-    moved = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, float(view(moving).min()))
-    one, other = view(fixed).ravel(), view(moved).ravel()
+    darkest = float(sitk.GetArrayViewFromImage(moving).min())
+    moved = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest)
+    one, other = (sitk.GetArrayFromImage(_locally_normalised(image)).ravel() for image in (fixed, moved))
     if one.std() == 0 or other.std() == 0:
         return -1.0
     return float(np.corrcoef(one, other)[0, 1])

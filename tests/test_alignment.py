@@ -60,6 +60,17 @@ def test_a_scan_moved_by_a_known_affine_is_found_again(kind):
     assert dice(prior[1] > 0, truth == 2) > max(0.9, dice(start[1] > 0, truth == 2))
 
 
+def test_a_person_of_another_size_in_a_scan_of_another_length_is_found():
+    """Twice as wide and deep, and the scan goes on below: no start of the same size leads there."""
+    image, label = head()
+    spacing = tuple(2.0 * s for s in SPACING)
+    longer = np.concatenate([np.zeros_like(image), image], axis=1)
+    found = align((Atlas(image, label, SPACING),), longer, spacing, aligned("affine"))
+    carried = Prior((label,), 3)(found)
+    assert dice(carried[1, 30:] > 0, label == 2) > 0.9
+    assert not carried[:, :20].any()
+
+
 def test_deformable_alignment_follows_what_no_affine_can():
     image, label = head()
     z, y, x = np.indices(image.shape[1:]).astype(float)
