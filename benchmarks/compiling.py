@@ -10,13 +10,15 @@ from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, ratio, seconds
 from mre_lowshot.inference.compiled import ARRIVALS, Compiler
 from mre_lowshot.inference.fast import FastNetwork
-from mre_lowshot.network.build import MRENet
+from mre_lowshot.network.build import build
 
 
-def compiled(setting: Setting, network: MRENet) -> dict[str, Any]:
+def compiled(setting: Setting) -> dict[str, Any]:
     """Times of both, their ratio, and the seconds that compiling took; or why it is not used."""
     size, patch = setting.size, setting.size.patch
-    plain, compiler = FastNetwork(network), Compiler(setting.device, lambda line: setting.say(f"  {line}"))
+    torch.manual_seed(0)
+    plain = FastNetwork(build(size.network).to(setting.device))
+    compiler = Compiler(setting.device, lambda line: setting.say(f"  {line}"))
     fast = compiler.wrap([plain])[0]
     image = torch.randn(size.tile_batch, size.network.in_channels, *patch.size, device=setting.device)
     where = torch.rand(size.tile_batch, size.network.location_channels, *patch.size, device=setting.device)
