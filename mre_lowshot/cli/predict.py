@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compile",
         action="store_true",
         help="run the network through torch.compile (on CUDA with CUDA graphs), where that works and "
-        "gives the same; takes up to a minute first. Measured on a CPU: no faster. Not tried on a GPU",
+        "gives the same; takes a minute or more first. Measured on a CPU: no faster. Not tried on a GPU",
     )
     made.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
     made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map is there")

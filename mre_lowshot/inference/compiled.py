@@ -1,9 +1,9 @@
 """Prediction networks through torch.compile, where asked for: the same answers or none, never the end of a prediction.
 
-Compiled code holds for one shape only (how many tiles, and what is kept of them), and making it takes from seconds to
-a minute. So a shape is compiled when it has come often enough to come again, and a few shapes at most: the others, as
-the last tiles of a scan, run as they are. The first answer for a shape is compared with that of the network as it is.
-Whatever goes wrong, no compiler being there included, is said once, and all runs uncompiled from then on.
+Compiled code holds for one shape only (how many tiles, and what is kept of them), and making it takes tens of
+seconds or more. So a shape is compiled when it has come often enough to come again, and a few shapes at most: the
+others, as the last tiles of a scan, run as they are. The first answer for a shape is compared with that of the network
+as it is. Whatever goes wrong, no compiler being there included, is said once, and all runs uncompiled from then on.
 
 On CUDA the kernels are replayed as CUDA graphs (``reduce-overhead``). No GPU was at hand: that has not been tried.
 """
@@ -56,7 +56,7 @@ class Compiler:
                 return False
             self.shapes.add(shape)
             self.say(f"compiling the network for {shape[0][0]} tiles at a time (shape {len(self.shapes)} of at most "
-                     f"{SHAPES}); may take a minute")  # fmt: skip
+                     f"{SHAPES}); may take a minute or more")  # fmt: skip
         return True
 
     def give_up(self, problem: str) -> None:
