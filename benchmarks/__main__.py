@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from benchmarks.setting import Setting
 
-NAMES = ("training", "prediction", "width", "loader")
+DEFAULT = ("training", "prediction", "width", "loader")
+NAMES = (*DEFAULT, "compile")
 EPILOG = """Sections:
   training     a step (forward, loss, backward, optimizer): time, multiply-adds, share of the measured
                matrix-multiply ceiling, memory; loss and gradients compared
@@ -29,6 +30,8 @@ EPILOG = """Sections:
   width        our training step over N_e 512, 1024, 2048, 4096 (paper size only)
   loader       patches a second with 0, 1 and 2 loader processes, and how long training waits for them, batch 24
                (CPU plan only)
+  compile      only if named: our prediction network through torch.compile against itself as it is, on one batch of
+               tiles that keep their centre, fresh weights
 
 "Plain" is benchmarks/plain.py: torch's own operations, the same weights, threads, batch and precision. Figures are
 the median (lowest to highest) of turns taken alternately."""
@@ -38,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME",
+    made.add_argument("--only", nargs="+", choices=NAMES, default=DEFAULT, metavar="NAME",
                       help=f"run only these sections: {', '.join(NAMES)}")  # fmt: skip
     made.add_argument("--size", nargs="+", choices=("paper", "cpu"), default=("paper", "cpu"),
                       help="the paper's network, that of the CPU plan (default: both)")  # fmt: skip
@@ -56,11 +59,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sections() -> dict[str, Callable[[Setting], dict[str, Any]]]:
+    from benchmarks.compiling import compiled
     from benchmarks.data import loader
     from benchmarks.prediction import prediction
     from benchmarks.training import embedding_width, training
 
-    return dict(zip(NAMES, (training, prediction, embedding_width, loader), strict=True))
+    return dict(zip(NAMES, (training, prediction, embedding_width, loader, compiled), strict=True))
 
 
 def _check(options: argparse.Namespace) -> None:

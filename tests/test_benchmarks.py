@@ -172,6 +172,18 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert found["loader"]["workers_0"]["patches_per_second"] > 0
 
 
+def test_compiling_is_timed_where_it_works_and_the_reason_told_where_not(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "out.json"
+    arguments = ["--quick", "--device", "cpu", "--repeats", "2", "--json", str(path), "--only", "compile"]
+    for stand_in, words in ((lambda network, **_: network, "ours / compiled: "), (lambda network, **_: 1 / 0, "zero")):
+        monkeypatch.setattr(torch, "compile", stand_in)
+        assert main(arguments) == 0
+        assert words in capsys.readouterr().out
+        found = json.loads(path.read_text())["results"]["tiny cpu"]["compile"]
+        assert ("problem" in found) == (words == "zero")
+        assert ("ratio" in found) == (words != "zero")
+
+
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--repeats", "0"], "--repeats 0: must be at least 1"),
     (["--checkpoint", "x.pth", "--quick"], "name one --size"),

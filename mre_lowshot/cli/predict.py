@@ -44,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--precision", choices=("auto", "float32", "bf16"), default="float32",
                       help="bf16: faster, rounded to 3 digits, used only if one tile comes out as in float32; auto: "
                       "where the device is made for it (default: %(default)s)")  # fmt: skip
+    made.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the network through torch.compile (on CUDA with CUDA graphs), where that works and "
+        "gives the same; takes a minute or more first. Measured on a CPU: no faster. Not tried on a GPU",
+    )
     made.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
     made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map is there")
     made.add_argument("-num_parts", type=int, default=1, help="share the cases among this many runs")
@@ -119,6 +125,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
         device,
         priors=priors,
         precision=options.precision,
+        compile=options.compile,
         say=lambda line: tqdm.write(f"note: {line}", file=sys.stderr),
     )
 

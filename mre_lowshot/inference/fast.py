@@ -19,7 +19,7 @@ An instance norm in the ASPP needs the whole patch: then only 4. and 5. are done
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -168,16 +168,25 @@ def dilated_at(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequenc
 
 
 @torch.inference_mode()
-def agree(low: nn.Module, exact: nn.Module, image: Tensor, coordinates: Tensor | None, keep: Keep) -> str | None:
-    """Whether the network in low precision answers as ``exact`` does, on some tiles: None, or why not, in words.
+def agree(
+    other: Callable[..., Tensor],
+    exact: nn.Module,
+    image: Tensor,
+    coordinates: Tensor | None,
+    keep: Keep | None,
+    name: str = "float32",
+) -> str | None:
+    """Whether a network in low precision, or compiled, answers as ``exact`` does, on some tiles: None, or why not, in
+    words (``name`` being that of ``exact``).
 
     Asked: finite; the same label at 99.9 % of the kept voxels; probabilities off by .005 at most in the mean.
     """
-    a, b = (torch.softmax(n(image, coordinates, keep).float(), dim=1) for n in (low, exact))
+    a, b = (torch.softmax(n(image, coordinates, keep).float(), dim=1) for n in (other, exact))
     if not bool(torch.isfinite(a).all()):
         return "it gives non-finite values"
     same = float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean())
     difference = float((a - b).abs().mean())
+    tiles = "one tile" if len(image) == 1 else f"{len(image)} tiles"
     if same < LABELS_AGREE or difference > MEAN_DIFFERENCE:
-        return f"on one tile {same:.2%} of the labels agree with float32, probabilities differ by {difference:.4f}"
+        return f"on {tiles} {same:.2%} of the labels agree with {name}, probabilities differ by {difference:.4f}"
     return None

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.compiled import Compiler, commonest_first
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
@@ -49,8 +50,9 @@ class Predictor:
     only what is kept of a tile is computed to the end.
 
     ``precision``: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device is made for it; both only if a
-    tile of the first scan comes out as in float32 (said through ``say`` if not, and float32 is used). When the
-    device's memory does not hold ``tile_batch`` tiles, it is halved, which is said, down to one.
+    tile of the first scan comes out as in float32 (said through ``say`` if not, and float32 is used). ``compile``: by
+    torch.compile for the tiles that come most, if it works and agrees (said if not). When the device's memory does not
+    hold ``tile_batch`` tiles, it is halved, which is said, down to one.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Predictor:
         tile_batch: int = 8,
         priors: Sequence[Prior | None] | None = None,
         precision: Precision = "float32",
+        compile: bool = False,
         say: Callable[[str], None] = tell,
     ) -> None:
         networks = [network.to(device).eval() for network in networks]
@@ -70,6 +73,9 @@ class Predictor:
         self.lower: list[nn.Module] = []
         if precision == "bf16" or (precision == "auto" and has_bf16(device)):
             self.lower = [FastNetwork(n, torch.bfloat16) for n in networks if isinstance(n, MRENet)]
+        self.compiler = Compiler(device, say) if compile else None
+        if self.compiler is not None:
+            self.networks, self.lower = self.compiler.wrap(self.networks), self.compiler.wrap(self.lower)
         self.checked, self.say = len(self.lower) < len(networks), say
         self.spec, self.patch, self.inference = spec, patch, inference
         self.device, self.tile_batch = device, tile_batch
@@ -181,7 +187,7 @@ class Predictor:
     ) -> Iterator[tuple[list[Tile], Keep, torch.Tensor]]:
         """At most ``tile_batch`` tiles, those that keep the same part together as far as that goes; the box of what
         they keep; and their probabilities (T, K, *box)."""
-        waiting = sorted(tiles, key=lambda tile: tile.keep)
+        waiting = commonest_first(tiles) if self.compiler else sorted(tiles, key=lambda tile: tile.keep)
         while waiting:
             group = waiting[: self.tile_batch]
             hull = [
