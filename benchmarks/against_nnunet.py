@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.apart import last_words, peer_python
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 
@@ -182,8 +183,7 @@ def _timed(name: str, command: list[str], job: Comparison) -> float:
     with log.open("w", encoding="utf-8") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=job.environment, cwd=job.out)
     if done.returncode:
-        last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-1:]
-        raise UserError(f"{name}: failed ({' '.join(last) or 'no output'}); see {log}")
+        raise UserError(f"{name}: failed ({last_words(log.read_text(encoding='utf-8'))}); see {log}")
     return time.perf_counter() - begun
 
 
@@ -211,10 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("nnunet_iterations", "iterations", "threads"):
             if getattr(options, name) < 1:
                 raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
-        if not options.nnunet_python.is_file():
-            raise UserError(f"--nnunet_python {options.nnunet_python}: is no file; name the environment's bin/python")
+        python = peer_python(options.nnunet_python, "--nnunet_python")
         job = Comparison(
-            options.dataset.resolve(), options.scan, options.nnunet_python.absolute(), options.out.resolve(),
+            options.dataset.resolve(), options.scan, python, options.out.resolve(),
             options.nnunet_iterations, options.iterations, options.threads, tuple(options.changes),
         )  # fmt: skip
         compare(job, lambda line: print(line, flush=True))

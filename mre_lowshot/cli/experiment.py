@@ -178,8 +178,12 @@ def _trained(options: argparse.Namespace, job: FoldJob, title: str) -> dict[str,
         return run_fold(job, options.workers, on_step, lambda name: bar.set_postfix(scored=name))
 
 
-def _labels(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
-    """The labels to score; ``paper`` stands for those of the paper."""
+def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
+    """The labels named with ``--labels`` (None: all); ``paper`` stands for those that the paper scores.
+
+    Raises:
+        UserError: one is none of ``known``, or ``paper`` and this is none of the paper's datasets.
+    """
     from mre_lowshot.codec import nearest
     from mre_lowshot.paper_data import groups_of
 
@@ -219,7 +223,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     setting = Setting(options.base, level, options.iterations, options.seed)
     space = Workspace.resolve(options.workspace)
     datasets = [RawDataset.load(space.find(name, "raw")) for name in options.d]
-    labels = [_labels(options.labels, list(raw.labels)) for raw in datasets]
+    labels = [labels_to_score(options.labels, list(raw.labels)) for raw in datasets]
     failed, found = 0, {}
     for raw, scored in zip(datasets, labels, strict=True):
         failed += 0 if options.only_print else _run(options, setting, rows, raw, space)
