@@ -48,6 +48,15 @@ def test_the_validation_summary_is_nnunets(trained):
         assert not geometry_of(trained.model() / "fold_0/validation" / name).differences(geometry_of(reference))
 
 
+def test_the_calibration_counts_the_test_scans_and_is_told(space, capsys):
+    made = json.loads((space.model() / "fold_0/validation/summary.json").read_text())["calibration"]
+    assert made["voxels"] == sum(row["voxels"] for row in made["bins"]) > 1000
+    assert 0 < made["accuracy"] < 1
+    assert 1 / 7 < made["confidence"] < 1
+    assert space.train("--val") == 0
+    assert f"expected calibration error {made['ece']:.3f}" in capsys.readouterr().out
+
+
 def test_the_folds_decisions_come_from_its_training_scan_alone(space):
     """A seventh label, in a test scan only, must leave no trace in what the fold derived from labels."""
     path = space.raw / "labelsTr/phantom_002.nii.gz"

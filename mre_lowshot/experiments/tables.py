@@ -53,7 +53,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A named table; ``reference`` is the row that the others are compared with, ``source`` its place in the paper."""
+    """A named table; ``reference`` is the row that the others are compared with, ``source`` its place in the paper or
+    nothing."""
 
     name: str
     title: str
@@ -173,7 +174,7 @@ BASELINES = Table(
 )  # fmt: skip
 
 READINGS = Table(
-    "readings", "what the paper leaves open, read otherwise", "none", "read",
+    "readings", "what the paper leaves open, read otherwise", "", "read",
     (
         Row("read", "as read (docs/METHOD.md)"),
         Row("patch_coordinates", "coordinates over the patch", {"network.coordinates": "patch"}),
@@ -196,7 +197,7 @@ _PLAIN = {
     for name in ("spatial", "brightness", "contrast", "gamma", "noise", "blur", "low_resolution")
 }
 CANDIDATES = Table(
-    "candidates", "the recipe default, and candidates against it", "none", "default",
+    "candidates", "the recipe default, and candidates against it", "", "default",
     (
         Row("default", "recipe default", recipe="default"),
         Row("unet_default", "the same with the U-Net", recipe="unet_default"),

@@ -17,7 +17,7 @@ def listing() -> str:
     """All tables and their rows."""
     lines = []
     for table in TABLES.values():
-        lines.append(f"{table.name}: {table.title} (paper: {table.source})")
+        lines.append(f"{table.name}: {table.title}" + (f" (paper: {table.source})" if table.source else ""))
         for row in table.rows:
             mark = " *" if row.name == table.reference else ""
             changes = [f"{k}={v}" for k, v in row.changes.items()] + [f"{k} x {v:g}" for k, v in row.scaled.items()]
@@ -32,7 +32,7 @@ def format_rows(
 ) -> str:
     """The table: rows, then the comparison with the reference row, then what the figures mean."""
     iterations = sorted({run.iterations for r in rows for run in r.runs.values()})
-    size = "small (paper's method, CPU size)" if setting.base == "small" else "paper (the paper's size)"
+    size = "small (CPU size)" if setting.base == "small" else "paper (the paper's size)"
     head = f"{table.name}: {table.title}. {dataset}, {setting.level}, base {size}"
     if iterations:
         head += f", {' / '.join(map(str, iterations))} iterations"
@@ -43,10 +43,13 @@ def format_rows(
         parts.append(f"no run yet: {', '.join(waiting)}")
     for r in rows:
         parts += [f"row {r.row.name}, not scored: {reason}" for run in r.runs.values() for reason in run.failed]
-    parts.append(
+    note = (
         "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures of which "
-        f"nothing was found (no HD95). Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."
+        "nothing was found (no HD95)."
     )
+    if any(row.paper for row in table.rows):
+        note += f" Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."
+    parts.append(note)
     return "\n".join(part for part in parts if part)
 
 
