@@ -186,14 +186,16 @@ def test_the_compiler_can_read_the_whole_network(monkeypatch, changes, axes):
 
 
 @pytest.mark.usefixtures("fresh")
-def test_without_a_compiler_the_network_runs_as_it_is(monkeypatch):
+def test_without_a_compiler_the_network_runs_as_it_is():
     import torch._inductor.config as settings
 
-    monkeypatch.setattr(settings.cpp, "cxx", ("no-such-compiler",))
     compiler = Compiler(CPU, (said := []).append)
     (network,) = compiler.wrap([FastNetwork(with_statistics(TINY))])
     arguments = (*batch(TINY), KEEPS[3][1])
-    with torch.inference_mode():
+    with (
+        settings.patch({"cpp.cxx": ("no-such-compiler",)}),
+        torch.inference_mode(),
+    ):  # torch's own way, undone at the end
         assert torch.equal(network(*arguments), network.network(*arguments))
     assert "torch.compile is not used: " in said[-1]
     assert "no-such-compiler" in said[-1]
