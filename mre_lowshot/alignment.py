@@ -172,13 +172,14 @@ def affine(fixed: Any, moving: Any) -> Any:
     (without that, more of the darkness around a body counts as much as its organs), goes on.
     """
     one, other = _coarser(fixed, 2), _coarser(moving, 2)
+    normalised = _locally_normalised(one)
     best, best_score = None, -np.inf
     for start in _starts(fixed, moving):
         try:
             found = _descend(one, other, start, [2], [1])
         except RuntimeError:  # this start leaves too little in common
             continue
-        score = _correlation(one, other, found)
+        score = _correlation(normalised, other, found)
         if score > best_score:
             best, best_score = found, score
     if best is None:
@@ -230,14 +231,14 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def _correlation(fixed: Any, moving: Any, transform: Any) -> float:
-    """Correlation over all of ``fixed``, both normalised by their surroundings; where ``moving`` ends, its darkest
-    value stands."""
+def _correlation(normalised: Any, moving: Any, transform: Any) -> float:
+    """Correlation over all of an image normalised by its surroundings with ``moving``, which is normalised where it
+    comes to lie; where ``moving`` ends, its darkest value stands."""
     import SimpleITK as sitk
 
     darkest = float(sitk.GetArrayViewFromImage(moving).min())
-    moved = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest)
-    one, other = (sitk.GetArrayFromImage(_locally_normalised(image)).ravel() for image in (fixed, moved))
+    moved = sitk.Resample(moving, normalised, transform, sitk.sitkLinear, darkest)
+    one, other = (sitk.GetArrayFromImage(image).ravel() for image in (normalised, _locally_normalised(moved)))
     if one.std() == 0 or other.std() == 0:
         return -1.0
     return float(np.corrcoef(one, other)[0, 1])

@@ -150,8 +150,8 @@ def validate(
             failed[name] = f"case {name}: {problem}"
             continue
         predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
-        if case.label is not None:
-            calibration.add(probabilities, case.label)
+        assert case.label is not None  # a test scan is a labelled one
+        calibration.add(probabilities, case.label)
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
         truth = read_labels(reference)

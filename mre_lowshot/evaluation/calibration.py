@@ -22,7 +22,6 @@ class Calibration:
         self.voxels = np.zeros(BINS)
         self.sure = np.zeros(BINS)
         self.right = np.zeros(BINS)
-        self.log = 0.0
 
     def add(self, probabilities: np.ndarray, reference: np.ndarray) -> None:
         """One scan: class probabilities (K, *size) and its reference labels (*size), negative where unknown."""
@@ -34,27 +33,23 @@ class Calibration:
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         known = reference[box] >= 0
         truth, labels = reference[box][known], labels[box][known]
-        inside = probabilities[(slice(None), *box)][:, known]
-        sure = inside.max(axis=0)
+        sure = probabilities[(slice(None), *box)].max(axis=0)[known]
         bins = np.minimum((sure * BINS).astype(int), BINS - 1)
         self.voxels += np.bincount(bins, minlength=BINS)
         self.sure += np.bincount(bins, weights=sure, minlength=BINS)
         self.right += np.bincount(bins, weights=labels == truth, minlength=BINS)
-        given = np.take_along_axis(inside, truth[None].astype(int), axis=0)
-        self.log -= float(np.log(np.maximum(given, 1e-9), dtype=np.float64).sum())
 
     def to_data(self) -> dict[str, Any]:
         """``voxels``; mean ``confidence`` and ``accuracy``; ``ece``, the expected calibration error (mean over voxels
-        of a bin's |confidence - accuracy|); ``log_loss`` (nats); the ``bins``. None where no voxel was looked at."""
+        of a bin's |confidence - accuracy|); the ``bins``. None where no voxel was looked at."""
         total = self.voxels.sum()
         if not total:
-            return {"voxels": 0, "confidence": None, "accuracy": None, "ece": None, "log_loss": None, "bins": []}
+            return {"voxels": 0, "confidence": None, "accuracy": None, "ece": None, "bins": []}
         return {
             "voxels": int(total),
             "confidence": float(self.sure.sum() / total),
             "accuracy": float(self.right.sum() / total),
             "ece": float(np.abs(self.sure - self.right).sum() / total),
-            "log_loss": float(self.log / total),
             "bins": [
                 {"voxels": int(n), "confidence": float(s / n), "accuracy": float(r / n)}
                 for n, s, r in zip(self.voxels, self.sure, self.right, strict=True)
