@@ -6,7 +6,7 @@ coordinate maps (paper, III-C) then hold; the atlas's labels at that place can b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,14 @@ import numpy as np
 import torch
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
+from mre_lowshot.preprocessing.resampling import resize_linear
+from mre_lowshot.registration.affine import affine
+from mre_lowshot.registration.deformable import deformable
+from mre_lowshot.registration.images import mapped, to_image
 from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
 from mre_lowshot.specs import Plan
 
 MOST_ATLASES = 5  # a new scan is registered to each, and each training scan to each other
-MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
-STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
-DEMONS_ITERATIONS = 50  # at each of three resolutions
-DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
-LOCAL_SIGMA = 2.0  # voxels; the surroundings whose mean and spread demons take out
 
 
 @dataclass(frozen=True)
@@ -126,166 +124,13 @@ def align(atlases: Atlases, image: np.ndarray, spacing: tuple[float, ...], plan:
 
 
 def _register(atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str) -> np.ndarray:
-    import SimpleITK as sitk
-
-    fixed, moving = _image(image, spacing), _image(atlas.image, atlas.spacing)
+    fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     transform = affine(fixed, moving)
     if kind == "deformable":
-        transform = sitk.CompositeTransform([transform, demons(fixed, moving, transform)])
-    moved = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing()
-    )
-    places = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # (x, y, z) to (z, y, x), mm
-    index = np.indices(places.shape[1:])
-    for axis in range(3):
-        x = 2 - axis
-        places[axis] += fixed.GetOrigin()[x] + index[axis] * fixed.GetSpacing()[x]
-        last = atlas.label.shape[axis] - 1
-        places[axis] = (2 * places[axis] / atlas.spacing[axis] - last) / max(last, 1)
+        transform = deformable(fixed, moving, transform)
+    places = mapped(transform, fixed)
+    for axis, (side, size) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
+        places[axis] = (2 * places[axis] / side - (size - 1)) / max(size - 1, 1)
     if not np.isfinite(places).all():
         raise RuntimeError("the transform is not finite")
     return np.stack([resize_linear(axis, image.shape[1:]) for axis in places])
-
-
-def _image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
-    """The channels' mean as a SimpleITK image, thinned to `MOST_VOXELS`; mm from the centre of the full grid's first
-    voxel."""
-    import SimpleITK as sitk
-
-    size = array.shape[1:]
-    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
-    thinned = tuple(max(1, int(n / factor)) for n in size)
-    mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
-    image = sitk.GetImageFromArray(mean.astype(np.float32))
-    coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
-    image.SetSpacing([float(s) for s in reversed(coarse)])
-    image.SetOrigin([float(c - s) / 2 for c, s in zip(reversed(coarse), reversed(spacing), strict=True)])
-    return image
-
-
-def affine(fixed: Any, moving: Any) -> Any:
-    """Affine transform from ``fixed`` to ``moving`` (SimpleITK images): mutual information, coarse to fine.
-
-    Scans cover different lengths of the body, people differ in size, and a start too far off ends in a wrong place:
-    several starts along the body (z), as large as they are and scaled to each other's width and depth, are followed on
-    a coarse grid. The one whose outcome correlates best over all of ``fixed``, both normalised by their surroundings
-    (without that, more of the darkness around a body counts as much as its organs), goes on.
-    """
-    one, other = _coarser(fixed, 2), _coarser(moving, 2)
-    normalised = _locally_normalised(one)
-    best, best_score = None, -np.inf
-    for start in _starts(fixed, moving):
-        try:
-            found = _descend(one, other, start, [2], [1])
-        except RuntimeError:  # this start leaves too little in common
-            continue
-        score = _correlation(normalised, other, found)
-        if score > best_score:
-            best, best_score = found, score
-    if best is None:
-        raise RuntimeError("the images have nothing in common")
-    return _descend(fixed, moving, best, [2, 1], [1, 0])
-
-
-def _starts(fixed: Any, moving: Any) -> Iterator[Any]:
-    """Affine transforms to start from: centre on centre, moved along z by `STARTS`; first in the scans' own sizes, then
-    with the extents in the plane made equal (the plan crops to the patient where it can), z scaled by their mean."""
-    import SimpleITK as sitk
-
-    extents = [np.multiply(image.GetSize(), image.GetSpacing()) for image in (fixed, moving)]
-    x, y, _ = (extents[1] / extents[0]).tolist()
-    for scales in ((1.0, 1.0, 1.0), (x, y, float(np.sqrt(x * y)))):
-        for start in STARTS:
-            transform = sitk.AffineTransform(
-                sitk.CenteredTransformInitializer(
-                    fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.GEOMETRY
-                )
-            )
-            transform.SetMatrix(np.diag(scales).ravel().tolist())
-            dx, dy, dz = transform.GetTranslation()
-            transform.SetTranslation((dx, dy, dz + start * float(extents[0][2])))
-            yield transform
-
-
-def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: list[float]) -> Any:
-    import SimpleITK as sitk
-
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.25, 1)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, relaxationFactor=0.6)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(shrink)
-    method.SetSmoothingSigmasPerLevel(sigmas)
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    method.SetInitialTransform(start, inPlace=False)
-    # Several threads add up mutual information in any order: another rounding in every run. The method's own
-    # SetNumberOfThreads does not reach the metric.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        return method.Execute(fixed, moving)
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _correlation(normalised: Any, moving: Any, transform: Any) -> float:
-    """Correlation over all of an image normalised by its surroundings with ``moving``, which is normalised where it
-    comes to lie; where ``moving`` ends, its darkest value stands."""
-    import SimpleITK as sitk
-
-    darkest = float(sitk.GetArrayViewFromImage(moving).min())
-    moved = sitk.Resample(moving, normalised, transform, sitk.sitkLinear, darkest)
-    one, other = (sitk.GetArrayFromImage(image).ravel() for image in (normalised, _locally_normalised(moved)))
-    if one.std() == 0 or other.std() == 0:
-        return -1.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def demons(fixed: Any, moving: Any, start: Any) -> Any:
-    """Symmetric demons from ``fixed`` to ``moving`` after ``start``, coarse to fine: a displacement transform.
-
-    They compare intensities, which scans of two people or two scanners do not share even in one organ: both images
-    are first normalised by their surroundings, so that edges and texture are compared.
-    """
-    import SimpleITK as sitk
-
-    outside = float(sitk.GetArrayViewFromImage(moving).min())
-    moved = sitk.Resample(moving, fixed, start, sitk.sitkLinear, outside)
-    method = sitk.FastSymmetricForcesDemonsRegistrationFilter()
-    method.SetNumberOfIterations(DEMONS_ITERATIONS)
-    method.SetStandardDeviations(DEMONS_SIGMA)
-    field = None
-    for factor in (4, 2, 1):
-        one, other = (_locally_normalised(_coarser(image, factor)) for image in (fixed, moved))
-        if field is None:
-            field = method.Execute(one, other)
-        else:
-            field = sitk.Resample(field, one, sitk.Transform(), sitk.sitkLinear, 0.0, field.GetPixelID())
-            field = method.Execute(one, other, field)
-    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
-
-
-def _locally_normalised(image: Any) -> Any:
-    """Less the mean of its surroundings, over their standard deviation (a tenth of the whole image's is added, so that
-    noise in even areas stays small)."""
-    import SimpleITK as sitk
-    from scipy.ndimage import gaussian_filter
-
-    array = sitk.GetArrayFromImage(image).astype(np.float64)
-    mean = gaussian_filter(array, LOCAL_SIGMA)
-    spread = np.sqrt(np.maximum(gaussian_filter(array**2, LOCAL_SIGMA) - mean**2, 0))
-    normalised = sitk.GetImageFromArray(((array - mean) / (spread + 0.1 * array.std() + 1e-12)).astype(np.float32))
-    normalised.CopyInformation(image)
-    return normalised
-
-
-def _coarser(image: Any, factor: int) -> Any:
-    import SimpleITK as sitk
-
-    if factor == 1:
-        return image
-    smooth = sitk.SmoothingRecursiveGaussian(image, [0.5 * factor * s for s in image.GetSpacing()])
-    return sitk.Shrink(smooth, [max(1, min(factor, n // 8)) for n in image.GetSize()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,10 @@ def make_plan(
     if flat and recipe.name not in (*OF_THE_PAPER, *SMALL):
         mirror_axes, reasons["mirroring"] = rules.flat_mirror_rule(list(facts.labels))
         recipe = for_images(recipe, mirror_axes)
+    if not flat and not of_the_paper:
+        seen = recipe.batch_size * math.prod(patch.size)
+        iterations, reasons["length"] = rules.length_rule(recipe.iterations, float(np.prod(median_size)), seen)
+        recipe = replace(recipe, iterations=iterations)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
     derived = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
     reasons.setdefault("groups", derived)
@@ -182,14 +187,14 @@ def _preprocessing(
         size = rules.PAPER_SIZE if recipe.name in OF_THE_PAPER else rules.size_rule(device)[0]
         coarser, reasons["grid"] = rules.flat_spacing_rule(spacings, shapes, size.pixel_limit)
         return replace(spec, grid="spacing", spacing=coarser) if coarser else spec
-    if np.allclose(spacings, spacings[0], rtol=1e-3):
-        voxel_limit = rules.size_rule(device)[0].voxel_limit
-        if recipe.name in OF_THE_PAPER or not voxel_limit or np.prod(np.median(shapes, axis=0)) <= voxel_limit:
-            reasons["grid"] = "all scans have one spacing: their own grid"
-            return spec
-    extents = shapes * spacings
-    limit = None if recipe.name in OF_THE_PAPER else rules.size_rule(device)[0].voxel_limit
-    spacing, reasons["grid"] = rules.spacing_rule(spacings, extents, limit)
+    median = tuple(int(v) for v in np.median(shapes, axis=0))
+    # whatever this recipe aligns: recipes that are compared on one device have one grid
+    placed = rules.alignment_rule("deformable", list(facts.labels), median)[0] != "none"
+    limit = None if recipe.name in OF_THE_PAPER else rules.voxel_limit_rule(device, placed)
+    if np.allclose(spacings, spacings[0], rtol=1e-3) and (not limit or np.prod(median) <= limit):
+        reasons["grid"] = "all scans have one spacing: their own grid"
+        return spec
+    spacing, reasons["grid"] = rules.spacing_rule(spacings, shapes * spacings, limit)
     return replace(spec, grid="spacing", spacing=spacing)
 
 

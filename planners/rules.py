@@ -176,6 +176,22 @@ def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
 
 
+PASSES = 60  # how often training should have seen a scan's voxels, as far as `length_rule` lets it
+MOST_LONGER = 2.0
+
+
+def length_rule(wanted: int, voxels: float, batch_voxels: int) -> tuple[int, str]:
+    """Iterations: the ``wanted`` ones, more where batches of ``batch_voxels`` would not have covered a median scan of
+    ``voxels`` `PASSES` times by then, at most `MOST_LONGER` times as many."""
+    needed = PASSES * voxels / batch_voxels
+    iterations = int(np.ceil(min(max(wanted, needed), MOST_LONGER * wanted)))
+    reason = f"{iterations} iterations see a median scan's {voxels:,.0f} voxels "
+    reason += f"{iterations * batch_voxels / voxels:.0f} times over"
+    if iterations > wanted:
+        reason += f" ({wanted} would do so {wanted * batch_voxels / voxels:.0f} times)"
+    return iterations, reason
+
+
 FEWEST_SLICES = 8  # registration smooths and thins by up to 4 along each axis
 
 
@@ -215,6 +231,10 @@ class NetworkSize:
     pixel_limit: int  # pixels of a median preprocessed 2D image, and of a 2D patch
 
 
+# A patch of a finer grid shows less of the surroundings. Where scans can be registered the network is told its place
+# all the same, and small organs need the voxels (docs/LOG.md, 2026-11-25).
+FINER = 3
+
 PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None, 128 * 128)
 SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000, 96 * 96)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
@@ -227,6 +247,13 @@ def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size) -> int:
     if device.kind != "cuda":
         return wanted
     return int(min(wanted, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
+
+
+def voxel_limit_rule(device: Device, placed: bool) -> int | None:
+    """The most voxels of a median preprocessed scan, None for no limit; `FINER` times as many where structures have
+    a place that registration finds (``placed``)."""
+    limit = size_rule(device)[0].voxel_limit
+    return limit * FINER if limit and placed else limit
 
 
 def size_rule(device: Device) -> tuple[NetworkSize, str]:

@@ -23,7 +23,7 @@ LAYERS = [
     {"dataset", "verification", "splits", "workspace", "plans", "synthetic"},
     {"preprocessing"},
     {"planners"},
-    {"sampling", "augmentation", "alignment", "network", "checkpoint"},
+    {"sampling", "augmentation", "registration", "alignment", "network", "checkpoint"},
     {"inference"},
     {"evaluation"},
     {"trainers"},
@@ -87,7 +87,8 @@ def test_no_module_imports_itself_by_a_detour():
 
 def test_simpleitk_reads_files_and_registers_only():
     users = {name for name, path in MODULES.items() if any(w.split(".")[0] == "SimpleITK" for w in imports(path))}
-    assert users == {"mre_lowshot.volume", "mre_lowshot.alignment"}
+    registering = {f"mre_lowshot.registration.{name}" for name in ("images", "affine", "deformable")}
+    assert users == {"mre_lowshot.volume", *registering}
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -48,23 +48,23 @@ def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False,
 
 # the scans, channels, device, recipe -> crop, grid, its spacing or size, patch, centre, strides, dilations
 GOLDEN = {
-    "brain, cpu": (BRAIN, ("MRI",), CPU, "default", "body", "spacing", (3.0, 1.8465, 1.8465), (20, 28, 28),
-                   (16, 22, 22), CUBIC, ((3, 5, 5), (7, 9, 9), (10, 14, 14))),
+    "brain, cpu": (BRAIN, ("MRI",), CPU, "default", "body", "spacing", (3.0, 1.0661, 1.0661), (12, 36, 36),
+                   (8, 28, 28), COARSE_Z, ((2, 6, 6), (4, 12, 12), (6, 18, 18))),
     "brain, paper": (BRAIN, ("T1",), GPU80, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
                      PAPER_DILATIONS),
-    "cube, cpu": (CUBE, ("MRI",), CPU, "default", "none", "spacing", (2.4247, 2.4247, 2.4247), (24, 24, 24),
+    "cube, cpu": (CUBE, ("MRI",), CPU, "default", "none", "spacing", (1.6812, 1.6812, 1.6812), (24, 24, 24),
                   (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
     "cube, gpu": (CUBE, ("MRI",), GPU24, "default", "none", "native", (), (24, 24, 24), (18, 18, 18), CUBIC,
                   ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
     "cube, paper": (CUBE, ("MRI",), CPU, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
                     PAPER_DILATIONS),
-    "ct, cpu": (CT, ("CT",), CPU, "default", "body", "spacing", (4.0141, 4.0141, 4.0141), (24, 24, 24), (18, 18, 18),
+    "ct, cpu": (CT, ("CT",), CPU, "default", "body", "spacing", (3.0, 2.6808, 2.6808), (24, 24, 24), (18, 18, 18),
                 CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
     "ct, gpu": (CT, ("CT",), GPU24, "default", "body", "spacing", (3.0, 0.75, 0.75), (10, 40, 40), (6, 32, 32),
                 COARSE_Z, ((2, 7, 7), (3, 13, 13), (5, 20, 20))),
     "ct, paper": (CT, ("ct",), CPU, "paper", "body", "size", (72, 324, 396), (12, 36, 36), (8, 28, 28), COARSE_Z,
                   PAPER_DILATIONS),
-    "stripped": (STRIPPED, ("T1", "FLAIR"), CPU, "default", "nonzero", "spacing", (1.8818, 1.8818, 1.8818),
+    "stripped": (STRIPPED, ("T1", "FLAIR"), CPU, "default", "nonzero", "spacing", (1.3048, 1.3048, 1.3048),
                  (24, 24, 24), (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
     "stripped, paper": (STRIPPED, ("T1", "FLAIR"), GPU80, "paper", "nonzero", "native", (), (12, 36, 36),
                         (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
@@ -237,10 +237,37 @@ def test_the_papers_augmentation_mirrors_mri_without_sides(channels, labels, mir
 def test_the_papers_method_at_the_size_of_a_cpu():
     plan, default = planned(BRAIN, device=GPU80, recipe="paper_small"), planned(BRAIN)
     assert (plan.network.widths, plan.patch) == (default.network.widths, default.patch)
-    assert (plan.recipe.iterations, plan.recipe.learning_rate) == (600, 3e-3)
-    paper = Recipe(name="paper_small", iterations=600, batch_size=4, learning_rate=3e-3, schedule="cosine")
+    assert plan.preprocessing.spacing == default.preprocessing.spacing
+    assert (plan.recipe.iterations, plan.recipe.learning_rate) == (default.recipe.iterations, 3e-3)
+    paper = Recipe(name="paper_small", iterations=1200, batch_size=4, learning_rate=3e-3, schedule="cosine")
     assert plan.recipe == paper  # all the rest is the paper's: Recipe's own defaults
     assert (plan.network.atlas_prior, plan.network.coordinates) == (False, "volume")
+
+
+def test_lesions_keep_the_coarser_grid_of_a_small_network():
+    """They have no place that registration finds: a patch must show what is around them."""
+    grids = [
+        planned(CUBE, labels={"background": 0, name: 1}).preprocessing.spacing for name in ("edema", "hippocampus")
+    ]
+    assert grids == [(2.4247, 2.4247, 2.4247), (1.6812, 1.6812, 1.6812)]
+    assert planned(CUBE, device=GPU24, labels={"background": 0, "edema": 1}).preprocessing.grid == "native"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "iterations"), [(1_000, 600), (552_960, 600), (737_280, 800), (1_105_920, 1200), (9_000_000, 1200)]
+)
+def test_larger_scans_are_trained_on_for_longer(voxels, iterations):
+    """So that 4 patches of 24^3 an iteration see each voxel about 60 times; never less than the recipe's length."""
+    found, reason = rules.length_rule(600, voxels, 4 * 24**3)
+    assert found == iterations
+    assert f"{iterations} iterations" in reason
+
+
+def test_the_length_by_size_is_for_volumes_and_not_for_the_papers_recipes():
+    assert planned(CUBE).recipe.iterations == 1200
+    assert planned([case((48, 60, 50), (1, 1, 1))]).recipe.iterations == 600
+    assert planned(CUBE, recipe="paper").recipe.iterations == 3000
+    assert planned(ULTRASOUND, ("US",)).recipe.iterations == 400
 
 
 def test_dilations_may_be_given_by_name():

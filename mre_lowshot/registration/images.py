@@ -1,0 +1,74 @@
+"""Scans as SimpleITK images: thinned, coarser, normalised by their surroundings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.preprocessing.resampling import resize_image
+
+MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
+LOCAL_SIGMA = 2.0  # voxels; the surroundings whose mean and spread are taken out
+
+
+def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
+    """The channels' mean as a SimpleITK image, thinned to `MOST_VOXELS`; mm from the centre of the full grid's first
+    voxel."""
+    import SimpleITK as sitk
+
+    size = array.shape[1:]
+    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
+    thinned = tuple(max(1, int(n / factor)) for n in size)
+    mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
+    image = sitk.GetImageFromArray(mean.astype(np.float32))
+    coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
+    image.SetSpacing([float(s) for s in reversed(coarse)])
+    image.SetOrigin([float(c - s) / 2 for c, s in zip(reversed(coarse), reversed(spacing), strict=True)])
+    return image
+
+
+def coarser(image: Any, factor: int) -> Any:
+    import SimpleITK as sitk
+
+    if factor == 1:
+        return image
+    smooth = sitk.SmoothingRecursiveGaussian(image, [0.5 * factor * s for s in image.GetSpacing()])
+    return sitk.Shrink(smooth, [max(1, min(factor, n // 8)) for n in image.GetSize()])
+
+
+def locally_normalised(image: Any) -> Any:
+    """Less the mean of its surroundings, over their standard deviation (a tenth of the whole image's is added, so that
+    noise in even areas stays small)."""
+    import SimpleITK as sitk
+    from scipy.ndimage import gaussian_filter
+
+    array = sitk.GetArrayFromImage(image).astype(np.float64)
+    mean = gaussian_filter(array, LOCAL_SIGMA)
+    spread = np.sqrt(np.maximum(gaussian_filter(array**2, LOCAL_SIGMA) - mean**2, 0))
+    normalised = sitk.GetImageFromArray(((array - mean) / (spread + 0.1 * array.std() + 1e-12)).astype(np.float32))
+    normalised.CopyInformation(image)
+    return normalised
+
+
+def brought(fixed: Any, moving: Any, transform: Any) -> Any:
+    """``moving`` on the grid of ``fixed``; beyond its edge stands its darkest value."""
+    import SimpleITK as sitk
+
+    darkest = float(sitk.GetArrayViewFromImage(moving).min())
+    return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest)
+
+
+def mapped(transform: Any, grid: Any) -> np.ndarray:
+    """Where the voxels of ``grid`` lie after ``transform``: (3, *size) in mm, the axes (z, y, x)."""
+    import SimpleITK as sitk
+
+    moved = sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
+    )
+    places = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # from (x, y, z)
+    index = np.indices(places.shape[1:])
+    for axis in range(3):
+        x = 2 - axis
+        places[axis] += grid.GetOrigin()[x] + index[axis] * grid.GetSpacing()[x]
+    return places

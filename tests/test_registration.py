@@ -1,0 +1,118 @@
+"""Discrete registration: its features and choices against plain references, and what only it can find."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from mre_lowshot.registration import discrete
+from mre_lowshot.registration.discrete import displacement, self_similarity
+
+
+def texture(size, seed=0, sigma=1.5) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=size)
+    return ndimage.gaussian_filter(noise, sigma).astype(np.float32)
+
+
+def test_features_are_mind_ssc_as_defined():
+    image = texture((7, 8, 9))
+    found = self_similarity(torch.from_numpy(image)).numpy()
+    # Differences of two neighbours' patches, each mean over 3 x 3 x 3 patch places; beyond the edge, the edge voxel.
+    neighbours = [(a, s) for a in range(3) for s in (-2, 2)]
+
+    def voxel(z, y, x):
+        at = [min(max(v, 0), n - 1) for v, n in zip((z, y, x), image.shape, strict=True)]
+        return float(image[tuple(at)])
+
+    def squared(centre, one, other):
+        values = []
+        for axis, side in (one, other):
+            at = [min(max(c, 0), n - 1) for c, n in zip(centre, image.shape, strict=True)]
+            at[axis] += side
+            values.append(voxel(*at))
+        return (values[0] - values[1]) ** 2
+
+    pairs = [(a, b) for i, a in enumerate(neighbours) for b in neighbours[i + 1 :] if a[0] != b[0]]
+    assert len(pairs) == 12
+    raw = np.zeros((12, *image.shape))
+    for at in np.ndindex(*image.shape):
+        for number, (a, b) in enumerate(pairs):
+            around = [squared(np.add(at, d), a, b) for d in product((-1, 0, 1), repeat=3)]
+            raw[(number, *at)] = np.mean(around)
+    raw -= raw.min(axis=0)
+    spread = raw.mean(axis=0)
+    wanted = np.exp(-raw / np.clip(spread, 1e-3 * spread.mean(), 1e3 * spread.mean()))
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(gain=st.floats(0.2, 5), offset=st.floats(-3, 3), seed=st.integers(0, 5))
+def test_features_do_not_see_brightness_or_contrast(gain, offset, seed):
+    image = texture((8, 9, 7), seed)
+    plain, changed = (self_similarity(torch.from_numpy(i)) for i in (image, np.float32(gain) * image + offset))
+    torch.testing.assert_close(changed, plain, atol=1e-2, rtol=0)
+
+
+def test_an_even_image_has_features_without_a_nan():
+    assert torch.isfinite(self_similarity(torch.ones(6, 6, 6))).all()
+    assert np.isfinite(displacement(np.ones((12, 12, 12)), np.ones((12, 12, 12)), (3, 3, 3), 2)).all()
+
+
+def smoothed(field: np.ndarray) -> np.ndarray:
+    """Mean over the 3 x 3 x 3 neighbours that there are, of the last three axes."""
+    out = np.empty_like(field)
+    for at in np.ndindex(*field.shape[-3:]):
+        box = tuple(slice(max(a - 1, 0), a + 2) for a in at)
+        out[(..., *at)] = field[(..., *box)].mean(axis=(-3, -2, -1))
+    return out
+
+
+def test_the_choice_of_each_block_is_coupled_convex_optimisation():
+    rng = np.random.default_rng(0)
+    size, reach = (4, 5, 3), 1
+    fixed, moving = rng.random((2, 12, *size)).astype(np.float32)
+    choices = list(product(range(-reach, reach + 1), repeat=3))
+    cost = np.zeros((len(choices), *size))
+    for number, d in enumerate(choices):
+        for at in np.ndindex(*size):
+            there = tuple(np.add(at, d))
+            inside = all(0 <= t < n for t, n in zip(there, size, strict=True))
+            other = moving[(slice(None), *there)] if inside else 0.0
+            cost[(number, *at)] = ((fixed[(slice(None), *at)] - other) ** 2).sum()
+    cost = smoothed(smoothed(cost))
+    table = np.array(choices, dtype=float)
+    chosen = cost.argmin(axis=0)
+    for weight in discrete.COUPLING:
+        around = smoothed(np.moveaxis(table[chosen], -1, 0))
+        far = ((table.T[:, :, None, None, None] - around[:, None]) ** 2).sum(axis=0)
+        chosen = (cost + weight * far).argmin(axis=0)
+    wanted = smoothed(np.moveaxis(table[chosen], -1, 0))
+    found = discrete._best(torch.from_numpy(fixed), torch.from_numpy(moving), reach)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (8, 0, -4), (-4, 12, 8)])
+def test_a_far_displacement_is_found(shift):
+    whole = texture((76, 80, 78), sigma=2)
+    inner = tuple(slice(14, n - 14) for n in whole.shape)
+    there = tuple(slice(14 - s, n - 14 - s) for s, n in zip(shift, whole.shape, strict=True))
+    fixed, moving = whole[inner], whole[there]  # fixed(x) = moving(x + shift)
+    found = displacement(fixed, moving, (4, 4, 4), 4)
+    assert found.shape == (3, *fixed.shape)
+    middle = found[:, 16:-16, 16:-16, 16:-16]
+    assert np.abs(middle - np.reshape(shift, (3, 1, 1, 1))).mean() < 1
+
+
+def test_sides_that_the_block_does_not_divide_and_blocks_of_unlike_sides():
+    whole = texture((30, 47, 41), sigma=2)
+    fixed, moving = whole[2:27, 5:43, :], whole[:25, :38, :]  # by 2 and 5 voxels
+    found = displacement(fixed, moving, (1, 3, 2), 3)
+    assert found.shape == (3, *fixed.shape)
+    middle = found[:, 8:-8, 10:-10, 10:-10]
+    np.testing.assert_allclose(middle.mean(axis=(1, 2, 3)), (2, 5, 0), atol=1)
