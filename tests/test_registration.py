@@ -22,7 +22,7 @@ def texture(size, seed=0, sigma=1.5) -> np.ndarray:
 
 def test_features_are_mind_ssc_as_defined():
     image = texture((7, 8, 9))
-    found = self_similarity(torch.from_numpy(image)).numpy()
+    found = self_similarity(torch.from_numpy(image), 1, 2).numpy()
     # Differences of two neighbours' patches, each mean over 3 x 3 x 3 patch places; beyond the edge, the edge voxel.
     neighbours = [(a, s) for a in range(3) for s in (-2, 2)]
 
@@ -55,12 +55,12 @@ def test_features_are_mind_ssc_as_defined():
 @given(gain=st.floats(0.2, 5), offset=st.floats(-3, 3), seed=st.integers(0, 5))
 def test_features_do_not_see_brightness_or_contrast(gain, offset, seed):
     image = texture((8, 9, 7), seed)
-    plain, changed = (self_similarity(torch.from_numpy(i)) for i in (image, np.float32(gain) * image + offset))
+    plain, changed = (self_similarity(torch.from_numpy(i), 2, 3) for i in (image, np.float32(gain) * image + offset))
     torch.testing.assert_close(changed, plain, atol=1e-2, rtol=0)
 
 
 def test_an_even_image_has_features_without_a_nan():
-    assert torch.isfinite(self_similarity(torch.ones(6, 6, 6))).all()
+    assert torch.isfinite(self_similarity(torch.ones(6, 6, 6), 1, 2)).all()
     assert np.isfinite(displacement(np.ones((12, 12, 12)), np.ones((12, 12, 12)), (3, 3, 3), 2)).all()
 
 
@@ -116,3 +116,32 @@ def test_sides_that_the_block_does_not_divide_and_blocks_of_unlike_sides():
     assert found.shape == (3, *fixed.shape)
     middle = found[:, 8:-8, 10:-10, 10:-10]
     np.testing.assert_allclose(middle.mean(axis=(1, 2, 3)), (2, 5, 0), atol=1)
+
+
+def body(place: tuple[float, float, float], size=(40, 48, 44)) -> tuple[np.ndarray, np.ndarray]:
+    """A textured body with one bright organ at ``place`` (voxels), and the organ's mask."""
+    z, y, x = np.indices(size).astype(float)
+    middle = [(n - 1) / 2 for n in size]
+    inside = sum(((v - m) / (0.45 * n)) ** 2 for v, m, n in zip((z, y, x), middle, size, strict=True)) < 1
+    organ = sum((v - p) ** 2 for v, p in zip((z, y, x), place, strict=True)) < 25
+    image = inside * (1 + 0.2 * texture(size, seed=3, sigma=3) / 0.1) + 1.5 * organ
+    return ndimage.gaussian_filter(image, 0.7).astype(np.float32), organ
+
+
+def test_an_organ_that_lies_far_from_where_it_lies_in_the_other_scan_is_found():
+    """Twice its own radius: demons alone, whose forces come from the images' gradients, do not get there."""
+    import SimpleITK as sitk
+
+    from mre_lowshot.registration.deformable import deformable, demons
+    from mre_lowshot.registration.images import mapped, to_image
+
+    (fixed, there), (moving, organ) = body((19, 17, 21)), body((19, 27, 21))
+    images = [to_image(image[None], (2.0, 2.0, 2.0)) for image in (fixed, moving)]
+    start = sitk.AffineTransform(3)
+    scores = []
+    for found in (demons(*images, start), deformable(*images, start)):
+        places = mapped(found, images[0]) / 2
+        carried = ndimage.map_coordinates(organ.astype(float), places, order=1) > 0.5
+        scores.append(2 * (carried & there).sum() / (carried.sum() + there.sum()))
+    assert scores[0] < 0.5
+    assert scores[1] > 0.8

@@ -9,7 +9,9 @@ import numpy as np
 from mre_lowshot.registration import discrete
 from mre_lowshot.registration.images import brought, coarser, locally_normalised
 
-STAGES = ((4, 4), (4, 2), (3, 3), (2, 2))  # of the discrete search: side of a block in voxels, reach in blocks
+# Of the discrete search: side of a block in voxels, reach in blocks; radius of the patches whose likeness is the
+# feature, and their distance from the voxel, in voxels. Large blocks want features that stand for more of the image.
+STAGES = ((4, 4, 2, 3), (4, 2, 2, 3), (3, 3, 1, 2), (2, 2, 1, 2))
 FEWEST_BLOCKS = 4  # along an axis
 DEMONS_ITERATIONS = 50  # at each of three resolutions
 DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
@@ -21,12 +23,12 @@ def deformable(fixed: Any, moving: Any, start: Any) -> Any:
     import SimpleITK as sitk
 
     found = start
-    for side, reach in STAGES:
-        found = sitk.CompositeTransform([found, _moved_blocks(fixed, brought(fixed, moving, found), side, reach)])
+    for stage in STAGES:
+        found = sitk.CompositeTransform([found, _moved_blocks(fixed, brought(fixed, moving, found), *stage)])
     return sitk.CompositeTransform([found, demons(fixed, moving, found)])
 
 
-def _moved_blocks(fixed: Any, moved: Any, side: int, reach: int) -> Any:
+def _moved_blocks(fixed: Any, moved: Any, side: int, reach: int, radius: int, distance: int) -> Any:
     """The displacement from ``fixed`` to ``moved`` that blocks about ``side`` voxels wide find; on anisotropic grids
     their sides are alike in mm, as far as voxels allow."""
     import SimpleITK as sitk
@@ -37,7 +39,8 @@ def _moved_blocks(fixed: Any, moved: Any, side: int, reach: int) -> Any:
         int(np.clip(np.rint(length / s), 1, max(1, n // FEWEST_BLOCKS)))
         for s, n in zip(spacing, fixed.GetSize()[::-1], strict=True)
     ]
-    found = discrete.displacement(sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(moved), step, reach)
+    arrays = sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(moved)
+    found = discrete.displacement(*arrays, step, reach, radius, distance)
     vectors = np.moveaxis(found * spacing.reshape(3, 1, 1, 1), 0, -1)[..., ::-1]  # (z, y, x) voxels to (x, y, z) mm
     field = sitk.GetImageFromArray(np.ascontiguousarray(vectors, dtype=np.float64), isVector=True)
     field.CopyInformation(fixed)

@@ -19,19 +19,16 @@ from torch.nn import functional as F
 
 from mre_lowshot.sampling import take_image, voxel_positions
 
-PATCH_RADIUS = 1  # voxels, of the small patches whose likeness is the feature
-PATCH_DISTANCE = 2  # voxels, from the voxel described to the patches compared
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # how much the neighbours' choice counts, round by round
 CONSISTENCY_ROUNDS = 15
 
 
-def self_similarity(image: Tensor) -> Tensor:
+def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
     """MIND-SSC features (12, *size), 0 to 1, of an image (*size), three axes.
 
-    The six patches beside a voxel are compared in the twelve pairs that are not opposite; feature = exp(-(D - min D) /
-    mean D), D the pair's mean squared difference, over the voxel's twelve.
+    The six patches (of ``radius``) at ``distance`` from a voxel, both in voxels, are compared in the twelve pairs that
+    are not opposite; feature = exp(-(D - min D) / mean D), D the pair's mean squared difference, over the twelve.
     """
-    distance, radius = PATCH_DISTANCE, PATCH_RADIUS
     padded = F.pad(image[None, None], [distance] * 6, mode="replicate")[0, 0]
     shifted = []
     for axis, side in product(range(3), (0, 2 * distance)):
@@ -47,19 +44,22 @@ def self_similarity(image: Tensor) -> Tensor:
     return torch.exp(-differences / spread.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12))
 
 
-def displacement(fixed: np.ndarray, moving: np.ndarray, step: Sequence[int], reach: int) -> np.ndarray:
+def displacement(
+    fixed: np.ndarray, moving: np.ndarray, step: Sequence[int], reach: int, radius: int = 1, distance: int = 2
+) -> np.ndarray:
     """Displacement (3, *size) in voxels that brings ``moving`` to ``fixed``, both (*size): ``fixed`` at x looks like
     ``moving`` at x + displacement(x).
 
     Blocks of ``step`` voxels an axis are moved by up to ``reach`` blocks along each axis; the result is consistent with
-    the displacement found from ``moving`` to ``fixed``, and interpolated between blocks.
+    the displacement found from ``moving`` to ``fixed``, and interpolated between blocks. ``radius`` and ``distance``
+    are those of the features.
     """
     size = fixed.shape
     rest = [(0, -n % s) for n, s in zip(size, step, strict=True)]
     blocks = []
     for image in (fixed, moving):
         whole = torch.from_numpy(np.pad(image, rest, mode="edge").astype(np.float32))
-        blocks.append(F.avg_pool3d(self_similarity(whole), tuple(step), stride=tuple(step)))
+        blocks.append(F.avg_pool3d(self_similarity(whole, radius, distance), tuple(step), stride=tuple(step)))
     there = _best(blocks[0], blocks[1], reach).numpy()
     back = _best(blocks[1], blocks[0], reach).numpy()
     home = voxel_positions([0] * 3, there.shape[1:])
