@@ -176,7 +176,7 @@ def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
 
 
-PASSES = 60  # how often training should have seen a scan's voxels, as far as `length_rule` lets it
+PASSES = 50  # how often training should have seen a scan's voxels, as far as `length_rule` lets it
 MOST_LONGER = 2.0
 
 

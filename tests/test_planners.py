@@ -254,10 +254,10 @@ def test_lesions_keep_the_coarser_grid_of_a_small_network():
 
 
 @pytest.mark.parametrize(
-    ("voxels", "iterations"), [(1_000, 600), (552_960, 600), (737_280, 800), (1_105_920, 1200), (9_000_000, 1200)]
+    ("voxels", "iterations"), [(1_000, 600), (663_552, 600), (884_736, 800), (1_327_104, 1200), (9_000_000, 1200)]
 )
 def test_larger_scans_are_trained_on_for_longer(voxels, iterations):
-    """So that 4 patches of 24^3 an iteration see each voxel about 60 times; never less than the recipe's length."""
+    """So that 4 patches of 24^3 an iteration see each voxel about 50 times; never less than the recipe's length."""
     found, reason = rules.length_rule(600, voxels, 4 * 24**3)
     assert found == iterations
     assert f"{iterations} iterations" in reason
