@@ -128,9 +128,18 @@ def _register(atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind:
     transform = affine(fixed, moving)
     if kind == "deformable":
         transform = deformable(fixed, moving, transform)
+    return coordinates_in(atlas, transform, fixed, image.shape[1:])
+
+
+def coordinates_in(atlas: Atlas, transform: Any, fixed: Any, size: tuple[int, ...]) -> np.ndarray:
+    """Coordinates (3, *size) in the atlas of a scan of ``size`` whose registered image (`to_image`) is ``fixed``.
+
+    Raises:
+        RuntimeError: the transform is not finite.
+    """
     places = mapped(transform, fixed)
-    for axis, (side, size) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
-        places[axis] = (2 * places[axis] / side - (size - 1)) / max(size - 1, 1)
+    for axis, (side, length) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
+        places[axis] = (2 * places[axis] / side - (length - 1)) / max(length - 1, 1)
     if not np.isfinite(places).all():
         raise RuntimeError("the transform is not finite")
-    return np.stack([resize_linear(axis, image.shape[1:]) for axis in places])
+    return np.stack([resize_linear(axis, size) for axis in places])

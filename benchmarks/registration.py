@@ -1,0 +1,107 @@
+"""Registration alone: labels carried from one scan to others, by each part of what `mre_train` registers with.
+
+    mre_plan_and_preprocess -d Hippocampus
+    python -m benchmarks.registration mre_data/preprocessed/Dataset004_Hippocampus --cohort develop
+
+From each scan of --train (default: the first of the cohort) to the cohort's others, on the plan's grid: affine; affine
+and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
+scan has there, and over scans; seconds a scan, of the affine part and of what follows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.alignment import Atlas, coordinates_in
+from mre_lowshot.cli import common
+from mre_lowshot.errors import UserError
+from mre_lowshot.plans import load_plan
+from mre_lowshot.preprocessing.store import PreparedCase, load_case
+from mre_lowshot.registration.affine import affine
+from mre_lowshot.registration.deformable import deformable, demons
+from mre_lowshot.registration.images import to_image
+from mre_lowshot.sampling import Prior
+from mre_lowshot.splits import read_cohort
+
+KINDS = ("affine", "affine, demons", "affine, blocks, demons")
+
+
+def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float]]:
+    """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`."""
+    import SimpleITK as sitk
+
+    assert case.label is not None  # only labelled scans are in a cohort
+    fixed, moving = to_image(case.image, case.transform.spacing), to_image(atlas.image, atlas.spacing)
+    scores, seconds, start = [], [], None
+    for kind in KINDS:
+        begun = time.perf_counter()
+        if start is None:
+            found = start = affine(fixed, moving)
+        elif kind == "affine, demons":
+            found = sitk.CompositeTransform([start, demons(fixed, moving, start)])
+        else:
+            found = deformable(fixed, moving, start)
+        seconds.append(time.perf_counter() - begun)
+        coordinates = coordinates_in(atlas, found, fixed, case.label.shape)
+        carried = Prior((atlas.label,), classes).posterior(coordinates).argmax(axis=0)
+        scores.append(mean_dice(carried, case.label, classes))
+    return scores, seconds
+
+
+def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
+    """Over the foreground classes that ``truth`` has."""
+    both = np.bincount(truth[(one == truth) & (truth > 0)], minlength=classes)
+    total = np.bincount(truth[truth >= 0], minlength=classes) + np.bincount(one[truth >= 0], minlength=classes)
+    there = np.unique(truth[truth > 0])
+    return float((2 * both[there] / total[there]).mean())
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("python -m benchmarks.registration", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    made.add_argument("prepared", type=Path, help="preprocessed/DatasetXXX_Name")
+    made.add_argument("-p", dest="plans", default="MREPlans", metavar="NAME", help="plan (default: %(default)s)")
+    made.add_argument("--cohort", default="develop", metavar="NAME", help="these cases only (default: %(default)s)")
+    made.add_argument("--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("halves.json"),
+                      help="JSON with the cohorts (default: benchmarks/halves.json)")  # fmt: skip
+    made.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are carried over")
+    made.add_argument("--most", type=int, metavar="N", help="to the first N other scans only")
+    return made
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options: Any = _parser().parse_args(arguments)
+    plan = load_plan(options.prepared / f"{options.plans}.json")
+    cases = read_cohort(options.cohorts, plan.dataset_name, options.cohort)
+    folder, classes = options.prepared / options.plans, plan.network.classes
+    for train in options.train or cases[:1]:
+        if train not in cases:
+            raise UserError(f"--train {train}: not in cohort {options.cohort!r}; choose among {', '.join(cases)}")
+        atlas_case = load_case(folder, train)
+        if atlas_case.label is None or atlas_case.image.shape[1] == 1:
+            raise UserError(f"case {train}: labelled volumes only are registered here")
+        atlas = Atlas(atlas_case.image, atlas_case.label, atlas_case.transform.spacing)
+        rows = []
+        for name in [case for case in cases if case != train][: options.most]:
+            scores, seconds = carried_dice(atlas, load_case(folder, name), classes)
+            rows.append((scores, seconds))
+            print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
+        scores, seconds = np.mean(rows, axis=0)
+        for kind, score, spent in zip(KINDS, scores, seconds, strict=True):
+            print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison; 2 for wrong use, told on one line."""
+    return common.run(_main, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

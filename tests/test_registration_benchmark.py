@@ -1,0 +1,46 @@
+"""The comparison of the registration's parts, on a preprocessed dataset."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from benchmarks import registration
+from mre_lowshot.evaluation.metrics import dice
+
+
+@pytest.fixture
+def cohorts(space, tmp_path):
+    names = sorted(path.stem for path in (space.prepared / "Tiny").glob("*.npz"))
+    file = tmp_path / "cohorts.json"
+    file.write_text(json.dumps({space.prepared.name: {"develop": names}}))
+    return file, names
+
+
+def test_each_part_is_scored_on_the_other_scans(space, cohorts, capsys):
+    file, names = cohorts
+    asked = [space.prepared, "-p", "Tiny", "--cohorts", file, "--most", 1, "--train", names[1]]
+    assert registration.main(list(map(str, asked))) == 0
+    out = capsys.readouterr().out
+    assert f"{names[0]} from {names[1]}: Dice" in out
+    told = re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", out)
+    assert [kind for kind, _ in told] == list(registration.KINDS)
+    assert all(0.3 < float(score) <= 1 for _, score in told)
+
+
+def test_the_score_is_the_mean_dice_of_the_labels_that_are_there():
+    rng = np.random.default_rng(0)
+    truth, one = rng.integers(-1, 3, (6, 7, 8)), rng.integers(0, 4, (6, 7, 8))
+    known = truth >= 0
+    wanted = np.mean([dice((truth == k) & known, (one == k) & known) for k in (1, 2)])
+    assert registration.mean_dice(one, truth, 4) == pytest.approx(wanted)
+
+
+def test_wrong_use_is_told(space, cohorts, capsys):
+    file, _ = cohorts
+    asked = [str(space.prepared), "-p", "Tiny", "--cohorts", str(file)]
+    assert registration.main([*asked, "--train", "nobody"]) == 2
+    assert "--train nobody: not in cohort 'develop'; choose among" in capsys.readouterr().err
+    assert registration.main([*asked, "--cohort", "report"]) == 2
+    assert "no cohort 'report'" in capsys.readouterr().err
