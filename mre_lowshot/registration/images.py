@@ -29,6 +29,7 @@ def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
 
 
 def coarser(image: Any, factor: int) -> Any:
+    """Smoothed and thinned by ``factor`` along each axis, less where fewer than 8 voxels would be left."""
     import SimpleITK as sitk
 
     if factor == 1:
