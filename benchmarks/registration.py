@@ -21,6 +21,8 @@ import numpy as np
 from mre_lowshot.alignment import Atlas, coordinates_in
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
+from mre_lowshot.inference.quality import label_agreement
+from mre_lowshot.losses import IGNORE
 from mre_lowshot.plans import load_plan
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.registration.affine import affine
@@ -36,30 +38,28 @@ def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[f
     """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`."""
     import SimpleITK as sitk
 
-    assert case.label is not None  # only labelled scans are in a cohort
+    truth = case.needed_label()
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(atlas.image, atlas.spacing)
-    scores, seconds, start = [], [], None
-    for kind in KINDS:
-        begun = time.perf_counter()
-        if start is None:
-            found = start = affine(fixed, moving)
-        elif kind == "affine, demons":
-            found = sitk.CompositeTransform([start, demons(fixed, moving, start)])
-        else:
-            found = deformable(fixed, moving, start)
-        seconds.append(time.perf_counter() - begun)
-        coordinates = coordinates_in(atlas, found, fixed, case.label.shape)
+    marks, found = [time.perf_counter()], []
+    found.append(affine(fixed, moving))
+    marks.append(time.perf_counter())
+    found.append(sitk.CompositeTransform([found[0], demons(fixed, moving, found[0])]))
+    marks.append(time.perf_counter())
+    found.append(deformable(fixed, moving, found[0]))
+    marks.append(time.perf_counter())
+    scores = []
+    for transform in found:
+        coordinates = coordinates_in(atlas, transform, fixed, truth.shape)
         carried = Prior((atlas.label,), classes).posterior(coordinates).argmax(axis=0)
-        scores.append(mean_dice(carried, case.label, classes))
-    return scores, seconds
+        scores.append(mean_dice(carried, truth, classes))
+    return scores, np.diff(marks).tolist()
 
 
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
-    """Over the foreground classes that ``truth`` has."""
-    both = np.bincount(truth[(one == truth) & (truth > 0)], minlength=classes)
-    total = np.bincount(truth[truth >= 0], minlength=classes) + np.bincount(one[truth >= 0], minlength=classes)
-    there = np.unique(truth[truth > 0])
-    return float((2 * both[there] / total[there]).mean())
+    """Over the foreground classes that ``truth`` has; its ignored voxels do not count."""
+    known = truth != IGNORE
+    dice = label_agreement(one[known], truth[known], classes)
+    return float(np.mean([dice[k] for k in np.unique(truth[truth > 0])]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,18 +77,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(arguments: Sequence[str] | None) -> int:
     options: Any = _parser().parse_args(arguments)
+    if options.most is not None and options.most < 1:
+        raise UserError(f"--most {options.most}: must be 1 or more")
     plan = load_plan(options.prepared / f"{options.plans}.json")
     cases = read_cohort(options.cohorts, plan.dataset_name, options.cohort)
     folder, classes = options.prepared / options.plans, plan.network.classes
     for train in options.train or cases[:1]:
         if train not in cases:
             raise UserError(f"--train {train}: not in cohort {options.cohort!r}; choose among {', '.join(cases)}")
+        others = [case for case in cases if case != train][: options.most]
+        if not others:
+            raise UserError(f"cohort {options.cohort!r} has no scan beside {train} to carry its labels to")
         atlas_case = load_case(folder, train)
-        if atlas_case.label is None or atlas_case.image.shape[1] == 1:
-            raise UserError(f"case {train}: labelled volumes only are registered here")
-        atlas = Atlas(atlas_case.image, atlas_case.label, atlas_case.transform.spacing)
+        if atlas_case.image.shape[1] == 1:
+            raise UserError(f"case {train}: is a 2D image; volumes only are registered here")
+        atlas = Atlas(atlas_case.image, atlas_case.needed_label(), atlas_case.transform.spacing)
         rows = []
-        for name in [case for case in cases if case != train][: options.most]:
+        for name in others:
             scores, seconds = carried_dice(atlas, load_case(folder, name), classes)
             rows.append((scores, seconds))
             print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)

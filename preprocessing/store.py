@@ -26,6 +26,19 @@ class PreparedCase:
     transform: GridTransform
     geometry: dict[str, Any]
 
+    def needed_label(self) -> np.ndarray:
+        """``label``, of a case that is trained on or scored.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.label is None:
+            raise UserError(
+                f"case {self.name}: was preprocessed without a label map, so it cannot be trained on or scored; "
+                "run mre_plan_and_preprocess again"
+            )
+        return self.label
+
 
 def save_case(folder: Path, case: PreparedCase) -> Path:
     """Write ``<name>.npz`` (no pickle inside)."""

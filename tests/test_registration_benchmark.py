@@ -38,9 +38,14 @@ def test_the_score_is_the_mean_dice_of_the_labels_that_are_there():
 
 
 def test_wrong_use_is_told(space, cohorts, capsys):
-    file, _ = cohorts
+    file, names = cohorts
     asked = [str(space.prepared), "-p", "Tiny", "--cohorts", str(file)]
     assert registration.main([*asked, "--train", "nobody"]) == 2
     assert "--train nobody: not in cohort 'develop'; choose among" in capsys.readouterr().err
     assert registration.main([*asked, "--cohort", "report"]) == 2
     assert "no cohort 'report'" in capsys.readouterr().err
+    assert registration.main([*asked, "--most", "0"]) == 2
+    assert "--most 0: must be 1 or more" in capsys.readouterr().err
+    file.write_text(json.dumps({space.prepared.name: {"develop": names[:1]}}))
+    assert registration.main(asked) == 2
+    assert "no scan beside" in capsys.readouterr().err

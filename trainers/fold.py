@@ -59,9 +59,7 @@ class FoldJob:
 
 def training_case(case: PreparedCase, axes: int) -> TrainingCase:
     """A prepared case as the sampler wants it; the single slice of a 2D image loses its first axis."""
-    if case.label is None:
-        raise UserError(f"case {case.name}: has no label map, so it cannot be trained on")
-    image, label, spacing = case.image, case.label, case.transform.spacing
+    image, label, spacing = case.image, case.needed_label(), case.transform.spacing
     if axes == 2:
         image, label, spacing = image[:, 0], label[0], spacing[1:]
     return TrainingCase(np.ascontiguousarray(image, dtype=np.float32), label, spacing)
@@ -150,8 +148,7 @@ def validate(
             failed[name] = f"case {name}: {problem}"
             continue
         predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
-        assert case.label is not None  # a test scan is a labelled one
-        calibration.add(probabilities, case.label)
+        calibration.add(probabilities, case.needed_label())
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
         truth = read_labels(reference)
