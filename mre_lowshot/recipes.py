@@ -29,6 +29,7 @@ DEFAULT = Recipe(
     ema=0.98,
     alignment="deformable",
     largest_component=True,
+    hu_floors=True,
     augmentation=AugmentationSpec(
         spatial_probability=0.3,
         rotation=12.0,

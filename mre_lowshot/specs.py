@@ -188,7 +188,8 @@ class Recipe:
     ``dice_weight`` adds the soft Dice loss, summed over classes. ``balanced_share`` is the share of patches centred on
     a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
     ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``largest_component``
-    keeps, in predictions, only the largest piece of each class that is one piece in the training labels.
+    keeps, in predictions, only the largest piece of each class that is one piece in the training labels, ``hu_floors``
+    (CT) keeps each class off voxels too dark for it by the training labels.
     ``precision`` is what the network computes in while it is trained (``auto``: bf16 on CUDA devices that have it, else
     float32); weights and loss are float32 always. ``sync_batch_norm`` takes batch-norm statistics over all processes of
     a training (CUDA) instead of per process.
@@ -214,6 +215,7 @@ class Recipe:
     ema: float = 0.0
     alignment: Literal["none", "affine", "deformable"] = "none"
     largest_component: bool = False
+    hu_floors: bool = False
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     sync_batch_norm: bool = False
     recompute: bool = False
@@ -244,6 +246,11 @@ class ChannelNormalization:
 
     def __post_init__(self) -> None:
         _need(self.lower < self.upper, f"lower {self.lower} must be below upper {self.upper}")
+
+    @property
+    def width(self) -> float:
+        """Of the window, in HU."""
+        return self.upper - self.lower
 
 
 @dataclass(frozen=True)
@@ -292,10 +299,20 @@ class PatchSpec:
 
 
 @dataclass(frozen=True)
+class HuFloor:
+    """The lowest HU that a voxel of class ``label`` may have in CT channel ``channel``."""
+
+    label: int
+    channel: int
+    hu: float
+
+
+@dataclass(frozen=True)
 class FoldDecisions:
     """What was derived from labels, and therefore from the fold's own training scans only.
 
-    ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan.
+    ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
+    ``hu_floors`` keeps classes off what is too dark for them in a CT.
     """
 
     level: str
@@ -307,6 +324,7 @@ class FoldDecisions:
     reasons: dict[str, str]
     seed: int = 0
     single_component: tuple[int, ...] = ()
+    hu_floors: tuple[HuFloor, ...] = ()
 
 
 @dataclass(frozen=True)

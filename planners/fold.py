@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mre_lowshot.losses import IGNORE
-from mre_lowshot.specs import FoldDecisions, Plan
+from mre_lowshot.preprocessing.normalization import smoothed
+from mre_lowshot.specs import ChannelNormalization, FoldDecisions, HuFloor, Plan
 
 # A class is in the OHEM majority group when it holds at least this share of the largest class's voxels.
 MAJORITY_SHARE = 0.1
 # A class counts as one piece when its largest piece holds this share: a few stray voxels do not make it two.
 ONE_PIECE_SHARE = 0.98
+# A class's floor in a CT: its DARKEST_PERCENTILE less HU_MARGIN, but no higher than HU_CEILING (water), so that a scan
+# without contrast agent, in which an organ is darker than in the labelled one, keeps it. Fat lies below -30 HU.
+DARKEST_PERCENTILE, HU_MARGIN, HU_CEILING = 2, 60.0, 0.0
 
 
 def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
@@ -49,6 +53,31 @@ def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[t
     return tuple(single), reason + (", whatever the ignored voxels are" if any(hidden) else "")
 
 
+def hu_floors_rule(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int, windows: Sequence[ChannelNormalization]
+) -> tuple[tuple[HuFloor, ...], str]:
+    """For each class and CT channel the HU below which no voxel is taken for it, from preprocessed images (C, *size)
+    and their labels. The darkest of the scans decides; no floor where the window ends above it."""
+    floors = []
+    for channel, window in enumerate(windows):
+        if window.scheme != "clip":
+            continue
+        grey = [smoothed(image[channel]) for image in images]
+        for k in range(1, classes):
+            seen = [values[label == k] for values, label in zip(grey, labels, strict=True) if (label == k).any()]
+            if not seen:
+                continue
+            darkest = min(float(np.percentile(values, DARKEST_PERCENTILE)) for values in seen)
+            hu = round(min(window.lower + darkest * window.width - HU_MARGIN, HU_CEILING), 1)
+            if hu > window.lower:
+                floors.append(HuFloor(k, channel, hu))
+    reason = (
+        f"{HU_MARGIN:g} HU below the {DARKEST_PERCENTILE}nd percentile of the class in the darkest training scan, "
+        f"{HU_CEILING:g} HU at most"
+    )
+    return tuple(floors), reason
+
+
 def decide(
     plan: Plan,
     level: str,
@@ -57,8 +86,10 @@ def decide(
     test: Sequence[str],
     labels: Sequence[np.ndarray],
     seed: int,
+    images: Sequence[np.ndarray] = (),
 ) -> FoldDecisions:
-    """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) alone."""
+    """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) and ``images`` (C, *size) alone;
+    without images nothing is decided that needs them."""
     counts = np.zeros(plan.network.classes, dtype=np.int64)
     for label in labels:
         counts += np.bincount(label[label != IGNORE].ravel(), minlength=plan.network.classes)
@@ -73,8 +104,14 @@ def decide(
     reasons = {"majority": f"{', '.join(names[k] for k in majority)}: {reason}"}
     if plan.recipe.largest_component:
         reasons["single_component"] = f"{', '.join(names[k] for k in single) or 'no class'}: {single_reason}"
+    floors: tuple[HuFloor, ...] = ()
+    if plan.recipe.hu_floors and len(images):
+        floors, floor_reason = hu_floors_rule(images, labels, plan.network.classes, plan.preprocessing.normalization)
+        if floors:
+            told = ", ".join(f"{names[f.label]} {f.hu:g}" for f in floors)
+            reasons["hu_floors"] = f"HU floors {told}: {floor_reason}"
     if missing:
         reasons["missing"] = f"not in the training scans, so they cannot be learned: {', '.join(missing)}"
     total = max(1, int(counts.sum()))
     shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
-    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, shares, reasons, seed, single)
+    return FoldDecisions(level, fold, tuple(train), tuple(test), majority, shares, reasons, seed, single, floors)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.preprocessing.cropping import foreground_mask
 from mre_lowshot.specs import ChannelNormalization
+
+SMOOTHING = 0.7  # voxels (sigma): one noisy voxel decides nothing
 
 
 def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> np.ndarray:
@@ -23,7 +26,7 @@ def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> n
         if scheme.scheme == "clip":
             np.clip(channel, scheme.lower, scheme.upper, out=result[index], casting="unsafe")
             result[index] -= scheme.lower  # in place: a CT and its copies would not fit into a small memory
-            result[index] /= scheme.upper - scheme.lower
+            result[index] /= scheme.width
             continue
         values = channel[inside] if scheme.inside_only and inside is not None and inside.any() else channel
         # float64 sums: some scans here hold values near a million, and float32 sums lose their spread
@@ -33,3 +36,8 @@ def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> n
         np.subtract(channel, mean, out=result[index], casting="unsafe")
         result[index] /= deviation
     return result
+
+
+def smoothed(channel: np.ndarray) -> np.ndarray:
+    """A channel (*size), float32, as intensities of classes are measured and compared: slightly smoothed."""
+    return gaussian_filter(np.asarray(channel, dtype=np.float32), SMOOTHING)

@@ -19,6 +19,7 @@ from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.export import kept_single, native_labels
+from mre_lowshot.inference.floors import joint_floors, scaled
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.network.build import parameter_count
@@ -77,9 +78,8 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
             f"{job.folder}: was trained already, or begun; --c goes on, --val only validates, --overwrite starts anew"
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
-    decisions = decide(
-        job.plan, job.level, job.fold, job.split["train"], job.split["val"], [c.label for c in cases], job.seed
-    )
+    labels, images = [c.label for c in cases], [c.image for c in cases]
+    decisions = decide(job.plan, job.level, job.fold, job.split["train"], job.split["val"], labels, job.seed, images)
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
@@ -134,7 +134,13 @@ def validate(
     plan = job.plan
     priors = [make_prior(trainer.atlases, plan)]
     predictor = Predictor(
-        [trainer.best_network], plan.network, plan.patch, plan.recipe.inference, job.device, priors=priors
+        [trainer.best_network],
+        plan.network,
+        plan.patch,
+        plan.recipe.inference,
+        job.device,
+        priors=priors,
+        floors=scaled(joint_floors([trainer.plan]), plan),
     )
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, calibration = [], {}, {}, Calibration()

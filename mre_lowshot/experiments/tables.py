@@ -211,6 +211,7 @@ CANDIDATES = Table(
         Row("no_average", "last weights, not their moving average", {"recipe.ema": "0"}, recipe="default"),
         Row("uniform", "patches drawn uniformly", {"recipe.balanced_share": "0"}, recipe="default"),
         Row("all_pieces", "all pieces of a class kept", {"recipe.largest_component": "false"}, recipe="default"),
+        Row("no_floors", "no HU too dark for a class (CT)", {"recipe.hu_floors": "false"}, recipe="default"),
         Row("twice_as_long", "twice as many iterations", scaled={"recipe.iterations": 2.0}, recipe="default"),
     ),
 )  # fmt: skip

@@ -15,11 +15,12 @@ from torch import nn
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.compiled import Compiler, commonest_first
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
+from mre_lowshot.inference.floors import keep_above
 from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
-from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
+from mre_lowshot.specs import HuFloor, InferenceSpec, NetworkSpec, PatchSpec
 
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 FLAT = 1e-4  # of the normalised intensities: less is no content
@@ -49,6 +50,8 @@ class Predictor:
     and of mirrored views, are averaged. Networks are replaced by their copies for prediction (`inference.fast`), and
     only what is kept of a tile is computed to the end.
 
+    ``floors``, in the image's units, keep classes off what is too dark for them (`inference.floors`).
+
     ``precision``: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device is made for it; both only if a
     tile of the first scan comes out as in float32 (said through ``say`` if not, and float32 is used). ``compile``: by
     torch.compile for the tiles that come most, if it works and agrees (said if not). When the device's memory does not
@@ -64,6 +67,7 @@ class Predictor:
         device: torch.device,
         tile_batch: int = 8,
         priors: Sequence[Prior | None] | None = None,
+        floors: Sequence[HuFloor] = (),
         precision: Precision = "float32",
         compile: bool = False,
         say: Callable[[str], None] = tell,
@@ -80,6 +84,7 @@ class Predictor:
         self.spec, self.patch, self.inference = spec, patch, inference
         self.device, self.tile_batch = device, tile_batch
         self.priors = list(priors or [None] * len(networks))
+        self.floors = floors
 
     def predict(
         self,
@@ -119,6 +124,7 @@ class Predictor:
         posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
         quality = estimate(posterior, brought)
         probabilities = self._pooled(posterior, brought)
+        keep_above(probabilities, image, self.floors)
         if not all(np.isfinite(channel).all() for channel in probabilities):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
