@@ -208,6 +208,20 @@ def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[
     return wanted, f"{wanted} registration to the training scans, whose labels are told to the network as a prior"
 
 
+CT_WEIGHT = 2  # times the recipe's: noise apart, a CT's voxels differ by tissue alone, an MRI's by shading too
+
+
+def intensity_rule(wanted: float, aligned: bool, is_ct: bool) -> tuple[float, str]:
+    """How far a scan's own intensities mend its prediction: as the recipe wants, more for CT; not where nothing is
+    aligned, for there the prediction is not sure enough to learn from."""
+    if not wanted:
+        return 0.0, "the recipe leaves the prediction as it is"
+    if not aligned:
+        return 0.0, "scans are not aligned: the prediction is left as it is"
+    weight = wanted * CT_WEIGHT if is_ct else wanted
+    return weight, f"weight {weight:g}{' (CT)' if is_ct else ''}: each class's intensities in the scan itself mend it"
+
+
 @dataclass(frozen=True)
 class Device:
     """The device planned for: ``kind`` cuda, mps or cpu; ``memory_gb`` of it."""

@@ -212,6 +212,8 @@ CANDIDATES = Table(
         Row("uniform", "patches drawn uniformly", {"recipe.balanced_share": "0"}, recipe="default"),
         Row("all_pieces", "all pieces of a class kept", {"recipe.largest_component": "false"}, recipe="default"),
         Row("no_floors", "no HU too dark for a class (CT)", {"recipe.hu_floors": "false"}, recipe="default"),
+        Row("not_mended", "not mended by the scan's own intensities", {"recipe.inference.intensity_weight": "0"},
+            recipe="default"),
         Row("twice_as_long", "twice as many iterations", scaled={"recipe.iterations": 2.0}, recipe="default"),
     ),
 )  # fmt: skip

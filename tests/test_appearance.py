@@ -1,0 +1,87 @@
+"""A prediction mended by the scan's own intensities."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.appearance import BIN_SMOOTHING, BINS, COMMON, DOUBT, RANGE, adapt
+from mre_lowshot.planners.rules import intensity_rule
+from mre_lowshot.specs import InferenceSpec
+
+
+def by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
+    """The same, a voxel and a class at a time."""
+    result = probabilities.astype(np.float64)
+    where = [at for at in np.ndindex(*image.shape[1:]) if 1 - probabilities[(0, *at)] > DOUBT]
+    classes = len(probabilities)
+    for channel in image:
+        low, high = np.percentile([channel[at] for at in where], RANGE)
+
+        def bin_of(at, channel=channel, low=low, high=high):
+            return min(max(int((channel[at] - low) / (high - low) * BINS), 0), BINS - 1)
+
+        seen = np.zeros((classes, BINS))
+        for at in where:
+            for k in range(classes):
+                seen[k, bin_of(at)] += probabilities[(k, *at)]
+        common = seen.sum(axis=0) / seen.sum()
+        for at in where:
+            for k in range(classes):
+                own = gaussian_filter1d(seen[k], BIN_SMOOTHING)[bin_of(at)] / max(seen[k].sum(), 1)
+                result[(k, *at)] *= (own + COMMON * common[bin_of(at)]) ** (weight / len(image))
+    return result / result.sum(axis=0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1.0, 2.0]), st.integers(1, 2))
+def test_it_is_what_it_says_voxel_by_voxel(seed, weight, channels):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([3, 1, 0.5], (4, 5, 6)).transpose(3, 0, 1, 2).astype(np.float32)
+    probabilities[:, 0] = np.reshape((1, 0, 0), (3, 1, 1))  # sure background stays
+    image = rng.normal(0, 1, (channels, 4, 5, 6)).astype(np.float32)
+    wanted = by_voxel(probabilities, image, weight)
+    adapt(probabilities, image, weight)
+    assert np.allclose(probabilities, wanted, atol=1e-5)
+    assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_a_border_moves_to_where_the_scan_has_it():
+    """The organ is bright; the prediction is blurred and one voxel off; nothing was told about its brightness."""
+    rng = np.random.default_rng(0)
+    truth = np.zeros((16, 16, 16), bool)
+    truth[4:12, 4:12, 4:12] = True
+    image = (truth * 3 + rng.normal(0, 0.4, truth.shape)).astype(np.float32)[None]
+    organ = np.roll(truth, 1, axis=2) * 0.7 + 0.15
+    for scale in (1, -1):  # dark organs too
+        probabilities = np.stack([1 - organ, organ]).astype(np.float32)
+        before = ((probabilities[1] > 0.5) != truth).sum()
+        adapt(probabilities, scale * image, 1.0)
+        assert ((probabilities[1] > 0.5) != truth).sum() < 0.6 * before
+
+
+def test_where_there_is_nothing_to_learn_nothing_changes():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([1, 1], (3, 3, 3)).transpose(3, 0, 1, 2).astype(np.float32)
+    image = rng.normal(0, 1, (1, 3, 3, 3)).astype(np.float32)
+    for its_image, weight in ((image, 0.0), (np.ones_like(image), 1.0)):
+        changed = probabilities.copy()
+        adapt(changed, its_image, weight)
+        assert np.allclose(changed, probabilities, atol=1e-6)
+    background = np.stack([np.ones((3, 3, 3)), np.zeros((3, 3, 3))]).astype(np.float32)
+    adapt(background, image, 1.0)
+    assert (background[0] == 1).all()
+    broken = np.full((2, 3, 3, 3), np.nan, np.float32)
+    adapt(broken, image, 1.0)
+    assert np.isnan(broken).all()  # for the predictor to refuse
+
+
+def test_the_planner_trusts_a_ct_most_and_nothing_that_is_not_aligned():
+    assert intensity_rule(0.5, True, True)[0] == 1
+    assert intensity_rule(0.5, True, False)[0] == 0.5
+    assert intensity_rule(0.5, False, True)[0] == intensity_rule(0, True, True)[0] == 0
+    assert "(CT)" in intensity_rule(0.5, True, True)[1]
+    with pytest.raises(UserError, match="intensity_weight is 3; must lie in"):
+        InferenceSpec(intensity_weight=3)
