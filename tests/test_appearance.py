@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.appearance import BIN_SMOOTHING, BINS, COMMON, DOUBT, RANGE, adapt
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.network.build import build
 from mre_lowshot.planners.rules import intensity_rule
-from mre_lowshot.specs import InferenceSpec
+from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 
 def by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
@@ -85,3 +88,20 @@ def test_the_planner_trusts_a_ct_most_and_nothing_that_is_not_aligned():
     assert "(CT)" in intensity_rule(0.5, True, True)[1]
     with pytest.raises(UserError, match="intensity_weight is 3; must lie in"):
         InferenceSpec(intensity_weight=3)
+
+
+def test_the_predictor_mends_what_it_has_pooled():
+    torch.manual_seed(0)
+    spec = NetworkSpec(1, 3, widths=(4, 8, 8), convs=(1, 1, 1), aspp_channels=4, embedding=8, mixer_width=8)
+    network, patch = build(spec), PatchSpec((8, 16, 16), (4, 8, 8))
+    image = np.random.default_rng(1).normal(0, 1, (1, 12, 20, 20)).astype(np.float32)
+
+    def predicted(weight: float) -> np.ndarray:
+        rule = InferenceSpec(intensity_weight=weight)
+        return Predictor([network], spec, patch, rule, torch.device("cpu")).predict(image)
+
+    plain = predicted(0.0)
+    wanted = plain.copy()
+    adapt(wanted, image, 0.7)
+    assert not np.allclose(wanted, plain, atol=1e-4)
+    assert np.allclose(predicted(0.7), wanted, atol=1e-6)
