@@ -43,7 +43,7 @@ DEFAULT = Recipe(
         blur_probability=0.1,
         low_resolution_probability=0.1,
     ),
-    inference=InferenceSpec(tiling="overlap", step=0.5, prior_weight=0.4, intensity_weight=0.5),
+    inference=InferenceSpec(tiling="overlap", step=0.5, prior_weight=0.4, intensity_weight=0.5, neighbour_weight=2.0),
 )
 
 # The paper's method at the size of a CPU: its loss (equation 5 with OHEM), uniform patches, centre tiles, nothing that

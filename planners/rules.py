@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from mre_lowshot.specs import ChannelNormalization, PatchSpec
+from mre_lowshot.specs import ChannelNormalization, InferenceSpec, PatchSpec
 
 CT_NAMES = ("ct",)
 MRI_NAMES = ("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2-flair", "adc", "dwi", "pd",
@@ -211,15 +211,17 @@ def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[
 CT_WEIGHT = 2  # times the recipe's: noise apart, a CT's voxels differ by tissue alone, an MRI's by shading too
 
 
-def intensity_rule(wanted: float, aligned: bool, is_ct: bool) -> tuple[float, str]:
-    """How far a scan's own intensities mend its prediction: as the recipe wants, more for CT; not where nothing is
-    aligned, for there the prediction is not sure enough to learn from."""
-    if not wanted:
-        return 0.0, "the recipe leaves the prediction as it is"
+def mending_rule(wanted: InferenceSpec, aligned: bool, is_ct: bool) -> tuple[InferenceSpec, str]:
+    """How far a scan's own intensities and edges mend its prediction: as the recipe wants, by intensities more in a CT;
+    not where nothing is aligned, for there the prediction is not sure enough to learn from."""
+    if not (wanted.intensity_weight or wanted.neighbour_weight):
+        return wanted, "the recipe leaves predictions as they are"
     if not aligned:
-        return 0.0, "scans are not aligned: the prediction is left as it is"
-    weight = wanted * CT_WEIGHT if is_ct else wanted
-    return weight, f"weight {weight:g}{' (CT)' if is_ct else ''}: each class's intensities in the scan itself mend it"
+        unmended = replace(wanted, intensity_weight=0.0, neighbour_weight=0.0)
+        return unmended, "scans are not aligned: predictions are left as they are"
+    mended = replace(wanted, intensity_weight=wanted.intensity_weight * (CT_WEIGHT if is_ct else 1))
+    reason = f"by each class's intensities in the scan itself (weight {mended.intensity_weight:g}"
+    return mended, f"{reason}{', a CT' if is_ct else ''}), and like neighbours agree ({mended.neighbour_weight:g})"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A prediction mended by the scan's own intensities."""
+"""A prediction mended by the scan's own intensities and edges."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,21 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.appearance import BIN_SMOOTHING, BINS, COMMON, DOUBT, RANGE, adapt
+from mre_lowshot.inference.appearance import (
+    BIN_SMOOTHING,
+    BINS,
+    COMMON,
+    DOUBT,
+    EDGE,
+    LEAST,
+    RANGE,
+    ROUNDS,
+    adapt,
+    agree_with_neighbours,
+)
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import build
-from mre_lowshot.planners.rules import intensity_rule
+from mre_lowshot.planners.rules import mending_rule
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 
@@ -65,6 +76,51 @@ def test_a_border_moves_to_where_the_scan_has_it():
         assert ((probabilities[1] > 0.5) != truth).sum() < 0.6 * before
 
 
+def neighbours_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
+    """Mean field of the whole (small) volume, a pair of voxels at a time."""
+    size = image.shape[1:]
+    sigma = [EDGE * np.median(np.abs(np.diff(channel, axis=2))) + LEAST for channel in image]
+    now = probabilities.astype(np.float64)
+    for _ in range(ROUNDS):
+        after = np.log(probabilities.astype(np.float64) + LEAST)
+        for at in np.ndindex(*size):
+            for axis in range(3):
+                for step in (-1, 1):
+                    other = list(at)
+                    other[axis] += step
+                    if 0 <= other[axis] < size[axis]:
+                        apart = [((c[at] - c[tuple(other)]) / s) ** 2 for c, s in zip(image, sigma, strict=True)]
+                        bond = np.exp(-np.mean(apart) / 2)
+                        after[(slice(None), *at)] += weight * bond * now[(slice(None), *other)]
+        now = np.exp(after) / np.exp(after).sum(axis=0)
+    return now
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2))
+def test_neighbours_agree_as_the_equation_says(seed, channels):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([2, 2, 1], (4, 3, 5)).transpose(3, 0, 1, 2).astype(np.float32)
+    probabilities = 0.9 * probabilities + np.float32(0.1 / 3)  # all of it takes part
+    image = rng.normal(0, 1, (channels, 4, 3, 5)).astype(np.float32)
+    wanted = neighbours_by_voxel(probabilities, image, 1.5)
+    agree_with_neighbours(probabilities, image, 1.5)
+    assert np.allclose(probabilities, wanted, atol=1e-5)
+
+
+def test_a_ragged_border_comes_to_lie_on_the_edge():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((16, 16, 16), bool)
+    truth[4:12, 4:12, 4:12] = True
+    image = (truth * 3 + rng.normal(0, 0.2, truth.shape)).astype(np.float32)[None]
+    organ = np.clip(0.3 + 0.4 * truth + rng.normal(0, 0.15, truth.shape), 0.01, 0.99)
+    probabilities = np.stack([1 - organ, organ]).astype(np.float32)
+    before = ((probabilities[1] > 0.5) != truth).sum()
+    agree_with_neighbours(probabilities, image, 2.0)
+    assert before > 100
+    assert ((probabilities[1] > 0.5) != truth).sum() < before / 10
+
+
 def test_where_there_is_nothing_to_learn_nothing_changes():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1], (3, 3, 3)).transpose(3, 0, 1, 2).astype(np.float32)
@@ -73,8 +129,12 @@ def test_where_there_is_nothing_to_learn_nothing_changes():
         changed = probabilities.copy()
         adapt(changed, its_image, weight)
         assert np.allclose(changed, probabilities, atol=1e-6)
+    same = probabilities.copy()
+    agree_with_neighbours(same, image, 0.0)
+    assert np.array_equal(same, probabilities)
     background = np.stack([np.ones((3, 3, 3)), np.zeros((3, 3, 3))]).astype(np.float32)
     adapt(background, image, 1.0)
+    agree_with_neighbours(background, image, 1.0)
     assert (background[0] == 1).all()
     broken = np.full((2, 3, 3, 3), np.nan, np.float32)
     adapt(broken, image, 1.0)
@@ -82,12 +142,16 @@ def test_where_there_is_nothing_to_learn_nothing_changes():
 
 
 def test_the_planner_trusts_a_ct_most_and_nothing_that_is_not_aligned():
-    assert intensity_rule(0.5, True, True)[0] == 1
-    assert intensity_rule(0.5, True, False)[0] == 0.5
-    assert intensity_rule(0.5, False, True)[0] == intensity_rule(0, True, True)[0] == 0
-    assert "(CT)" in intensity_rule(0.5, True, True)[1]
-    with pytest.raises(UserError, match="intensity_weight is 3; must lie in"):
-        InferenceSpec(intensity_weight=3)
+    wanted = InferenceSpec(intensity_weight=0.5, neighbour_weight=2)
+    assert mending_rule(wanted, True, False)[0] == wanted
+    ct, reason = mending_rule(wanted, True, True)
+    assert (ct.intensity_weight, ct.neighbour_weight) == (1, 2)
+    assert "a CT" in reason
+    assert mending_rule(wanted, False, True)[0] == InferenceSpec()
+    assert mending_rule(InferenceSpec(), True, True) == (InferenceSpec(), "the recipe leaves predictions as they are")
+    for name in ("intensity_weight", "neighbour_weight"):
+        with pytest.raises(UserError, match=f"{name} is 11; must lie in"):
+            InferenceSpec(**{name: 11})
 
 
 def test_the_predictor_mends_what_it_has_pooled():
@@ -96,12 +160,15 @@ def test_the_predictor_mends_what_it_has_pooled():
     network, patch = build(spec), PatchSpec((8, 16, 16), (4, 8, 8))
     image = np.random.default_rng(1).normal(0, 1, (1, 12, 20, 20)).astype(np.float32)
 
-    def predicted(weight: float) -> np.ndarray:
-        rule = InferenceSpec(intensity_weight=weight)
+    def predicted(*weights: float) -> np.ndarray:
+        rule = InferenceSpec(intensity_weight=weights[0], neighbour_weight=weights[1])
         return Predictor([network], spec, patch, rule, torch.device("cpu")).predict(image)
 
-    plain = predicted(0.0)
+    plain = predicted(0, 0)
     wanted = plain.copy()
     adapt(wanted, image, 0.7)
     assert not np.allclose(wanted, plain, atol=1e-4)
-    assert np.allclose(predicted(0.7), wanted, atol=1e-6)
+    assert np.allclose(predicted(0.7, 0), wanted, atol=1e-6)
+    agree_with_neighbours(wanted, image, 1.5)
+    assert np.allclose(predicted(0.7, 1.5), wanted, atol=1e-5)
+    assert not np.allclose(predicted(0.7, 0), wanted, atol=1e-3)

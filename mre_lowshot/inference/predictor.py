@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mre_lowshot.errors import NumericalError, UserError
-from mre_lowshot.inference.appearance import adapt
+from mre_lowshot.inference.appearance import adapt, agree_with_neighbours
 from mre_lowshot.inference.compiled import Compiler, commonest_first
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.floors import keep_above
@@ -127,6 +127,7 @@ class Predictor:
         probabilities = self._pooled(posterior, brought)
         keep_above(probabilities, image, self.floors)
         adapt(probabilities, image, self.inference.intensity_weight)
+        agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
         if not all(np.isfinite(channel).all() for channel in probabilities):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
