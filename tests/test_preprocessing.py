@@ -212,7 +212,11 @@ def stored(tmp_path):
     geometry = Geometry((14, 30, 26), SPACING, (1.0, 2.0, 3.0), IDENTITY, "RAS").to_json()
     case = PreparedCase("a.b", image, label, transform, geometry)
     return case, save_case(tmp_path, case)
-    assert case.needed_label() is label
+
+
+def test_a_case_without_a_label_map_is_refused_where_one_is_needed(stored):
+    case, _ = stored
+    assert case.needed_label() is case.label
     with pytest.raises(UserError, match=r"case a\.b: .*without a label map.*mre_plan_and_preprocess again"):
         replace(case, label=None).needed_label()
 
