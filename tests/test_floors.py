@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mre_lowshot.inference.floors import joint_floors, keep_above, scaled
+from mre_lowshot.inference.floors import joint_floors, keep_above
 from mre_lowshot.planners.fold import decide, hu_floors_rule
 from mre_lowshot.preprocessing.normalization import normalize, smoothed
 from mre_lowshot.specs import ChannelNormalization, FoldDecisions, HuFloor
@@ -79,11 +79,11 @@ def test_several_folds_allow_a_class_what_any_of_them_saw(trained):
 
     one = with_floors(HuFloor(1, 0, -20.0), HuFloor(2, 0, -30.0))
     other = with_floors(HuFloor(1, 0, -50.0))
-    assert joint_floors([one, other]) == (HuFloor(1, 0, -50.0),)
-    assert joint_floors([one, replace(plan, fold=None)]) == ()
     window = plan.preprocessing.normalization[0]
-    lowest = replace(one.fold.hu_floors[0], hu=window.lower + window.width / 4)
-    assert scaled([lowest], plan)[0].hu == pytest.approx(0.25)
+    assert (window.lower, window.upper) == (-210, 290)
+    assert joint_floors([one, other]) == (HuFloor(1, 0, pytest.approx(160 / 500)),)
+    assert len(joint_floors([one])) == 2
+    assert joint_floors([one, replace(plan, fold=None)]) == ()
     off = replace(plan, recipe=replace(plan.recipe, hu_floors=False))
     label = np.ones((4, 4, 4), np.int16)
     image = np.full((1, 4, 4, 4), 0.9, np.float32)

@@ -19,7 +19,7 @@ from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.export import kept_single, native_labels
-from mre_lowshot.inference.floors import joint_floors, scaled
+from mre_lowshot.inference.floors import joint_floors
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.network.build import parameter_count
@@ -140,7 +140,7 @@ def validate(
         plan.recipe.inference,
         job.device,
         priors=priors,
-        floors=scaled(joint_floors([trainer.plan]), plan),
+        floors=joint_floors([trainer.plan]),
     )
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, calibration = [], {}, {}, Calibration()

@@ -105,7 +105,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
 
     from mre_lowshot import devices
     from mre_lowshot.alignment import make_prior
-    from mre_lowshot.inference.floors import joint_floors, scaled
+    from mre_lowshot.inference.floors import joint_floors
     from mre_lowshot.inference.predictor import Predictor
 
     rule = model.plan.recipe.inference
@@ -125,7 +125,7 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
         rule,
         device,
         priors=priors,
-        floors=scaled(joint_floors(model.plans), plan),
+        floors=joint_floors(model.plans),
         precision=options.precision,
         compile=options.compile,
         say=lambda line: tqdm.write(f"note: {line}", file=sys.stderr),

@@ -11,19 +11,17 @@ from mre_lowshot.specs import HuFloor, Plan
 
 
 def joint_floors(plans: Sequence[Plan]) -> tuple[HuFloor, ...]:
-    """The floors of several folds' plans: the lowest of each class and channel, none where a fold has none."""
+    """The floors of several folds' plans, in the units of their preprocessed images instead of HU: the lowest of each
+    class and channel, none where a fold has none."""
     found: dict[tuple[int, int], list[float]] = {}
     for plan in plans:
         for floor in plan.fold.hu_floors if plan.fold else ():
             found.setdefault((floor.label, floor.channel), []).append(floor.hu)
-    return tuple(HuFloor(*of, min(hu)) for of, hu in found.items() if len(hu) == len(plans))
-
-
-def scaled(floors: Sequence[HuFloor], plan: Plan) -> tuple[HuFloor, ...]:
-    """Floors in the units of the plan's preprocessed images instead of HU."""
-    windows = plan.preprocessing.normalization
+    windows = plans[0].preprocessing.normalization
     return tuple(
-        HuFloor(f.label, f.channel, (f.hu - windows[f.channel].lower) / windows[f.channel].width) for f in floors
+        HuFloor(label, channel, (min(hu) - windows[channel].lower) / windows[channel].width)
+        for (label, channel), hu in found.items()
+        if len(hu) == len(plans)
     )
 
 
