@@ -1,6 +1,6 @@
 """A prediction mended by the scan itself: what each class looks like in it, and where its edges are.
 
-No intensity of the labelled scan is asked, so other contrast agent or another scanner does no harm.
+No intensity of the labelled scan is asked, so contrast agent and scanner need not be the same.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ def agree_with_neighbours(probabilities: np.ndarray, image: np.ndarray, weight: 
         return
     box = find_objects(near.astype(np.uint8))[0]
     own = np.log(probabilities[(slice(None), *box)] + np.float32(LEAST))
-    inside = image[(slice(None), *box)]
-    bonds = [_bonds(inside, axis) for axis in range(near.ndim)]
+    bonds = _bonds(image[(slice(None), *box)])
     agreed = probabilities[(slice(None), *box)]
     for _ in range(ROUNDS):
         felt = np.zeros_like(own)
@@ -78,11 +77,11 @@ def agree_with_neighbours(probabilities: np.ndarray, image: np.ndarray, weight: 
     probabilities[(slice(None), *box)] = agreed
 
 
-def _bonds(image: np.ndarray, axis: int) -> np.ndarray:
-    """(*size less one along ``axis``) float32: 1 between voxels of one intensity, towards 0 across an edge."""
-    squares = []
-    for channel in image:
-        steps = np.abs(np.diff(channel, axis=-1))  # within slices, which may lie far apart
-        sigma = EDGE * float(np.median(steps)) if steps.size else 0.0
-        squares.append((np.diff(channel, axis=axis) / (sigma + LEAST)) ** 2)
-    return np.exp(-np.mean(squares, axis=0) / 2).astype(np.float32)
+def _bonds(image: np.ndarray) -> list[np.ndarray]:
+    """For each axis of an image (C, *size) (*size less one along it) float32: 1 between voxels of one intensity,
+    towards 0 across an edge."""
+    usual = [np.abs(np.diff(channel, axis=-1)) for channel in image]  # within slices, which may lie far apart
+    sigma = np.array([EDGE * float(np.median(steps)) + LEAST if steps.size else LEAST for steps in usual], image.dtype)
+    scaled = image / sigma.reshape(-1, *[1] * (image.ndim - 1))
+    steps_along = (np.diff(scaled, axis=axis) for axis in range(1, image.ndim))
+    return [np.exp(-np.mean(steps**2, axis=0) / 2).astype(np.float32) for steps in steps_along]
