@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def one_of_two(rank: int, folder: Path, port: int) -> None:
             trainer = trainer_of(norm, folder / norm / str(rank), processes)
             trainer.fit()
             torch.save([trainer.network.state_dict(), trainer.logbook.history], folder / f"{norm}{rank}.pt")
+        import_module("torch.distributed.nn")  # as torch does sooner or later
+        during = threads()
+    (folder / f"threads{rank}.json").write_text(json.dumps([during, threads()]))
+
+
+def threads() -> list[str]:
+    """The names of the process's threads, native ones too; none where there is no /proc."""
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +128,15 @@ def test_only_the_first_process_writes(two, norm):
     weights, history = left(two, norm, 0)
     assert saved["history"] == history
     assert all(torch.equal(saved["network"][name], value) for name, value in weights.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads in /proc, which Linux has")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_thread_of_the_group_outlives_it(two, rank):
+    """One that does takes part in the interpreter's end, and aborts it now and then."""
+    during, after = json.loads((two / f"threads{rank}.json").read_text())
+    assert any("gloo" in name for name in during)
+    assert not any("gloo" in name for name in after)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import cast
 
 import torch
@@ -143,6 +144,9 @@ def started(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         device = torch.device("cuda", local)
     elif device.type != "cpu":
         raise UserError(f"-device {device_name}: several processes train on cuda or cpu only")
+    # Its functions' defaults take the group there is when it is first imported, as torch itself does while training:
+    # imported after the group it would keep gloo's threads alive past its end, which now and then abort the exit.
+    import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Processes(rank, count), device
