@@ -68,7 +68,7 @@ UNET_DEFAULT = replace(
     ohem=False,
     alignment="none",
     augmentation=replace(DEFAULT.augmentation, location_jitter=0.0),
-    inference=replace(DEFAULT.inference, prior_weight=0.0),
+    inference=replace(DEFAULT.inference, prior_weight=0.0, intensity_weight=0.0, neighbour_weight=0.0),
 )
 
 _ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPREAD, UNET_DEFAULT)

@@ -95,7 +95,7 @@ def make_plan(
     network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
-    inference, reasons["mending"] = rules.mending_rule(recipe.inference, alignment != "none", is_ct)
+    inference, reasons["mending"] = rules.mending_rule(recipe.inference, list(facts.labels), flat, is_ct)
     recipe = replace(recipe, inference=inference)
     if preprocessing.crop == "nonzero" and recipe.name not in (*OF_THE_PAPER, *SMALL):
         recipe = replace(recipe, inference=replace(recipe.inference, skip_empty=True))

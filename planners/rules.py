@@ -208,20 +208,23 @@ def alignment_rule(wanted: Alignment, labels: Sequence[str], median_size: tuple[
     return wanted, f"{wanted} registration to the training scans, whose labels are told to the network as a prior"
 
 
-CT_WEIGHT = 2  # times the recipe's: noise apart, a CT's voxels differ by tissue alone, an MRI's by shading too
+DOUBLED = 2  # times the recipe's intensity weight, where little else tells, or the image tells much
 
 
-def mending_rule(wanted: InferenceSpec, aligned: bool, is_ct: bool) -> tuple[InferenceSpec, str]:
-    """How far a scan's own intensities and edges mend its prediction: as the recipe wants, by intensities more in a CT;
-    not where nothing is aligned, for there the prediction is not sure enough to learn from."""
+def mending_rule(wanted: InferenceSpec, labels: Sequence[str], flat: bool, is_ct: bool) -> tuple[InferenceSpec, str]:
+    """How far a scan's own intensities and edges mend its prediction: as the recipe wants, by intensities twice as much
+    in a CT, where voxels differ by tissue alone (an MRI's by shading too), and for lesions, whose place tells nothing;
+    not in 2D images, where it is untried."""
     if not (wanted.intensity_weight or wanted.neighbour_weight):
         return wanted, "the recipe leaves predictions as they are"
-    if not aligned:
-        unmended = replace(wanted, intensity_weight=0.0, neighbour_weight=0.0)
-        return unmended, "scans are not aligned: predictions are left as they are"
-    mended = replace(wanted, intensity_weight=wanted.intensity_weight * (CT_WEIGHT if is_ct else 1))
-    reason = f"by each class's intensities in the scan itself (weight {mended.intensity_weight:g}"
-    return mended, f"{reason}{', a CT' if is_ct else ''}), and like neighbours agree ({mended.neighbour_weight:g})"
+    if flat:
+        return replace(
+            wanted, intensity_weight=0.0, neighbour_weight=0.0
+        ), "2D images: predictions are left as they are"
+    why = ", a CT" if is_ct else ", lesions" if lesions_of(labels) else ""
+    mended = replace(wanted, intensity_weight=wanted.intensity_weight * (DOUBLED if why else 1))
+    reason = f"by each class's intensities in the scan itself (weight {mended.intensity_weight:g}{why})"
+    return mended, f"{reason}, and like neighbours agree ({mended.neighbour_weight:g})"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mre_lowshot.inference.appearance import (
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import build
 from mre_lowshot.planners.rules import mending_rule
+from mre_lowshot.recipes import RECIPES
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 
@@ -141,14 +142,25 @@ def test_where_there_is_nothing_to_learn_nothing_changes():
     assert np.isnan(broken).all()  # for the predictor to refuse
 
 
-def test_the_planner_trusts_a_ct_most_and_nothing_that_is_not_aligned():
+def test_the_planner_trusts_intensities_most_in_a_ct_and_for_lesions_and_mends_no_2d_image():
     wanted = InferenceSpec(intensity_weight=0.5, neighbour_weight=2)
-    assert mending_rule(wanted, True, False)[0] == wanted
-    ct, reason = mending_rule(wanted, True, True)
-    assert (ct.intensity_weight, ct.neighbour_weight) == (1, 2)
-    assert "a CT" in reason
-    assert mending_rule(wanted, False, True)[0] == InferenceSpec()
-    assert mending_rule(InferenceSpec(), True, True) == (InferenceSpec(), "the recipe leaves predictions as they are")
+    organs, lesions = ["background", "liver"], ["background", "necrosis", "edema"]
+    assert mending_rule(wanted, organs, False, False)[0] == wanted
+    for labels, is_ct, why in ((organs, True, "weight 1, a CT"), (lesions, False, "weight 1, lesions")):
+        mended, reason = mending_rule(wanted, labels, False, is_ct)
+        assert (mended.intensity_weight, mended.neighbour_weight) == (1, 2)
+        assert why in reason
+    assert mending_rule(wanted, lesions, True, False)[0] == InferenceSpec()
+    unmended = InferenceSpec(), "the recipe leaves predictions as they are"
+    assert mending_rule(InferenceSpec(), organs, False, True) == unmended
+
+
+def test_the_u_net_to_compare_with_is_not_mended():
+    unet = RECIPES["unet_default"].inference
+    assert (unet.intensity_weight, unet.neighbour_weight, unet.prior_weight) == (0, 0, 0)
+
+
+def test_weights_out_of_range_are_refused():
     for name in ("intensity_weight", "neighbour_weight"):
         with pytest.raises(UserError, match=f"{name} is 11; must lie in"):
             InferenceSpec(**{name: 11})
