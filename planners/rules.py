@@ -167,12 +167,27 @@ def lesions_of(labels: Sequence[str]) -> list[str]:
     return [name for name in labels if any(word in name.lower() for word in LESIONS)]
 
 
+def only_lesions(labels: Sequence[str]) -> bool:
+    """Whether every foreground label's name tells a lesion."""
+    foreground = [name for name in labels if name != "background"]
+    return bool(foreground) and lesions_of(foreground) == foreground
+
+
+def coordinates_rule(labels: Sequence[str]) -> tuple[Literal["none", "volume"], str]:
+    """Whether the network is told where in the scan a voxel lies: not where all that it looks for are lesions, or it
+    learns to look where the labelled scan has them."""
+    if only_lesions(labels):
+        return "none", "every label names a lesion: the network is not told where it looks"
+    return "volume", "each voxel's place in the scan, or in the labelled scan where they are aligned"
+
+
 def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Axes (y, x) along which 2D training images are mirrored: x where all foreground labels are lesions, which have
     no side; top and bottom never (in ultrasound depth runs along y)."""
-    foreground = [name for name in labels if name != "background"]
-    if foreground and lesions_of(foreground) == foreground:
-        return (1,), f"2D images of lesions ({', '.join(foreground)}), which have no side: mirrored left and right"
+    if only_lesions(labels):
+        return (
+            1,
+        ), f"2D images of lesions ({', '.join(lesions_of(labels))}), which have no side: mirrored left and right"
     return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
 
 
@@ -213,15 +228,11 @@ DOUBLED = 2  # times the recipe's intensity weight, where little else tells, or 
 
 def mending_rule(wanted: InferenceSpec, labels: Sequence[str], flat: bool, is_ct: bool) -> tuple[InferenceSpec, str]:
     """How far a scan's own intensities and edges mend its prediction: as the recipe wants, by intensities twice as much
-    in a CT, where voxels differ by tissue alone (an MRI's by shading too), and for lesions, whose place tells nothing;
-    not in 2D images, where it is untried."""
+    in a CT, where voxels differ by tissue alone (an MRI's and an ultrasound's by shading too), and for lesions in
+    volumes, whose place tells nothing."""
     if not (wanted.intensity_weight or wanted.neighbour_weight):
         return wanted, "the recipe leaves predictions as they are"
-    if flat:
-        return replace(
-            wanted, intensity_weight=0.0, neighbour_weight=0.0
-        ), "2D images: predictions are left as they are"
-    why = ", a CT" if is_ct else ", lesions" if lesions_of(labels) else ""
+    why = ", a CT" if is_ct else ", lesions" if lesions_of(labels) and not flat else ""
     mended = replace(wanted, intensity_weight=wanted.intensity_weight * (DOUBLED if why else 1))
     reason = f"by each class's intensities in the scan itself (weight {mended.intensity_weight:g}{why})"
     return mended, f"{reason}, and like neighbours agree ({mended.neighbour_weight:g})"

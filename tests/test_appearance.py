@@ -142,7 +142,7 @@ def test_where_there_is_nothing_to_learn_nothing_changes():
     assert np.isnan(broken).all()  # for the predictor to refuse
 
 
-def test_the_planner_trusts_intensities_most_in_a_ct_and_for_lesions_and_mends_no_2d_image():
+def test_the_planner_trusts_intensities_most_in_a_ct_and_for_lesions_in_volumes():
     wanted = InferenceSpec(intensity_weight=0.5, neighbour_weight=2)
     organs, lesions = ["background", "liver"], ["background", "necrosis", "edema"]
     assert mending_rule(wanted, organs, False, False)[0] == wanted
@@ -150,7 +150,7 @@ def test_the_planner_trusts_intensities_most_in_a_ct_and_for_lesions_and_mends_n
         mended, reason = mending_rule(wanted, labels, False, is_ct)
         assert (mended.intensity_weight, mended.neighbour_weight) == (1, 2)
         assert why in reason
-    assert mending_rule(wanted, lesions, True, False)[0] == InferenceSpec()
+    assert mending_rule(wanted, lesions, True, False)[0] == wanted
     unmended = InferenceSpec(), "the recipe leaves predictions as they are"
     assert mending_rule(InferenceSpec(), organs, False, True) == unmended
 

@@ -253,6 +253,16 @@ def test_lesions_keep_the_coarser_grid_of_a_small_network():
     assert planned(CUBE, device=GPU24, labels={"background": 0, "edema": 1}).preprocessing.grid == "native"
 
 
+def test_a_network_that_looks_for_lesions_only_is_not_told_where_it_looks():
+    lesions, mixed = {"background": 0, "edema": 1, "necrosis": 2}, {"background": 0, "liver": 1, "liver_tumour": 2}
+    plan = planned(CUBE, labels=lesions)
+    assert plan.network.coordinates == "none"
+    assert "not told where" in plan.reasons["coordinates"]
+    assert planned(CUBE, labels=mixed).network.coordinates == "volume"  # an organ has its place
+    for recipe in ("paper", "paper_small"):  # the paper's network always has them
+        assert planned(CUBE, labels=lesions, recipe=recipe).network.coordinates == "volume"
+
+
 @pytest.mark.parametrize(
     ("voxels", "iterations"), [(1_000, 600), (663_552, 600), (884_736, 800), (1_327_104, 1200), (9_000_000, 1200)]
 )
