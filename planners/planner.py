@@ -92,10 +92,11 @@ def make_plan(
         image_level_norm=pooled_norm,
     )
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
-    if recipe.name not in (*OF_THE_PAPER, *SMALL) and not flat:
+    of_the_recipe = NETWORKS.get(recipe.name, {})
+    if recipe.name not in (*OF_THE_PAPER, *SMALL) and not flat and "coordinates" not in of_the_recipe:
         coordinates, reasons["coordinates"] = rules.coordinates_rule(list(facts.labels))
         network = replace(network, coordinates=coordinates)
-    network = replace(network, atlas_prior=alignment != "none", **NETWORKS.get(recipe.name, {}))
+    network = replace(network, atlas_prior=alignment != "none", **of_the_recipe)
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
     inference, reasons["mending"] = rules.mending_rule(recipe.inference, list(facts.labels), flat, is_ct)

@@ -185,9 +185,8 @@ def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Axes (y, x) along which 2D training images are mirrored: x where all foreground labels are lesions, which have
     no side; top and bottom never (in ultrasound depth runs along y)."""
     if only_lesions(labels):
-        return (
-            1,
-        ), f"2D images of lesions ({', '.join(lesions_of(labels))}), which have no side: mirrored left and right"
+        named = ", ".join(lesions_of(labels))
+        return (1,), f"2D images of lesions ({named}), which have no side: mirrored left and right"
     return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
 
 
