@@ -61,6 +61,7 @@ def make_plan(
         median_size, spacing = median_size[1:], spacing[1:]
     size, reasons["network"] = rules.size_rule(device)
     of_the_paper = recipe.name in OF_THE_PAPER
+    beyond_the_paper = recipe.name not in (*OF_THE_PAPER, *SMALL)
     if of_the_paper:
         size = replace(rules.PAPER_SIZE, batch_size=rules.paper_batch(device, recipe.batch_size))
         reasons["network"] = f"recipe {recipe.name!r}: the paper's widths, {size.batch_size} patches a batch"
@@ -93,7 +94,7 @@ def make_plan(
     )
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
     of_the_recipe = NETWORKS.get(recipe.name, {})
-    if recipe.name not in (*OF_THE_PAPER, *SMALL) and not flat and "coordinates" not in of_the_recipe:
+    if beyond_the_paper and not flat and "coordinates" not in of_the_recipe:
         coordinates, reasons["coordinates"] = rules.coordinates_rule(list(facts.labels))
         network = replace(network, coordinates=coordinates)
     network = replace(network, atlas_prior=alignment != "none", **of_the_recipe)
@@ -101,11 +102,11 @@ def make_plan(
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
     inference, reasons["mending"] = rules.mending_rule(recipe.inference, list(facts.labels), flat, is_ct)
     recipe = replace(recipe, inference=inference)
-    if preprocessing.crop == "nonzero" and recipe.name not in (*OF_THE_PAPER, *SMALL):
+    if preprocessing.crop == "nonzero" and beyond_the_paper:
         recipe = replace(recipe, inference=replace(recipe.inference, skip_empty=True))
         reasons["empty_tiles"] = "constant background in every scan: tiles that hold nothing else are not computed"
     recipe = _of_the_data(recipe, facts, flat, reasons)
-    if flat and recipe.name not in (*OF_THE_PAPER, *SMALL):
+    if flat and beyond_the_paper:
         mirror_axes, reasons["mirroring"] = rules.flat_mirror_rule(list(facts.labels))
         recipe = for_images(recipe, mirror_axes)
     if not flat and not of_the_paper:
