@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.preprocessing.resampling import resize_linear
-from mre_lowshot.registration.affine import affine
-from mre_lowshot.registration.deformable import deformable
-from mre_lowshot.registration.images import mapped, to_image
+from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
+from mre_lowshot.registration.affine import affine, nearest_affine
+from mre_lowshot.registration.deformable import Classes, deformable
+from mre_lowshot.registration.images import label_image, mapped, thinned_size, to_image
 from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
 from mre_lowshot.specs import Plan
 
@@ -102,19 +102,48 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
     return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes)
 
 
-def align(atlases: Atlases, image: np.ndarray, spacing: tuple[float, ...], plan: Plan) -> np.ndarray | None:
+@dataclass(frozen=True)
+class Former:
+    """What a first registration and prediction found of a scan: coordinates (atlases * 3, *size), class probabilities
+    (K, *size)."""
+
+    coordinates: np.ndarray
+    probabilities: np.ndarray
+
+    def of_each(self, atlases: int) -> list[Former]:
+        return [Former(part, self.probabilities) for part in np.split(self.coordinates, atlases)]
+
+
+def align(
+    atlases: Atlases,
+    image: np.ndarray,
+    spacing: tuple[float, ...],
+    plan: Plan,
+    former: Former | None = None,
+) -> np.ndarray | None:
     """Coordinates (atlases * 3, *size) of a preprocessed scan's voxels in each atlas, each axis -1 to 1 over it; None
     where the plan aligns nothing (the scan's own volume is the frame then).
 
     ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration, large scans are thinned.
+    What is known from a ``former`` registration and prediction makes another: the affine transform is the one nearest
+    to the former registration, and what was predicted is brought to the atlas's labels as the image to its image
+    (deformable registration only; an affine one stays as it was).
 
     Raises:
         UserError: the scan cannot be registered (a few slices only, constant, nothing in common).
     """
     if not atlases or plan.recipe.alignment == "none":
         return None
+    if former is not None and plan.recipe.alignment != "deformable":
+        return former.coordinates
+    known = former.of_each(len(atlases)) if former else [None] * len(atlases)
     try:
-        return np.concatenate([_register(atlas, image, spacing, plan.recipe.alignment) for atlas in atlases])
+        return np.concatenate(
+            [
+                _register(atlas, image, spacing, plan.recipe.alignment, its)
+                for atlas, its in zip(atlases, known, strict=True)
+            ]
+        )
     except RuntimeError as problem:  # too thin, constant, no overlap: SimpleITK says which, in its last line
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(
@@ -123,11 +152,19 @@ def align(atlases: Atlases, image: np.ndarray, spacing: tuple[float, ...], plan:
         ) from None
 
 
-def _register(atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str) -> np.ndarray:
+def _register(
+    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, former: Former | None
+) -> np.ndarray:
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
-    transform = affine(fixed, moving)
+    classes = None
+    if former is None:
+        transform = affine(fixed, moving)
+    else:
+        transform = nearest_affine(places_in(atlas, former.coordinates, fixed), fixed)
+        shares = resize_image(former.probabilities[1:], thinned_size(image.shape[1:]), order=1)
+        classes = Classes(shares, label_image(atlas.label, atlas.spacing))
     if kind == "deformable":
-        transform = deformable(fixed, moving, transform)
+        transform = deformable(fixed, moving, transform, classes)
     return coordinates_in(atlas, transform, fixed, image.shape[1:])
 
 
@@ -143,3 +180,11 @@ def coordinates_in(atlas: Atlas, transform: Any, fixed: Any, size: tuple[int, ..
     if not np.isfinite(places).all():
         raise RuntimeError("the transform is not finite")
     return np.stack([resize_linear(axis, size) for axis in places])
+
+
+def places_in(atlas: Atlas, coordinates: np.ndarray, fixed: Any) -> np.ndarray:
+    """The other way round: `mapped`'s places (3, *size of ``fixed``), mm, of coordinates (3, *any size)."""
+    places = np.stack([resize_linear(axis, fixed.GetSize()[::-1]) for axis in coordinates]).astype(np.float64)
+    for axis, (side, length) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
+        places[axis] = (places[axis] * max(length - 1, 1) + (length - 1)) / 2 * side
+    return places

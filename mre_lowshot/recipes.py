@@ -43,7 +43,14 @@ DEFAULT = Recipe(
         blur_probability=0.1,
         low_resolution_probability=0.1,
     ),
-    inference=InferenceSpec(tiling="overlap", step=0.5, prior_weight=0.4, intensity_weight=0.5, neighbour_weight=2.0),
+    inference=InferenceSpec(
+        tiling="overlap",
+        step=0.5,
+        prior_weight=0.4,
+        intensity_weight=0.5,
+        neighbour_weight=2.0,
+        realign_below=0.8,
+    ),
 )
 
 # The paper's method at the size of a CPU: its loss (equation 5 with OHEM), uniform patches, centre tiles, nothing that
@@ -68,7 +75,9 @@ UNET_DEFAULT = replace(
     ohem=False,
     alignment="none",
     augmentation=replace(DEFAULT.augmentation, location_jitter=0.0),
-    inference=replace(DEFAULT.inference, prior_weight=0.0, intensity_weight=0.0, neighbour_weight=0.0),
+    inference=replace(
+        DEFAULT.inference, prior_weight=0.0, intensity_weight=0.0, neighbour_weight=0.0, realign_below=0.0
+    ),
 )
 
 _ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPREAD, UNET_DEFAULT)

@@ -55,6 +55,13 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
 UNKNOWN = -2  # an ignored voxel of the atlas, as distinct from `IGNORE`, which stands for a place outside it
 
 
+def class_shares(label: np.ndarray, classes: int) -> np.ndarray:
+    """(K, *size) float32: 1 for the class of a label map (*size); an ignored voxel is 1/K of every class."""
+    shares = np.stack([label == k for k in range(classes)]).astype(np.float32)
+    shares[:, label == IGNORE] = 1 / classes
+    return shares
+
+
 @dataclass(frozen=True)
 class Prior:
     """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own.

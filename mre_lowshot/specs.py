@@ -162,7 +162,9 @@ class InferenceSpec:
     IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``. ``prior_weight`` w pools the
     network's posterior with the labels that registration brings from the atlas, as p^(1-w) q^w (where scans are
     aligned and the network knows the prior). ``intensity_weight`` mends the result by what each class looks like in the
-    scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). ``skip_empty`` calls
+    scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). A scan whose network and
+    registration agree less than ``realign_below`` (`inference.quality`) is registered again, by what was predicted too,
+    and pooled anew. ``skip_empty`` calls
     tiles background, without asking the network, where every channel is constant: for scans whose surroundings were set
     to one value."""
 
@@ -173,12 +175,14 @@ class InferenceSpec:
     prior_weight: float = 0.0
     intensity_weight: float = 0.0
     neighbour_weight: float = 0.0
+    realign_below: float = 0.0
     skip_empty: bool = False
 
     def __post_init__(self) -> None:
         _need(0 <= self.prior_weight < 1, f"prior_weight is {self.prior_weight}; must lie in [0, 1)")
         _need(0 <= self.intensity_weight <= 2, f"intensity_weight is {self.intensity_weight}; must lie in [0, 2]")
         _need(0 <= self.neighbour_weight <= 9, f"neighbour_weight is {self.neighbour_weight}; must lie in [0, 9]")
+        _need(0 <= self.realign_below <= 1, f"realign_below is {self.realign_below}; must lie in [0, 1]")
         _need(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
         _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
 

@@ -100,6 +100,13 @@ def make_plan(
     network = replace(network, atlas_prior=alignment != "none", **of_the_recipe)
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
+    if alignment != "deformable":
+        recipe = replace(recipe, inference=replace(recipe.inference, realign_below=0.0))
+    elif recipe.inference.realign_below:
+        reasons["realignment"] = (
+            f"again, by what was predicted too, where network and registration agree less than "
+            f"{recipe.inference.realign_below:g} (Dice)"
+        )
     inference, reasons["mending"] = rules.mending_rule(recipe.inference, list(facts.labels), flat, is_ct)
     recipe = replace(recipe, inference=inference)
     if preprocessing.crop == "nonzero" and beyond_the_paper:

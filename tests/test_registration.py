@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from mre_lowshot.losses import IGNORE
 from mre_lowshot.registration import discrete
 from mre_lowshot.registration.discrete import displacement, self_similarity
+from mre_lowshot.sampling import class_shares
 
 
 def texture(size, seed=0, sigma=1.5) -> np.ndarray:
@@ -145,3 +147,43 @@ def test_an_organ_that_lies_far_from_where_it_lies_in_the_other_scan_is_found():
         scores.append(2 * (carried & there).sum() / (carried.sum() + there.sum()))
     assert scores[0] < 0.5
     assert scores[1] > 0.8
+
+
+def test_classes_are_followed_where_the_images_say_nothing():
+    size, shift = (28, 32, 30), (4, -6, 2)
+    shares = np.zeros((2, *size), np.float32)
+    shares[0, 8:18, 12:22, 8:16] = 1
+    shares[1, 8:18, 12:22, 16:24] = 1
+    there = np.roll(shares, shift, axis=(1, 2, 3))  # shares(x) = there(x + shift)
+    even = np.ones(size, np.float32)
+    found = displacement(even, even, (2, 2, 2), 4, classes=(shares, there))
+    inside = shares.sum(axis=0) > 0
+    np.testing.assert_allclose(found[:, inside].mean(axis=1), shift, atol=0.7)
+    assert not displacement(even, even, (2, 2, 2), 4).any()
+
+
+def test_the_shares_of_classes_are_one_for_the_label_and_even_where_it_is_ignored():
+    label = np.array([[[0, 2, IGNORE, 1]]], dtype=np.int16)
+    wanted = np.array([[1, 0, 1 / 3, 0], [0, 0, 1 / 3, 1], [0, 1, 1 / 3, 0]], dtype=np.float32)
+    assert np.array_equal(class_shares(label, 3)[:, 0, 0], wanted)
+
+
+def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
+    import SimpleITK as sitk
+
+    from mre_lowshot.registration.deformable import Classes
+    from mre_lowshot.registration.images import MOST_VOXELS, brought, label_image, thinned_size, to_image
+
+    size, spacing = (60, 110, 100), (3.0, 1.5, 2.0)
+    organ = np.zeros(size, np.int16)
+    organ[20:40, 30:70, 50:90] = 1
+    fixed = to_image(np.zeros((1, *size), np.float32), spacing)
+    moving = to_image(organ[None].astype(np.float32), spacing)
+    assert np.prod(size) > MOST_VOXELS  # images are thinned, labels are not
+    move = sitk.TranslationTransform(3, (6.0, -4.5, 9.0))
+    shares = np.zeros((1, *thinned_size(size)), np.float32)
+    _, carried = Classes(shares, label_image(organ, spacing)).both(fixed, move)
+    image = sitk.GetArrayFromImage(brought(fixed, moving, move))
+    assert carried.shape == shares.shape
+    assert ((image > 0.5) != (carried[0] > 0.5)).mean() < 0.01
+    assert carried.sum() > 0.1 * np.count_nonzero(organ)

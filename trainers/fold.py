@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from mre_lowshot import checkpoint
-from mre_lowshot.alignment import align, in_atlases, make_atlases, make_prior
+from mre_lowshot.alignment import in_atlases, make_atlases, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
-from mre_lowshot.inference.export import kept_single, native_labels
+from mre_lowshot.inference.export import kept_single, located, native_labels
 from mre_lowshot.inference.floors import joint_floors
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
@@ -148,8 +148,8 @@ def validate(
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
-            fields = [align(trainer.atlases, case.image, case.transform.spacing, plan)]
-            probabilities, qualities[name] = predictor.predict_and_rate(case.image, coordinates=fields)
+            fields, realign = located([trainer.atlases], case, plan)
+            probabilities, qualities[name] = predictor.predict_and_rate(case.image, None, fields, realign)
         except (UserError, NumericalError) as problem:  # the others are scored all the same
             failed[name] = f"case {name}: {problem}"
             continue

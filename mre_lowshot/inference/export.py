@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlases, align
+from mre_lowshot.alignment import Atlases, Former, align
 from mre_lowshot.dataset import Case
 from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
-from mre_lowshot.inference.predictor import Predictor, Progress
+from mre_lowshot.inference.predictor import Fields, Predictor, Progress, Realign
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.cropping import Box
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
@@ -49,11 +49,12 @@ def kept_single(plans: Sequence[Plan]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Ready:
-    """A scan before the network sees it: preprocessed, with its places in each model's atlases, what is unusual about
-    it in words, and the geometry of its file."""
+    """A scan before the network sees it: preprocessed, with its places in each model's atlases and what finds them
+    anew, what is unusual about it in words, and the geometry of its file."""
 
     prepared: PreparedCase
-    fields: list[np.ndarray | None]
+    fields: Fields
+    realign: Realign
     warnings: list[str]
     geometry: Geometry
 
@@ -68,8 +69,23 @@ def make_ready(case: Case, plan: Plan, atlases: Sequence[Atlases], crop: Box | N
     warnings, geometry = unlike_training(image, plan), image.geometry
     prepared = prepare_case(case.name, image, None, plan, crop)
     del image  # the largest array there is, and not needed any more
-    fields = [align(of_fold, prepared.image, prepared.transform.spacing, plan) for of_fold in atlases]
-    return Ready(prepared, fields, warnings, geometry)
+    fields, realign = located(atlases, prepared, plan)
+    return Ready(prepared, fields, realign, warnings, geometry)
+
+
+def located(atlases: Sequence[Atlases], prepared: PreparedCase, plan: Plan) -> tuple[Fields, Realign]:
+    """Each model's coordinates of a preprocessed scan (`alignment.align`), and what finds them anew.
+
+    Raises:
+        UserError: it cannot be registered.
+    """
+    image, spacing = prepared.image, prepared.transform.spacing
+
+    def realign(fields: Fields, probabilities: np.ndarray) -> Fields:
+        formers = [None if field is None else Former(field, probabilities) for field in fields]
+        return [align(a, image, spacing, plan, former) for a, former in zip(atlases, formers, strict=True)]
+
+    return [align(of_fold, image, spacing, plan) for of_fold in atlases], realign
 
 
 def each_ready(
@@ -107,7 +123,7 @@ def predict_ready(
         NumericalError: the prediction is not finite. UserError: several slices for a 2D network.
     """
     transform = ready.prepared.transform
-    probabilities, quality = predictor.predict_and_rate(ready.prepared.image, progress, ready.fields)
+    probabilities, quality = predictor.predict_and_rate(ready.prepared.image, progress, ready.fields, ready.realign)
     write_volume(
         folder / f"{case.name}{file_ending(case.images[0])}",
         native_labels(probabilities, transform, single_component),

@@ -26,6 +26,9 @@ from mre_lowshot.specs import HuFloor, InferenceSpec, NetworkSpec, PatchSpec
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 FLAT = 1e-4  # of the normalised intensities: less is no content
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
+Fields = Sequence[np.ndarray | None]  # for each network the voxels' places in its atlases (atlases * axes, *size)
+Realign = Callable[[Fields, np.ndarray], Fields]  # from a registration, and class probabilities (K, *size), another
+REALIGNED = 2  # times
 Precision = Literal["float32", "bf16", "auto"]
 
 
@@ -41,7 +44,7 @@ class _Frame:
 
     size: tuple[int, ...]
     before: tuple[int, ...]
-    fields: Sequence[np.ndarray | None]
+    fields: Fields
 
 
 class Predictor:
@@ -91,7 +94,7 @@ class Predictor:
         self,
         image: np.ndarray,
         progress: Progress | None = None,
-        coordinates: Sequence[np.ndarray | None] | None = None,
+        coordinates: Fields | None = None,
     ) -> np.ndarray:
         """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid: `predict_and_rate`'s."""
         return self.predict_and_rate(image, progress, coordinates)[0]
@@ -100,13 +103,15 @@ class Predictor:
         self,
         image: np.ndarray,
         progress: Progress | None = None,
-        coordinates: Sequence[np.ndarray | None] | None = None,
+        coordinates: Fields | None = None,
+        realign: Realign | None = None,
     ) -> tuple[np.ndarray, Quality]:
         """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid, and how far to trust
         them.
 
         ``coordinates``: for each network the voxels' places in its atlases (atlases * axes, *size), where the image was
-        aligned.
+        aligned. Where registration and network agree less than the spec's ``realign_below``, ``realign`` is asked to
+        register anew, by what was predicted too, and the labels that this registration brings are pooled instead.
 
         Raises:
             NumericalError: a probability is not finite.
@@ -124,15 +129,26 @@ class Predictor:
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
         posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
         quality = estimate(posterior, brought)
-        probabilities = self._pooled(posterior, brought)
-        keep_above(probabilities, image, self.floors)
-        adapt(probabilities, image, self.inference.intensity_weight)
-        agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
+        probabilities = self._mended(posterior, brought, image)
+        rule = self.inference
+        if realign is not None and brought is not None and rule.prior_weight and quality.score < rule.realign_below:
+            probabilities = self._realigned(posterior, probabilities, coordinates or [], realign, image)
         if not all(np.isfinite(channel).all() for channel in probabilities):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
 
-    def _brought(self, fields: Sequence[np.ndarray | None], inner: tuple[slice, ...]) -> np.ndarray | None:
+    def _realigned(
+        self, posterior: np.ndarray, probabilities: np.ndarray, fields: Fields, realign: Realign, image: np.ndarray
+    ) -> np.ndarray:
+        """The network's posterior (K, *size) pooled with what another registration brings that knows the
+        ``probabilities`` of the first, and so on."""
+        whole = tuple(slice(n) for n in image.shape[1:])
+        for _ in range(REALIGNED):
+            fields = realign(fields, probabilities)
+            probabilities = self._mended(posterior, self._brought(fields, whole), image)
+        return probabilities
+
+    def _brought(self, fields: Fields, inner: tuple[slice, ...]) -> np.ndarray | None:
         """The labels that registration brings from the atlases, (K, *size); None where nothing was registered."""
         brought = [
             prior.posterior(field[(slice(None), *inner)])
@@ -140,6 +156,15 @@ class Predictor:
             if field is not None and prior is not None
         ]
         return np.mean(brought, axis=0) if brought else None
+
+    def _mended(self, posterior: np.ndarray, brought: np.ndarray | None, image: np.ndarray) -> np.ndarray:
+        """The posterior (K, *size), pooled with the labels that registration ``brought`` and mended by the image
+        (C, *size)."""
+        probabilities = self._pooled(posterior, brought)
+        keep_above(probabilities, image, self.floors)
+        adapt(probabilities, image, self.inference.intensity_weight)
+        agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
+        return probabilities
 
     def _pooled(self, posterior: np.ndarray, brought: np.ndarray | None) -> np.ndarray:
         """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.registration.images import brought, coarser, locally_normalised
+from mre_lowshot.registration.images import brought, coarser, locally_normalised, mapped
 
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 
@@ -54,6 +54,20 @@ def _starts(fixed: Any, moving: Any) -> Iterator[Any]:
             dx, dy, dz = transform.GetTranslation()
             transform.SetTranslation((dx, dy, dz + start * float(extents[0][2])))
             yield transform
+
+
+def nearest_affine(places: np.ndarray, grid: Any) -> Any:
+    """The affine transform that takes the voxels of ``grid`` (SimpleITK image) nearest to ``places`` (3, *size) in mm,
+    axes (z, y, x), by least squares."""
+    import SimpleITK as sitk
+
+    own = mapped(sitk.Transform(), grid).reshape(3, -1)
+    moments = np.vstack([own, np.ones(own.shape[1])])
+    fitted = np.linalg.solve(moments @ moments.T, moments @ places.reshape(3, -1).T).T[::-1]  # rows x, y, z
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(fitted[:, 2::-1].ravel().tolist())
+    transform.SetTranslation(fitted[:, 3].tolist())
+    return transform
 
 
 def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: list[float]) -> Any:

@@ -21,6 +21,7 @@ from mre_lowshot.sampling import take_image, voxel_positions
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # how much the neighbours' choice counts, round by round
 CONSISTENCY_ROUNDS = 15
+CLASS_WEIGHT = 20.0  # of a squared difference between shares of a class, to a feature's 1
 
 
 def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
@@ -45,21 +46,31 @@ def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
 
 
 def displacement(
-    fixed: np.ndarray, moving: np.ndarray, step: Sequence[int], reach: int, radius: int = 1, distance: int = 2
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    step: Sequence[int],
+    reach: int,
+    radius: int = 1,
+    distance: int = 2,
+    classes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Displacement (3, *size) in voxels that brings ``moving`` to ``fixed``, both (*size): ``fixed`` at x looks like
     ``moving`` at x + displacement(x).
 
     Blocks of ``step`` voxels an axis are moved by up to ``reach`` blocks along each axis; the result is consistent with
     the displacement found from ``moving`` to ``fixed``, and interpolated between blocks. ``radius`` and ``distance``
-    are those of the features.
+    are those of the features. ``classes``, shares of classes (K, *size) in ``fixed`` and ``moving``, are compared too,
+    where they are given.
     """
     size = fixed.shape
     rest = [(0, -n % s) for n, s in zip(size, step, strict=True)]
     blocks = []
-    for image in (fixed, moving):
-        whole = torch.from_numpy(np.pad(image, rest, mode="edge").astype(np.float32))
-        blocks.append(F.avg_pool3d(self_similarity(whole, radius, distance), tuple(step), stride=tuple(step)))
+    for image, shares in zip((fixed, moving), classes or (None, None), strict=True):
+        features = self_similarity(torch.from_numpy(_padded(image, rest)), radius, distance)
+        if shares is not None:
+            weighted = torch.from_numpy(_padded(shares, [(0, 0), *rest])).mul_(CLASS_WEIGHT**0.5)
+            features = torch.cat([features, weighted])
+        blocks.append(F.avg_pool3d(features, tuple(step), stride=tuple(step)))
     there = _best(blocks[0], blocks[1], reach).numpy()
     back = _best(blocks[1], blocks[0], reach).numpy()
     home = voxel_positions([0] * 3, there.shape[1:])
@@ -71,8 +82,12 @@ def displacement(
     return full[(slice(None), *(slice(n) for n in size))].numpy()
 
 
+def _padded(array: np.ndarray, widths: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.pad(array, widths, mode="edge").astype(np.float32)
+
+
 def _best(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Displacement (3, *blocks), in blocks, of features (12, *blocks) by coupled convex optimisation."""
+    """Displacement (3, *blocks), in blocks, of features (F, *blocks) by coupled convex optimisation."""
     choices = torch.tensor(list(product(range(-reach, reach + 1), repeat=3)), dtype=torch.float32)
     cost = _costs(fixed, moving, reach)
     shape = fixed.shape[1:]

@@ -18,13 +18,27 @@ def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
     import SimpleITK as sitk
 
     size = array.shape[1:]
-    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
-    thinned = tuple(max(1, int(n / factor)) for n in size)
+    thinned = thinned_size(size)
     mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
     image = sitk.GetImageFromArray(mean.astype(np.float32))
     coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
     image.SetSpacing([float(s) for s in reversed(coarse)])
     image.SetOrigin([float(c - s) / 2 for c, s in zip(reversed(coarse), reversed(spacing), strict=True)])
+    return image
+
+
+def thinned_size(size: tuple[int, ...]) -> tuple[int, ...]:
+    """``size`` itself, or as much smaller as `MOST_VOXELS` asks."""
+    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
+    return tuple(max(1, int(n / factor)) for n in size)
+
+
+def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
+    """A label map (*size) as a SimpleITK image in the frame of `to_image`, not thinned."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(label.astype(np.int16))
+    image.SetSpacing([float(s) for s in reversed(spacing)])
     return image
 
 
