@@ -50,6 +50,7 @@ DEFAULT = Recipe(
         intensity_weight=0.5,
         neighbour_weight=2.0,
         realign_below=0.8,
+        calibrate=True,
     ),
 )
 
@@ -75,9 +76,7 @@ UNET_DEFAULT = replace(
     ohem=False,
     alignment="none",
     augmentation=replace(DEFAULT.augmentation, location_jitter=0.0),
-    inference=replace(
-        DEFAULT.inference, prior_weight=0.0, intensity_weight=0.0, neighbour_weight=0.0, realign_below=0.0
-    ),
+    inference=InferenceSpec(tiling="overlap", step=0.5),
 )
 
 _ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPREAD, UNET_DEFAULT)

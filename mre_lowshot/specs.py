@@ -164,7 +164,8 @@ class InferenceSpec:
     aligned and the network knows the prior). ``intensity_weight`` mends the result by what each class looks like in the
     scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). A scan whose network and
     registration agree less than ``realign_below`` (`inference.quality`) is registered again, by what was predicted too,
-    and pooled anew. ``skip_empty`` calls
+    and pooled anew. ``calibrate`` softens probabilities that are surer than that agreement (`inference.confidence`).
+    ``skip_empty`` calls
     tiles background, without asking the network, where every channel is constant: for scans whose surroundings were set
     to one value."""
 
@@ -176,6 +177,7 @@ class InferenceSpec:
     intensity_weight: float = 0.0
     neighbour_weight: float = 0.0
     realign_below: float = 0.0
+    calibrate: bool = False
     skip_empty: bool = False
 
     def __post_init__(self) -> None:

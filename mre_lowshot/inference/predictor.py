@@ -15,6 +15,7 @@ from torch import nn
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.appearance import adapt, agree_with_neighbours
 from mre_lowshot.inference.compiled import Compiler, commonest_first
+from mre_lowshot.inference.confidence import calibrate
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.floors import keep_above
 from mre_lowshot.inference.quality import Quality, estimate
@@ -133,6 +134,8 @@ class Predictor:
         rule = self.inference
         if realign is not None and brought is not None and rule.prior_weight and quality.score < rule.realign_below:
             probabilities = self._realigned(posterior, probabilities, coordinates or [], realign, image)
+        if rule.calibrate:
+            calibrate(probabilities, quality.score)
         if not all(np.isfinite(channel).all() for channel in probabilities):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
