@@ -83,9 +83,9 @@ _ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPRE
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 OF_THE_PAPER = ("paper", "paper_aug", "unet", "unet_spread")  # planned as the paper did: its network, patch, crop, grid
 SMALL = ("paper_small", "paper_aug_small")  # the small network on any device
-_UNET_NETWORK: dict[str, Any] = {"ams": False, "coordinates": "none", "dml": False, "embedding": 0}
+UNET_NETWORK: dict[str, Any] = {"ams": False, "coordinates": "none", "dml": False, "embedding": 0}
 # Fields of the network that a recipe changes.
-NETWORKS: dict[str, dict[str, Any]] = dict.fromkeys(("unet", "unet_spread", "unet_default"), _UNET_NETWORK)
+NETWORKS: dict[str, dict[str, Any]] = dict.fromkeys(("unet", "unet_spread", "unet_default"), UNET_NETWORK)
 
 
 # What 2D images change in a recipe that is not the paper's: a few single images vary more in pose and size than

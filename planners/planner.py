@@ -12,7 +12,7 @@ from mre_lowshot.codec import all_changed
 from mre_lowshot.paper_data import groups_of
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import constant_background, seen_ranges
-from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, SMALL, for_images, named
+from mre_lowshot.recipes import NETWORKS, OF_THE_PAPER, SMALL, UNET_NETWORK, for_images, named
 from mre_lowshot.specs import NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def make_plan(
     )
     alignment, reasons["alignment"] = rules.alignment_rule(recipe.alignment, list(facts.labels), median_size)
     of_the_recipe = NETWORKS.get(recipe.name, {})
-    if beyond_the_paper and not flat and "coordinates" not in of_the_recipe:
-        coordinates, reasons["coordinates"] = rules.coordinates_rule(list(facts.labels))
-        network = replace(network, coordinates=coordinates)
+    if beyond_the_paper and not flat and not of_the_recipe:
+        plain, reasons["method"] = rules.plain_rule(list(facts.labels))
+        if plain:
+            of_the_recipe, recipe = UNET_NETWORK, replace(recipe, ohem=False)
     network = replace(network, atlas_prior=alignment != "none", **of_the_recipe)
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
@@ -121,8 +122,9 @@ def make_plan(
         iterations, reasons["length"] = rules.length_rule(recipe.iterations, float(np.prod(median_size)), seen)
         recipe = replace(recipe, iterations=iterations)
     reasons["recipe"] = f"recipe {recipe.name!r}: {recipe.iterations} iterations of {recipe.batch_size} patches"
-    derived = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
-    reasons.setdefault("groups", derived)
+    if recipe.ohem:
+        derived = "OHEM's majority group is derived from the labels of each fold's training scans, in the fold"
+        reasons.setdefault("groups", derived)
     return Plan(
         dataset_name=facts.name,
         plans_name=plans_name,

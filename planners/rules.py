@@ -173,12 +173,12 @@ def only_lesions(labels: Sequence[str]) -> bool:
     return bool(foreground) and lesions_of(foreground) == foreground
 
 
-def coordinates_rule(labels: Sequence[str]) -> tuple[Literal["none", "volume"], str]:
-    """Whether the network is told where in the scan a voxel lies: not where all that it looks for are lesions, or it
-    learns to look where the labelled scan has them."""
+def plain_rule(labels: Sequence[str]) -> tuple[bool, str]:
+    """Whether the plain U-Net takes MRE-Net's place: where all that it looks for are lesions. Coordinates and a wide
+    context then teach where the labelled scan has its lesion and what is around it, which the next scan has not."""
     if only_lesions(labels):
-        return "none", "every label names a lesion: the network is not told where it looks"
-    return "volume", "each voxel's place in the scan, or in the labelled scan where they are aligned"
+        return True, "every label names a lesion: the plain U-Net, told neither place nor wide surroundings; no OHEM"
+    return False, "MRE-Net"
 
 
 def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:

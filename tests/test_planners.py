@@ -1,7 +1,6 @@
 """What is decided for which dataset: golden plans, literal, and the rules' properties."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
-from mre_lowshot.planners.fold import decide, groups_rule, single_component_rule
 from mre_lowshot.planners.planner import DatasetFacts, make_plan, with_changes
 from mre_lowshot.specs import AugmentationSpec, ChannelNormalization, Recipe
 
@@ -253,12 +251,16 @@ def test_lesions_keep_the_coarser_grid_of_a_small_network():
     assert planned(CUBE, device=GPU24, labels={"background": 0, "edema": 1}).preprocessing.grid == "native"
 
 
-def test_a_network_that_looks_for_lesions_only_is_not_told_where_it_looks():
+def test_where_only_lesions_are_looked_for_the_network_is_the_plain_u_net():
     lesions, mixed = {"background": 0, "edema": 1, "necrosis": 2}, {"background": 0, "liver": 1, "liver_tumour": 2}
     plan = planned(CUBE, labels=lesions)
-    assert plan.network.coordinates == "none"
-    assert "not told where" in plan.reasons["coordinates"]
-    assert planned(CUBE, labels=mixed).network.coordinates == "volume"  # an organ has its place
+    assert plan.network == planned(CUBE, labels=lesions, recipe="unet_default").network
+    assert (plan.network.coordinates, plan.network.ams, plan.network.dml, plan.recipe.ohem) == ("none", *[False] * 3)
+    assert plan.recipe.inference.intensity_weight == 1.0  # mended, which the baseline is not
+    assert "plain U-Net" in plan.reasons["method"]
+    organs = planned(CUBE, labels=mixed)  # an organ has its place
+    assert organs.network.coordinates == "volume"
+    assert (organs.network.ams, organs.network.dml, organs.recipe.ohem) == (True, True, True)
     for recipe in ("paper", "paper_small"):  # the paper's network always has them
         assert planned(CUBE, labels=lesions, recipe=recipe).network.coordinates == "volume"
 
@@ -369,31 +371,3 @@ def test_a_case_is_measured_from_its_image():
     other = {**measured, "background_share": 0.1}
     assert constant_background(dataset_fingerprint("D", {"a": measured}))
     assert not constant_background(dataset_fingerprint("D", {"a": measured, "b": other}))
-
-
-def test_groups_come_from_training_labels_or_from_the_recipe():
-    assert groups_rule(np.array([1000, 100, 99, 0]))[0] == (0, 1)
-    assert groups_rule(np.array([5, 1000, 90, 100]))[0] == (0, 1, 3)
-    label = np.array([0] * 90 + [1] * 9 + [-1] * 50)
-    derived = decide(planned(BRAIN), "1shot", 0, ["a"], ["b"], [label], 3)
-    assert derived.majority == (0,)  # the organ is large, but without it no minority voxel would be left
-    assert groups_rule(np.array([900, 300, 0, 200]))[0] == (0, 1)
-    assert groups_rule(np.array([900, 300, 1, 200]))[0] == (0, 1, 3)
-    assert groups_rule(np.array([900, 0]))[0] == (0,)
-    assert derived.voxel_shares == {"background": 0.909091, "organ": 0.090909, "vessel": 0.0}
-    assert "vessel" in derived.reasons["missing"]
-    assert (derived.train, derived.test, derived.seed) == (("a",), ("b",), 3)
-    plan = planned(BRAIN)
-    plan = replace(plan, recipe=replace(plan.recipe, majority=("vessel",)))
-    assert decide(plan, "1shot", 0, [], [], [label], 0).majority == (2,)
-
-
-def test_a_class_in_one_piece_is_one_in_every_training_scan():
-    whole, broken = np.zeros((2, 9, 9, 9), np.int16)
-    whole[1:6, 1:6, 1:6] = 1
-    whole[7, 7, 7] = 1  # a stray voxel of 126
-    broken[1:6, 1:6, 1:6] = 1
-    broken[0, 7:9, 7:9] = 1
-    whole[8, 0, 0] = broken[8, 0, 0] = broken[8, 8, 8] = 2
-    assert single_component_rule([whole], 4)[0] == (1, 2)  # class 3 is nowhere
-    assert single_component_rule([whole, broken], 4)[0] == ()
