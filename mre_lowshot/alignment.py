@@ -1,7 +1,8 @@
 """Bringing a scan to the labelled one, the atlas, so that its coordinates mean the same anatomy.
 
-Registration looks at images alone. It gives each voxel of the scan its place in the atlas, which is what the network's
-coordinate maps (paper, III-C) then hold; the atlas's labels at that place can be told to the network too.
+Registration looks at images, and once more at what was predicted where that helps. It gives each voxel of the scan its
+place in the atlas, which is what the network's coordinate maps (paper, III-C) then hold; the atlas's labels at that
+place can be told to the network too.
 """
 
 from __future__ import annotations
@@ -104,14 +105,20 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
 
 @dataclass(frozen=True)
 class Former:
-    """What a first registration and prediction found of a scan: coordinates (atlases * 3, *size), class probabilities
-    (K, *size)."""
+    """What a first registration and prediction found of a scan: coordinates (atlases * 3, *size), and the classes'
+    shares (K, *`thinned_size`)."""
 
     coordinates: np.ndarray
-    probabilities: np.ndarray
+    shares: np.ndarray
 
-    def of_each(self, atlases: int) -> list[Former]:
-        return [Former(part, self.probabilities) for part in np.split(self.coordinates, atlases)]
+    @classmethod
+    def each(cls, fields: Sequence[np.ndarray | None], probabilities: np.ndarray) -> list[Former | None]:
+        """One for each model's coordinates, from the class probabilities (K, *size) of them all."""
+        shares = resize_image(probabilities, thinned_size(probabilities.shape[1:]), order=1)
+        return [None if field is None else cls(field, shares) for field in fields]
+
+    def of_each_atlas(self, atlases: int) -> list[Former]:
+        return [Former(part, self.shares) for part in np.split(self.coordinates, atlases)]
 
 
 def align(
@@ -126,17 +133,14 @@ def align(
 
     ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration, large scans are thinned.
     What is known from a ``former`` registration and prediction makes another: the affine transform is the one nearest
-    to the former registration, and what was predicted is brought to the atlas's labels as the image to its image
-    (deformable registration only; an affine one stays as it was).
+    to the former registration, and what was predicted is brought to the atlas's labels as the image to its image.
 
     Raises:
         UserError: the scan cannot be registered (a few slices only, constant, nothing in common).
     """
     if not atlases or plan.recipe.alignment == "none":
         return None
-    if former is not None and plan.recipe.alignment != "deformable":
-        return former.coordinates
-    known = former.of_each(len(atlases)) if former else [None] * len(atlases)
+    known = former.of_each_atlas(len(atlases)) if former else [None] * len(atlases)
     try:
         return np.concatenate(
             [
@@ -161,8 +165,7 @@ def _register(
         transform = affine(fixed, moving)
     else:
         transform = nearest_affine(places_in(atlas, former.coordinates, fixed), fixed)
-        shares = resize_image(former.probabilities[1:], thinned_size(image.shape[1:]), order=1)
-        classes = Classes(shares, label_image(atlas.label, atlas.spacing))
+        classes = Classes(former.shares, label_image(atlas.label, atlas.spacing))
     if kind == "deformable":
         transform = deformable(fixed, moving, transform, classes)
     return coordinates_in(atlas, transform, fixed, image.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,31 +39,47 @@ def test_what_was_predicted_is_brought_to_the_atlas_labels():
     right = []
     field = None
     for told in (False, True):
-        former = Former(field, class_shares(truth, 3)) if told else None
+        former = Former.each([field], class_shares(truth, 3))[0] if told else None
         field = align((atlas,), other, atlas.spacing, plan, former)
         right.append((prior.posterior(field).argmax(axis=0) == truth)[inside].mean())
     assert right[0] < 0.9
     assert right[1] > right[0] + 0.05
 
 
-def test_an_affine_alignment_has_no_use_for_what_was_predicted():
+def test_only_a_deformable_alignment_is_found_anew_and_each_model_by_its_own_former_one(monkeypatch):
+    from mre_lowshot.inference import export
+
     image, label = two_organs(18)
-    other, truth = two_organs(23)
-    atlas, plan = Atlas(image, label, (1.0, 1.0, 1.0)), tiny_plan(alignment="affine")
-    former = Former(np.zeros((3, *label.shape), np.float32), class_shares(truth, 3))
-    assert np.array_equal(align((atlas,), other, atlas.spacing, plan, former), former.coordinates)
+    prepared = SimpleNamespace(image=image, transform=SimpleNamespace(spacing=(1.0, 1.0, 1.0)))
+    atlases = [(Atlas(image, label, (1.0, 1.0, 1.0)),), (Atlas(image, label + 1, (1.0, 1.0, 1.0)),)]
+    asked = []
+    monkeypatch.setattr(export, "align", lambda *given: asked.append(given) or np.full(3, float(len(asked))))
+    fields, again = export.located(atlases, prepared, tiny_plan(alignment="deformable"))
+    again(fields, class_shares(label, 3))
+    first, second = asked[2:]
+    assert [given[0] for given in asked[2:]] == atlases
+    assert (first[4].coordinates[0], second[4].coordinates[0]) == (1.0, 2.0)
+    assert first[4].shares.shape == (3, *label.shape)
+    assert export.located(atlases, prepared, tiny_plan(alignment="affine"))[1] is None
 
 
-def test_each_atlas_is_registered_again_from_its_own_former_registration():
+def test_each_atlas_is_registered_again_from_its_own_former_registration(monkeypatch):
+    from mre_lowshot import alignment
+
     image, label = two_organs(18)
     atlases = tuple(Atlas(np.roll(image, n, 2), np.roll(label, n, 1), (1.0, 1.0, 1.0)) for n in (0, 3))
-    plan = tiny_plan(alignment="deformable")
+    plan, shares = tiny_plan(alignment="deformable"), class_shares(label, 3)
     first = align(atlases, image, (1.0, 1.0, 1.0), plan)
-    again = align(atlases, image, (1.0, 1.0, 1.0), plan, Former(first, class_shares(label, 3)))
-    assert again.shape == (6, *label.shape)
+    starts, real = [], alignment.deformable
+    monkeypatch.setattr(alignment, "deformable", lambda *given: starts.append(given) or real(*given))
+    again = align(atlases, image, (1.0, 1.0, 1.0), plan, Former(first, shares))
     places = (again.reshape(2, 3, *label.shape) + 1) / 2 * (np.reshape(label.shape, (3, 1, 1, 1)) - 1)
     moved = (places - np.indices(label.shape))[:, :, label > 0].mean(axis=-1)
     np.testing.assert_allclose(moved, [[0, 0, 0], [0, 3, 0]], atol=0.5)
+    middle = [float(n) / 2 for n in reversed(label.shape)]
+    shifts = [np.subtract(start.TransformPoint(middle), middle)[1] for _, _, start, _ in starts]
+    np.testing.assert_allclose(shifts, [0, 3], atol=0.5)  # not from the other's
+    assert all(classes.fixed is shares for *_, classes in starts)
 
 
 def test_places_are_those_that_the_coordinates_came_from():
@@ -155,6 +172,15 @@ def test_a_scan_smaller_than_a_patch_is_registered_again_on_its_own_grid():
     assert field.shape == (3, 3, 13, 6)
     assert again.shape == probabilities.shape == (TINY.classes, 3, 13, 6)
     assert not np.array_equal(again, probabilities)
+
+
+def test_a_registration_that_fails_leaves_what_there_was(capsys):
+    def fails(fields, probabilities):
+        raise UserError("cannot be registered")
+
+    again, _ = rated(fails)
+    assert np.array_equal(again, rated(None)[0])
+    assert "does not help registration: the scan cannot be registered" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])

@@ -168,6 +168,19 @@ def test_the_shares_of_classes_are_one_for_the_label_and_even_where_it_is_ignore
     assert np.array_equal(class_shares(label, 3)[:, 0, 0], wanted)
 
 
+@pytest.mark.parametrize("known", [0, 2])
+def test_what_the_atlas_does_not_know_is_as_unlike_one_class_as_another(known):
+    import SimpleITK as sitk
+
+    from mre_lowshot.registration.deformable import Classes
+    from mre_lowshot.registration.images import label_image
+
+    ignored = label_image(np.full((4, 5, 6), IGNORE), (1.0, 1.0, 1.0))
+    fixed = class_shares(np.full((4, 5, 6), known), 3)
+    mine, its = Classes(fixed, ignored).both(ignored, sitk.Transform())
+    np.testing.assert_allclose(((mine - its) ** 2).sum(axis=0), 2 / 3, atol=1e-6)
+
+
 def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
     import SimpleITK as sitk
 
@@ -181,9 +194,10 @@ def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
     moving = to_image(organ[None].astype(np.float32), spacing)
     assert np.prod(size) > MOST_VOXELS  # images are thinned, labels are not
     move = sitk.TranslationTransform(3, (6.0, -4.5, 9.0))
-    shares = np.zeros((1, *thinned_size(size)), np.float32)
+    shares = np.zeros((2, *thinned_size(size)), np.float32)
     _, carried = Classes(shares, label_image(organ, spacing)).both(fixed, move)
     image = sitk.GetArrayFromImage(brought(fixed, moving, move))
     assert carried.shape == shares.shape
-    assert ((image > 0.5) != (carried[0] > 0.5)).mean() < 0.01
-    assert carried.sum() > 0.1 * np.count_nonzero(organ)
+    assert ((image > 0.5) != (carried[1] > 0.5)).mean() < 0.01
+    assert np.array_equal(carried[0], 1 - carried[1])
+    assert carried[1].sum() > 0.1 * np.count_nonzero(organ)

@@ -18,6 +18,7 @@ from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
+from mre_lowshot.inference.confidence import soften, temperature
 from mre_lowshot.inference.export import kept_single, located, native_labels
 from mre_lowshot.inference.floors import joint_floors
 from mre_lowshot.inference.predictor import Predictor
@@ -154,6 +155,8 @@ def validate(
             failed[name] = f"case {name}: {problem}"
             continue
         predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
+        if plan.recipe.inference.calibrate:
+            soften(probabilities, temperature(probabilities, qualities[name]))
         calibration.add(probabilities, case.needed_label())
         write_volume(out, predicted, Geometry.from_json(case.geometry))
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"

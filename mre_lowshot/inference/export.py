@@ -15,6 +15,7 @@ from mre_lowshot.alignment import Atlases, Former, align
 from mre_lowshot.dataset import Case
 from mre_lowshot.files import whole_file
 from mre_lowshot.inference.checks import unlike_training
+from mre_lowshot.inference.confidence import soften, temperature
 from mre_lowshot.inference.predictor import Fields, Predictor, Progress, Realign
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.cropping import Box
@@ -54,7 +55,7 @@ class Ready:
 
     prepared: PreparedCase
     fields: Fields
-    realign: Realign
+    realign: Realign | None
     warnings: list[str]
     geometry: Geometry
 
@@ -73,8 +74,9 @@ def make_ready(case: Case, plan: Plan, atlases: Sequence[Atlases], crop: Box | N
     return Ready(prepared, fields, realign, warnings, geometry)
 
 
-def located(atlases: Sequence[Atlases], prepared: PreparedCase, plan: Plan) -> tuple[Fields, Realign]:
-    """Each model's coordinates of a preprocessed scan (`alignment.align`), and what finds them anew.
+def located(atlases: Sequence[Atlases], prepared: PreparedCase, plan: Plan) -> tuple[Fields, Realign | None]:
+    """Each model's coordinates of a preprocessed scan (`alignment.align`), and what finds them anew (deformable
+    registration only).
 
     Raises:
         UserError: it cannot be registered.
@@ -82,10 +84,11 @@ def located(atlases: Sequence[Atlases], prepared: PreparedCase, plan: Plan) -> t
     image, spacing = prepared.image, prepared.transform.spacing
 
     def realign(fields: Fields, probabilities: np.ndarray) -> Fields:
-        formers = [None if field is None else Former(field, probabilities) for field in fields]
+        formers = Former.each(fields, probabilities)
         return [align(a, image, spacing, plan, former) for a, former in zip(atlases, formers, strict=True)]
 
-    return [align(of_fold, image, spacing, plan) for of_fold in atlases], realign
+    fields = [align(of_fold, image, spacing, plan) for of_fold in atlases]
+    return fields, realign if plan.recipe.alignment == "deformable" else None
 
 
 def each_ready(
@@ -130,6 +133,9 @@ def predict_ready(
         ready.geometry,
     )
     if save_probabilities:
-        with whole_file(folder / f"{case.name}.npz") as temporary:
-            np.savez_compressed(temporary, probabilities=inverse_probabilities(probabilities, transform))
+        own_grid = inverse_probabilities(probabilities, transform)
+        if predictor.inference.calibrate:  # voxel by voxel on the scan's grid, so that labels stay as written
+            soften(own_grid, temperature(probabilities, quality))
+        with whole_file(folder / f"{case.name}.npz") as npz:
+            np.savez_compressed(npz, probabilities=own_grid)
     return quality

@@ -15,7 +15,6 @@ from torch import nn
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.appearance import adapt, agree_with_neighbours
 from mre_lowshot.inference.compiled import Compiler, commonest_first
-from mre_lowshot.inference.confidence import calibrate
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.floors import keep_above
 from mre_lowshot.inference.quality import Quality, estimate
@@ -108,7 +107,7 @@ class Predictor:
         realign: Realign | None = None,
     ) -> tuple[np.ndarray, Quality]:
         """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid, and how far to trust
-        them.
+        them, by the network and the first registration.
 
         ``coordinates``: for each network the voxels' places in its atlases (atlases * axes, *size), where the image was
         aligned. Where registration and network agree less than the spec's ``realign_below``, ``realign`` is asked to
@@ -129,15 +128,13 @@ class Predictor:
         fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
         posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
+        if not all(np.isfinite(channel).all() for channel in posterior):
+            raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         quality = estimate(posterior, brought)
         probabilities = self._mended(posterior, brought, image)
         rule = self.inference
         if realign is not None and brought is not None and rule.prior_weight and quality.score < rule.realign_below:
             probabilities = self._realigned(posterior, probabilities, coordinates or [], realign, image)
-        if rule.calibrate:
-            calibrate(probabilities, quality.score)
-        if not all(np.isfinite(channel).all() for channel in probabilities):
-            raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
         return (probabilities[:, None] if flat else probabilities), quality
 
     def _realigned(
@@ -147,7 +144,11 @@ class Predictor:
         ``probabilities`` of the first, and so on."""
         whole = tuple(slice(n) for n in image.shape[1:])
         for _ in range(REALIGNED):
-            fields = realign(fields, probabilities)
+            try:
+                fields = realign(fields, probabilities)
+            except UserError as problem:  # what there is stays good
+                self.say(f"what was predicted does not help registration: the scan {problem}")
+                break
             probabilities = self._mended(posterior, self._brought(fields, whole), image)
         return probabilities
 

@@ -44,13 +44,8 @@ def estimate(posterior: np.ndarray, brought: np.ndarray | None) -> Quality:
         values, basis = expected_dice(posterior), "expected_dice"
     else:
         values, basis = label_agreement(posterior.argmax(axis=0), brought.argmax(axis=0), len(posterior)), "agreement"
-    return Quality(basis, mean_over_classes(values), values)
-
-
-def mean_over_classes(values: Mapping[int, float]) -> float:
-    """The mean of those that are defined, 0 where none is."""
     defined = [v for v in values.values() if not math.isnan(v)]
-    return float(np.mean(defined)) if defined else 0.0
+    return Quality(basis, float(np.mean(defined)) if defined else 0.0, values)
 
 
 def expected_dice(probabilities: np.ndarray) -> dict[int, float]:

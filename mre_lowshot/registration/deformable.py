@@ -21,8 +21,8 @@ DEMONS_SIGMA = 1.0  # voxels; smoothing of the displacement after each iteration
 
 @dataclass(frozen=True)
 class Classes:
-    """What is known of classes: the shares of the foreground ones in the fixed image (K - 1, *size), and the moving
-    one's label map (SimpleITK, int16, any grid)."""
+    """What is known of classes: their shares in the fixed image (K, *size), and the moving one's label map (SimpleITK,
+    int16, any grid). All K, background too: an ignored voxel is then as unlike one class as any other."""
 
     fixed: np.ndarray
     moving: Any
@@ -32,7 +32,7 @@ class Classes:
         import SimpleITK as sitk
 
         moved = sitk.Resample(self.moving, fixed, transform, sitk.sitkNearestNeighbor, 0.0)
-        return self.fixed, class_shares(sitk.GetArrayViewFromImage(moved), len(self.fixed) + 1)[1:]
+        return self.fixed, class_shares(sitk.GetArrayViewFromImage(moved), len(self.fixed))
 
 
 def deformable(fixed: Any, moving: Any, start: Any, classes: Classes | None = None) -> Any:

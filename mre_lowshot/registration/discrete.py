@@ -4,7 +4,8 @@ Demons follow the images' gradients and end in the nearest optimum; an organ tha
 Here every block of the scan is compared with the other scan at every displacement of a dense set, and the choices of
 neighbouring blocks are brought to agree step by step (Heinrich, Papiez, Schnabel, Handels 2014, "Non-parametric
 discrete registration with convex optimisation"; as in Siebert, Hansen, Heinrich 2021, ConvexAdam, without Adam). What
-is compared are self-similarities of each scan with itself, not intensities (MIND-SSC; Heinrich et al. 2013).
+is compared are self-similarities of each scan with itself, not intensities (MIND-SSC; Heinrich et al. 2013), and
+shares of classes where both scans' are known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mre_lowshot.sampling import take_image, voxel_positions
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # how much the neighbours' choice counts, round by round
 CONSISTENCY_ROUNDS = 15
-CLASS_WEIGHT = 20.0  # of a squared difference between shares of a class, to a feature's 1
+CLASS_WEIGHT = 10.0  # of a squared difference between shares of a class, to a feature's 1
 
 
 def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
