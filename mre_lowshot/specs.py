@@ -57,8 +57,7 @@ class NetworkSpec:
     scale_learned: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("in_channels", "se_reduction", "aspp_channels", "modes", "mixer_width")
-        for name in positive:
+        for name in ("in_channels", "se_reduction", "aspp_channels", "modes", "mixer_width"):
             _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
         _need(
             self.embedding >= (1 if self.dml else 0),
@@ -164,10 +163,8 @@ class InferenceSpec:
     aligned and the network knows the prior). ``intensity_weight`` mends the result by what each class looks like in the
     scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). A scan whose network and
     registration agree less than ``realign_below`` (`inference.quality`) is registered again, by what was predicted too,
-    and pooled anew. ``calibrate`` softens probabilities that are surer than that agreement (`inference.confidence`).
-    ``skip_empty`` calls
-    tiles background, without asking the network, where every channel is constant: for scans whose surroundings were set
-    to one value."""
+    and pooled anew. ``calibrate`` softens probabilities surer than that agreement (`inference.confidence`).
+    ``skip_empty`` calls tiles background, unasked, where every channel is constant (surroundings set to one value)."""
 
     tiling: Literal["centre", "overlap"] = "centre"
     step: float = 0.5
@@ -182,9 +179,9 @@ class InferenceSpec:
 
     def __post_init__(self) -> None:
         _need(0 <= self.prior_weight < 1, f"prior_weight is {self.prior_weight}; must lie in [0, 1)")
-        _need(0 <= self.intensity_weight <= 2, f"intensity_weight is {self.intensity_weight}; must lie in [0, 2]")
-        _need(0 <= self.neighbour_weight <= 9, f"neighbour_weight is {self.neighbour_weight}; must lie in [0, 9]")
-        _need(0 <= self.realign_below <= 1, f"realign_below is {self.realign_below}; must lie in [0, 1]")
+        for name, most in (("intensity_weight", 2), ("neighbour_weight", 9), ("realign_below", 1)):
+            value = getattr(self, name)
+            _need(0 <= value <= most, f"{name} is {value}; must lie in [0, {most}]")
         _need(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
         _need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
 
