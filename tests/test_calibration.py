@@ -71,8 +71,8 @@ def organs(seed: int, absent: int = 0, size=(12, 40, 40)) -> np.ndarray:
     return (powers / powers.sum(axis=0)).astype(np.float32)
 
 
-def expects(p: np.ndarray) -> float:
-    return float(np.mean([expected_dice(p)[k] for k in (1, 2)]))
+def expects(p: np.ndarray, near: np.ndarray) -> float:
+    return float(np.mean([expected_dice(p[:, near])[k] for k in (1, 2)]))
 
 
 def rated(score: float) -> Quality:
@@ -84,16 +84,16 @@ def rated(score: float) -> Quality:
 def test_softened_probabilities_expect_the_score_and_keep_their_labels(seed, score, absent):
     before = organs(seed, absent)
     after = before.copy()
-    found = temperature(before, rated(score))
+    found, near = temperature(before, rated(score)), before[0] < 1 - DOUBT
     soften(after, found)
     assert np.array_equal(after.argmax(axis=0), before.argmax(axis=0))
     np.testing.assert_allclose(after.sum(axis=0), 1, atol=1e-5)
-    if expects(before) <= score:
+    if expects(before, near) <= score:
         assert found == 1
     elif found < HOTTEST - 0.05:
-        assert score - 0.03 < expects(after) < score + 0.01
+        assert score - 0.03 < expects(after, near) <= score + 1e-6
     else:
-        assert expects(after) > score - 0.03
+        assert expects(after, near) > score - 0.03
     corner = after[:, 0, -1, 0]  # far from any structure nothing changes, however many classes there are
     np.testing.assert_allclose(corner, before[:, 0, -1, 0], atol=1e-3)
 

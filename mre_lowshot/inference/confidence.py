@@ -12,9 +12,7 @@ import numpy as np
 
 from mre_lowshot.inference.quality import Quality, expected_dice
 
-DOUBT = (
-    0.02  # probability of any structure from which a voxel is softened in full; less below, so that there is no step
-)
+DOUBT = 0.02  # probability of any structure from which a voxel is softened in full; less below, without a step
 HOTTEST = 5.0
 STEPS = 8  # of a bisection between the logarithms of 1 and HOTTEST: to 1 %
 
@@ -23,7 +21,8 @@ def temperature(probabilities: np.ndarray, quality: Quality) -> float:
     """The least temperature, 1 to `HOTTEST`, with which softened class probabilities (K, *size) expect no more Dice
     than the scan's quality estimate says; nothing is made surer, and `HOTTEST` may leave them too sure.
 
-    Dice: `expected_dice`, the mean over the classes that are in the prediction. 1 where no class was rated.
+    Dice: `expected_dice` over the voxels where any structure is at all likely (`DOUBT`), the mean over the classes that
+    are in the prediction. 1 where no class was rated.
     """
     if all(math.isnan(v) for v in quality.classes.values()):
         return 1.0
