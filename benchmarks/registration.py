@@ -5,7 +5,8 @@
 
 From each scan of --train (default: the first of the cohort) to the cohort's others, on the plan's grid: affine; affine
 and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
-scan has there, and over scans; seconds a scan, of the affine part and of what follows it.
+scan has there, and over scans; seconds a scan, of the affine part and of what follows it. --mirrored: also from the
+scan's mirror image, as `mre_train` does where left and right are alike, and from both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlas, coordinates_in
+from mre_lowshot.alignment import Atlas, align, coordinates_in, make_atlases, make_prior
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.quality import label_agreement
@@ -28,10 +29,14 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.registration.affine import affine
 from mre_lowshot.registration.deformable import deformable, demons
 from mre_lowshot.registration.images import to_image
-from mre_lowshot.sampling import Prior
+from mre_lowshot.sampling import Prior, TrainingCase
+from mre_lowshot.specs import Plan
 from mre_lowshot.splits import read_cohort
+from mre_lowshot.trainers import mirroring
+from mre_lowshot.trainers.fold import training_case
 
 KINDS = ("affine", "affine, demons", "affine, blocks, demons")
+MIRRORED = ("from the mirror image, affine, blocks, demons", "from both")
 
 
 def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float]]:
@@ -55,6 +60,20 @@ def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[f
     return scores, np.diff(marks).tolist()
 
 
+def mirrored_dice(train: TrainingCase, case: PreparedCase, plan: Plan) -> tuple[list[float], list[float]]:
+    """Dice on the scan of the labels of the training scan's mirror image, and of both's as the prior weighs them, and
+    seconds, for each of `MIRRORED`."""
+    start = time.perf_counter()
+    atlases = make_atlases([train, mirroring.image_of(train, plan.labels)], plan)
+    prior, place = make_prior(atlases, plan), align(atlases, case.image, case.transform.spacing, plan)
+    if prior is None or place is None:
+        raise UserError(f"plan {plan.plans_name}: --mirrored needs recipe.alignment and network.atlas_prior")
+    seconds = time.perf_counter() - start
+    alone = Prior(prior.labels[1:], prior.classes).posterior(place[3:])
+    carried = [shares.argmax(axis=0) for shares in (alone, prior.posterior(place))]
+    return [mean_dice(one, case.needed_label(), prior.classes) for one in carried], [seconds / 2, seconds]
+
+
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
     """Over the foreground classes that ``truth`` has; its ignored voxels do not count."""
     known = truth != IGNORE
@@ -71,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("halves.json"),
                       help="JSON with the cohorts (default: benchmarks/halves.json)")  # fmt: skip
     made.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are carried over")
+    made.add_argument("--mirrored", action="store_true", help="also from the scan's mirror image, and from both")
     made.add_argument("--most", type=int, metavar="N", help="to the first N other scans only")
     return made
 
@@ -92,13 +112,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         if atlas_case.image.shape[1] == 1:
             raise UserError(f"case {train}: is a 2D image; volumes only are registered here")
         atlas = Atlas(atlas_case.image, atlas_case.needed_label(), atlas_case.transform.spacing)
-        rows = []
+        kinds, rows = KINDS + MIRRORED * options.mirrored, []
         for name in others:
-            scores, seconds = carried_dice(atlas, load_case(folder, name), classes)
+            case = load_case(folder, name)
+            scores, seconds = carried_dice(atlas, case, classes)
+            if options.mirrored:
+                more, longer = mirrored_dice(training_case(atlas_case, 3), case, plan)
+                scores, seconds = scores + more, seconds + longer
             rows.append((scores, seconds))
             print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
         scores, seconds = np.mean(rows, axis=0)
-        for kind, score, spent in zip(KINDS, scores, seconds, strict=True):
+        for kind, score, spent in zip(kinds, scores, seconds, strict=True):
             print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
     return 0
 

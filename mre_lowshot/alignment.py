@@ -22,21 +22,23 @@ from mre_lowshot.registration.images import label_image, mapped, thinned_size, t
 from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
 from mre_lowshot.specs import Plan
 
-MOST_ATLASES = 5  # a new scan is registered to each, and each training scan to each other
+MOST_ATLASES = 6  # a new scan is registered to each, and each training scan to each other
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """A preprocessed labelled scan: image (C, *size) float32, label (*size) int16, spacing in mm."""
+    """A preprocessed labelled scan: image (C, *size) float32, label (*size) int16, spacing in mm; ``weight`` is what
+    its labels count among those of several."""
 
     image: np.ndarray
     label: np.ndarray
     spacing: tuple[float, ...]
+    weight: float = 1.0
 
     @classmethod
     def of(cls, case: TrainingCase) -> Atlas:
         """The atlas that a training case is, rounded as a checkpoint keeps it: scans align to the same later on."""
-        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing)
+        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing, case.weight)
 
     def to_tensors(self) -> dict[str, Any]:
         """For a checkpoint; the image is kept in half precision."""
@@ -44,12 +46,13 @@ class Atlas:
             "image": torch.from_numpy(self.image.astype(np.float16)),
             "label": torch.from_numpy(self.label.astype(np.int16)),
             "spacing": list(self.spacing),
+            "weight": self.weight,
         }
 
     @classmethod
     def from_tensors(cls, data: dict[str, Any]) -> Atlas:
         image = data["image"].cpu().numpy().astype(np.float32)
-        return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]))
+        return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]), float(data.get("weight", 1.0)))
 
 
 Atlases = tuple[Atlas, ...]
@@ -100,7 +103,8 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
     """The prior that the plan's network takes from the atlases, None for none."""
     if not atlases or not plan.network.atlas_prior:
         return None
-    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes)
+    labels, weights = zip(*((atlas.label, atlas.weight) for atlas in atlases), strict=True)
+    return Prior(labels, plan.network.classes, weights)
 
 
 @dataclass(frozen=True)

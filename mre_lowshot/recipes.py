@@ -28,6 +28,7 @@ DEFAULT = Recipe(
     dice_weight=1.0,
     ema=0.98,
     alignment="deformable",
+    mirror_images=True,
     largest_component=True,
     hu_floors=True,
     augmentation=AugmentationSpec(
@@ -75,6 +76,7 @@ UNET_DEFAULT = replace(
     name="unet_default",
     ohem=False,
     alignment="none",
+    mirror_images=False,
     augmentation=replace(DEFAULT.augmentation, location_jitter=0.0),
     inference=InferenceSpec(tiling="overlap", step=0.5),
 )

@@ -100,6 +100,10 @@ def make_plan(
             of_the_recipe, recipe = UNET_NETWORK, replace(recipe, ohem=False)
     network = replace(network, atlas_prior=alignment != "none", **of_the_recipe)
     recipe = replace(recipe, batch_size=size.batch_size, alignment=alignment)
+    if alignment == "none":
+        recipe = replace(recipe, mirror_images=False)
+    elif recipe.mirror_images:
+        reasons["mirror_images"] = "where a fold's labels show that left and right are alike, mirror images are used"
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
     if alignment != "deformable":
         recipe = replace(recipe, inference=replace(recipe.inference, realign_below=0.0))

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import edit
 
 from benchmarks import registration
 from mre_lowshot.evaluation.metrics import dice
@@ -27,6 +28,21 @@ def test_each_part_is_scored_on_the_other_scans(space, cohorts, capsys):
     told = re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", out)
     assert [kind for kind, _ in told] == list(registration.KINDS)
     assert all(0.3 < float(score) <= 1 for _, score in told)
+
+
+def test_the_mirror_image_is_scored_too(space, cohorts, capsys):
+    """In an abdomen its labels fit worse; where the plan aligns nothing there is nothing to ask."""
+    file, names = cohorts
+    asked = ["--cohorts", file, "--most", 1, "--train", names[1], "--mirrored"]
+    assert registration.main(list(map(str, [space.prepared, "-p", "Tiny", *asked]))) == 0
+    told = dict(re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", capsys.readouterr().out))
+    assert tuple(told) == registration.KINDS + registration.MIRRORED
+    scan, image, both = (float(told[kind]) for kind in (registration.KINDS[-1], *registration.MIRRORED))
+    assert image < 0.8 * scan
+    assert image < both
+    edit(space.prepared / "Tiny.json", recipe={"alignment": "none"})
+    assert registration.main(list(map(str, [space.prepared, "-p", "Tiny", *asked]))) == 2
+    assert "--mirrored needs recipe.alignment" in capsys.readouterr().err
 
 
 def test_the_score_is_the_mean_dice_of_the_labels_that_are_there():

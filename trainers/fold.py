@@ -31,6 +31,7 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.specs import Plan
 from mre_lowshot.splits import Split
+from mre_lowshot.trainers import mirroring
 from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.trainer import MRETrainer
 from mre_lowshot.volume import Geometry, read_labels, write_volume
@@ -80,13 +81,18 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
     labels, images = [c.label for c in cases], [c.image for c in cases]
-    decisions = decide(job.plan, job.level, job.fold, job.split["train"], job.split["val"], labels, job.seed, images)
+    split, likeness = job.split, mirroring.measured(cases, job.plan)
+    decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
-    atlases = make_atlases(cases, plan)
+    twins = mirroring.images(cases, plan) if decisions.mirror_images else []
+    atlases = make_atlases([*cases, *twins], plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
-    placed = in_atlases(cases, atlases, plan, job.split["train"]) if train else cases
+    names = [*split["train"], *(f"{name} (mirrored)" for name in split["train"])]
+    placed = in_atlases(cases, atlases, plan, names) if train else cases
+    if train and twins:
+        placed += [mirroring.placed(case, twin) for case, twin in zip(placed, twins, strict=True)]
     trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
     if resume:
         trainer.resume()

@@ -90,7 +90,8 @@ class FoldDecisions:
     """What was derived from labels, and therefore from the fold's own training scans only.
 
     ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
-    ``hu_floors`` keeps classes off what is too dark for them in a CT.
+    ``hu_floors`` keeps classes off what is too dark for them in a CT. With ``mirror_images`` those of the training
+    scans are training scans too.
     """
 
     level: str
@@ -103,6 +104,7 @@ class FoldDecisions:
     seed: int = 0
     single_component: tuple[int, ...] = ()
     hu_floors: tuple[HuFloor, ...] = ()
+    mirror_images: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Mirror images of labelled scans as labelled scans: sides, places, when they are used, and the way to a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SETTINGS, command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import TINY, numbered_case, single_thread, tiny_plan, whole_map  # noqa: F401 - a fixture
+from scipy import ndimage
+
+from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas, make_atlases, make_prior
+from mre_lowshot.files import read_json, write_json
+from mre_lowshot.planners.fold import mirror_images_rule
+from mre_lowshot.sampling import Prior, TrainingCase
+from mre_lowshot.trainers import mirroring
+from mre_lowshot.volume import Geometry, write_volume
+
+LABELS = {"background": 0, "large": 1, "small": 2}
+SIDED = {"background": 0, "left_ball": 1, "right_ball": 2}
+LIKE = tiny_plan(replace(TINY, atlas_prior=True), alignment="affine", mirror_images=True)
+
+
+def brain(seed: int, sided: bool = False, alike: bool = True) -> TrainingCase:
+    """A textured head with a ball in each half, a little different in place and size; in one half only if not
+    ``alike``. One class of balls, or one a side (left is where x is high)."""
+    size, rng = (24, 30, 36), np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij")
+    head = np.sqrt(z**2 + y**2 + (0.9 * x) ** 2) < 0.85
+    label = head.astype(np.int16)
+    for side in (-1, 1) if alike else (1,):
+        middle = rng.normal((0.1, -0.1, 0.4 * side), 0.03)
+        ball = np.sqrt(((np.stack([z, y, x]) - middle.reshape(3, 1, 1, 1)) ** 2).sum(0)) < 0.3 + 0.02 * rng.normal()
+        label[ball] = 2
+    texture = ndimage.gaussian_filter(rng.normal(size=size), 2) * 0.5
+    image = ndimage.gaussian_filter(np.array([0, 1, 2.5])[label] + texture * head, 0.7).astype(np.float32)
+    if sided:
+        label = np.where(label == 2, np.where(x > 0, 1, 2), 0).astype(np.int16)
+    return TrainingCase(image[None], label, (2.0, 2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["background", "Left-Hippocampus", "Right-Hippocampus", "stem"], [0, 2, 1, 3]),
+        (["background", "kidney (L)", "kidney (R)"], [0, 2, 1]),
+        (["background", "LH_cortex", "rh_cortex", "left"], [0, 2, 1, 3]),
+        (["background", "liver", "lens", "cleft", "right kidney"], [0, 1, 2, 3, 4]),  # its partner is no label
+    ],
+)
+def test_sides_are_told_by_the_names(names, wanted):
+    assert mirroring.partners({name: number for number, name in enumerate(names)}) == wanted
+
+
+def test_a_mirror_image_mirrored_is_the_scan():
+    case = numbered_case((3, 4, 5))
+    case.label[0, 0] = -1
+    image = mirroring.image_of(case, SIDED)
+    assert np.array_equal(image.image, np.flip(case.image, 3))
+    assert image.weight < case.weight == 1
+    for here, there in ((1, 2), (2, 1), (0, 0), (-1, -1)):
+        assert np.array_equal(image.label == here, np.flip(case.label == there, 2))
+    again = mirroring.image_of(image, SIDED)
+    assert np.array_equal(again.image, case.image)
+    assert np.array_equal(again.label, case.label)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), scans=st.integers(1, 3))
+def test_an_image_is_told_what_the_scan_is_told_mirrored(seed, scans):
+    """Wherever the scan lies in the scans and their images: its image lies there too, with the two changing places."""
+    rng, size = np.random.default_rng(seed), (4, 5, 6)
+    cases = [TrainingCase(np.zeros((1, *size), np.float32), rng.integers(0, 3, size).astype(np.int16), (1.0,) * 3)
+             for _ in range(scans)]  # fmt: skip
+    images = [mirroring.image_of(case, SIDED) for case in cases]
+    fields = [whole_map(size) + rng.normal(0, 0.2, (3, *size)).astype(np.float32) for _ in range(2 * scans)]
+    own = int(rng.integers(scans))
+    case = replace(cases[own], coordinates=np.concatenate(fields), own=own)
+    image = mirroring.placed(case, images[own])
+    assert image.own == own + scans
+    labels = tuple(c.label for c in (*cases, *images))
+    weights = tuple(float(w) for w in rng.uniform(0.2, 1, 2 * scans))
+    exchanged = (*weights[scans:], *weights[:scans])
+    told = Prior(labels, 3, weights).posterior(case.coordinates)
+    there = Prior(labels, 3, exchanged).posterior(image.coordinates)
+    np.testing.assert_allclose(there[[0, 2, 1]], told[..., ::-1], atol=1e-4)
+
+
+def test_the_atlases_count_as_their_weights_say():
+    rng, size = np.random.default_rng(0), (4, 5, 6)
+    labels = tuple(rng.integers(0, 3, size).astype(np.int16) for _ in range(3))
+    labels[1][:, 2] = -1
+    at, weights = np.concatenate([whole_map(size)] * 3), (1.0, 0.5, 0.25)
+    shares = [np.stack([np.where(label == -1, 1 / 3, label == k) for k in range(3)]) for label in labels]
+    wanted = sum(w * share for w, share in zip(weights, shares, strict=True)) / 1.75
+    prior = Prior(labels, 3, weights)
+    np.testing.assert_allclose(prior(at), wanted[1:], atol=1e-6)
+    np.testing.assert_allclose(prior.posterior(at), wanted, atol=1e-5)
+    np.testing.assert_allclose(prior(at, without=0), (0.5 * shares[1] + 0.25 * shares[2])[1:] / 0.75, atol=1e-6)
+
+
+@pytest.mark.parametrize("sided", [False, True])
+def test_halves_that_are_alike_are_seen_and_others_are_not(sided):
+    plan = replace(LIKE, labels=SIDED if sided else LABELS)
+    (alike,) = mirroring.measured([brain(0, sided)], plan)
+    (one_sided,) = mirroring.measured([brain(0, sided, alike=False)], plan)
+    assert alike > 0.8
+    assert one_sided < 0.6
+    assert mirror_images_rule([alike])[0]
+    decided, reason = mirror_images_rule([alike, one_sided])
+    assert not decided
+    assert f"{one_sided:.2f}" in reason
+    if sided:  # one name for both sides would be another task
+        wrong = mirroring.measured([brain(0, sided)], replace(plan, labels=LABELS))
+        assert wrong[0] < 0.1
+
+
+def test_nothing_is_measured_where_images_would_not_be_used():
+    thin = TrainingCase(np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4, 4), np.int16), (1.0,) * 3)
+    assert mirroring.measured([thin], LIKE) == [0.0]  # cannot be registered
+    for recipe in ({"mirror_images": False}, {"alignment": "none"}):
+        assert mirroring.measured([thin], replace(LIKE, recipe=replace(LIKE.recipe, **recipe))) == []
+    assert mirroring.measured([thin], replace(LIKE, network=TINY)) == []  # without the prior
+    assert mirroring.measured([thin] * 4, LIKE) == []  # would not all be atlases
+
+
+def test_weights_travel_with_the_checkpoint():
+    case = brain(0)
+    atlases = make_atlases([case, mirroring.image_of(case, LABELS)], LIKE)
+    loaded = tuple(Atlas.from_tensors(atlas.to_tensors()) for atlas in atlases)
+    assert [atlas.weight for atlas in loaded] == [1.0, mirroring.WEIGHT]
+    assert make_prior(loaded, LIKE).weights == (1.0, mirroring.WEIGHT)
+    old = {key: value for key, value in atlases[0].to_tensors().items() if key != "weight"}
+    assert Atlas.from_tensors(old).weight == 1.0
+
+
+def write_brains(raw: Path, subjects: int) -> Path:
+    folder = raw / "Dataset901_Brains"
+    for seed in range(subjects):
+        case = brain(seed)
+        geometry = Geometry(case.label.shape, case.spacing, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+        write_volume(folder / "imagesTr" / f"brain_{seed}_0000.nii.gz", case.image[0], geometry)
+        write_volume(folder / "labelsTr" / f"brain_{seed}.nii.gz", case.label.astype(np.uint8), geometry)
+    write_json(folder / "dataset.json", {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": subjects,
+                                         "file_ending": ".nii.gz"})  # fmt: skip
+    return folder
+
+
+def test_through_the_commands(tmp_path, capsys):
+    """A brain with its mirror image is trained on as two scans, validated again, and predicts."""
+    folder = write_brains(tmp_path / "raw", 2)
+    common = ("--workspace", tmp_path, "-device", "cpu")
+    small = (*SETTINGS, "network.dilations=[[2,2,2]]", "recipe.inference.realign_below=0")
+    assert command("plan", "-d", "901", "-p", "Tiny", *common, "--set", *small) == 0
+    assert "mirror images are used" in capsys.readouterr().out
+    assert command("train", "901", "1shot", "fold0", "-p", "Tiny", *common) == 0
+    assert "left and right are alike" in capsys.readouterr().out
+    fold = tmp_path / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
+    assert read_json(fold / "plans.json", "plan")["fold"]["mirror_images"] is True
+    scan, image = atlases_of(fold)
+    assert (scan.weight, image.weight) == (1.0, mirroring.WEIGHT)
+    assert np.array_equal(image.label, scan.label[..., ::-1])
+    before = (fold / "validation/summary.json").read_text()
+    assert command("train", "901", "1shot", "fold0", "-p", "Tiny", *common, "--val") == 0
+    assert (fold / "validation/summary.json").read_text() == before
+    (folder / "imagesTr/brain_0_0000.nii.gz").rename(tmp_path / "brain_0_0000.nii.gz")  # the training scan
+    assert command("predict", "-i", folder / "imagesTr", "-o", tmp_path / "out", *common) == 0
+    unseen = "brain_1.nii.gz"
+    assert (tmp_path / "out" / unseen).read_bytes() == (fold / "validation" / unseen).read_bytes()
+
+
+def atlases_of(fold: Path) -> list[Atlas]:
+    _, content = checkpoint.load(fold / "checkpoint_final.pth", torch.device("cpu"))
+    return [Atlas.from_tensors(data) for data in content["atlases"]]
