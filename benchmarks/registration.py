@@ -6,7 +6,8 @@
 From each scan of --train (default: the first of the cohort) to the cohort's others, on the plan's grid: affine; affine
 and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
 scan has there, and over scans; seconds a scan, of the affine part and of what follows it. --mirrored: also from the
-scan's mirror image, as `mre_train` does where left and right are alike, and from both.
+scan's mirror image, from both together as `mre_train` weighs them, and how well scan and image agree, by which it
+decides.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlas, align, coordinates_in, make_atlases, make_prior
+from mre_lowshot.alignment import Atlas, coordinates_in
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.quality import label_agreement
 from mre_lowshot.losses import IGNORE
+from mre_lowshot.planners.fold import mirror_images_rule
 from mre_lowshot.plans import load_plan
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.registration.affine import affine
@@ -35,12 +37,12 @@ from mre_lowshot.splits import read_cohort
 from mre_lowshot.trainers import mirroring
 from mre_lowshot.trainers.fold import training_case
 
-KINDS = ("affine", "affine, demons", "affine, blocks, demons")
-MIRRORED = ("from the mirror image, affine, blocks, demons", "from both")
+KINDS: tuple[str, ...] = ("affine", "affine, demons", "affine, blocks, demons")
+MIRRORED = ("from the mirror image, all of it", "from both, all of it")
 
 
-def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float]]:
-    """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`."""
+def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float], np.ndarray]:
+    """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`; the coordinates of the last."""
     import SimpleITK as sitk
 
     truth = case.needed_label()
@@ -52,26 +54,22 @@ def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[f
     marks.append(time.perf_counter())
     found.append(deformable(fixed, moving, found[0]))
     marks.append(time.perf_counter())
-    scores = []
-    for transform in found:
-        coordinates = coordinates_in(atlas, transform, fixed, truth.shape)
-        carried = Prior((atlas.label,), classes).posterior(coordinates).argmax(axis=0)
-        scores.append(mean_dice(carried, truth, classes))
-    return scores, np.diff(marks).tolist()
+    places = [coordinates_in(atlas, transform, fixed, truth.shape) for transform in found]
+    scores = [mean_dice(brought(Prior((atlas.label,), classes), place), truth, classes) for place in places]
+    return scores, np.diff(marks).tolist(), places[-1]
 
 
-def mirrored_dice(train: TrainingCase, case: PreparedCase, plan: Plan) -> tuple[list[float], list[float]]:
-    """Dice on the scan of the labels of the training scan's mirror image, and of both's as the prior weighs them, and
-    seconds, for each of `MIRRORED`."""
-    start = time.perf_counter()
-    atlases = make_atlases([train, mirroring.image_of(train, plan.labels)], plan)
-    prior, place = make_prior(atlases, plan), align(atlases, case.image, case.transform.spacing, plan)
-    if prior is None or place is None:
-        raise UserError(f"plan {plan.plans_name}: --mirrored needs recipe.alignment and network.atlas_prior")
-    seconds = time.perf_counter() - start
-    alone = Prior(prior.labels[1:], prior.classes).posterior(place[3:])
-    carried = [shares.argmax(axis=0) for shares in (alone, prior.posterior(place))]
-    return [mean_dice(one, case.needed_label(), prior.classes) for one in carried], [seconds / 2, seconds]
+def brought(prior: Prior, coordinates: np.ndarray) -> np.ndarray:
+    return prior.posterior(coordinates).argmax(axis=0)
+
+
+def mirrored_dice(atlas: Atlas, image: Atlas, case: PreparedCase, coordinates: np.ndarray, classes: int) -> list[float]:
+    """Dice on the scan, whose ``coordinates`` in the atlas are known, for each of `MIRRORED`."""
+    fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
+    place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
+    both = Prior((atlas.label, image.label), classes, (atlas.weight, image.weight))
+    carried = brought(Prior((image.label,), classes), place), brought(both, np.concatenate([coordinates, place]))
+    return [mean_dice(one, case.needed_label(), classes) for one in carried]
 
 
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
@@ -79,6 +77,21 @@ def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
     known = truth != IGNORE
     dice = label_agreement(one[known], truth[known], classes)
     return float(np.mean([dice[k] for k in np.unique(truth[truth > 0])]))
+
+
+def _mirror_image(name: str, case: PreparedCase, plan: Plan) -> TrainingCase:
+    """The mirror image of a scan; how well it agrees with the scan is printed."""
+    train = training_case(case, 3)
+    (dice,) = mirroring.measured([train], plan) or [{}]
+    if not dice:
+        raise UserError(
+            f"plan {plan.plans_name}: uses no mirror images (recipe.mirror_images, recipe.alignment and "
+            f"network.atlas_prior must be on), or {name} cannot be registered to its own; leave --mirrored out"
+        )
+    least = min(dice, key=dice.__getitem__)
+    told = f"Dice {np.mean([*dice.values()]):.3f}, least of {least} {dice[least]:.3f}"
+    print(f"{name} and its mirror image, affine: {told}: {mirror_images_rule([dice])[1]}", flush=True)
+    return mirroring.image_of(train, plan.labels)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,13 +125,17 @@ def _main(arguments: Sequence[str] | None) -> int:
         if atlas_case.image.shape[1] == 1:
             raise UserError(f"case {train}: is a 2D image; volumes only are registered here")
         atlas = Atlas(atlas_case.image, atlas_case.needed_label(), atlas_case.transform.spacing)
-        kinds, rows = KINDS + MIRRORED * options.mirrored, []
+        image, kinds = None, KINDS
+        if options.mirrored:
+            image, kinds = Atlas.of(_mirror_image(train, atlas_case, plan)), KINDS + MIRRORED
+        rows = []
         for name in others:
             case = load_case(folder, name)
-            scores, seconds = carried_dice(atlas, case, classes)
-            if options.mirrored:
-                more, longer = mirrored_dice(training_case(atlas_case, 3), case, plan)
-                scores, seconds = scores + more, seconds + longer
+            scores, seconds, place = carried_dice(atlas, case, classes)
+            if image is not None:
+                start = time.perf_counter()
+                scores += mirrored_dice(atlas, image, case, place, classes)
+                seconds += [time.perf_counter() - start] * 2
             rows.append((scores, seconds))
             print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
         scores, seconds = np.mean(rows, axis=0)

@@ -106,7 +106,8 @@ class Prior:
             )
             if (label == UNKNOWN).any():
                 shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
-            total += weight * shares
+            shares *= weight
+            total += shares
             whole += weight
         return total / whole
 

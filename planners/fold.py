@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,9 +17,9 @@ ONE_PIECE_SHARE = 0.98
 # A class's floor in a CT: its DARKEST_PERCENTILE less HU_MARGIN, but no higher than HU_CEILING (water), so that a scan
 # without contrast agent, in which an organ is darker than in the labelled one, keeps it. Fat lies below -30 HU.
 DARKEST_PERCENTILE, HU_MARGIN, HU_CEILING = 2, 60.0, 0.0
-# Labels and their mirror image agree at least so well where left and right are alike: .84 to .87 in the mouse brain,
-# .32 to .54 in one hippocampus, .09 in the abdomen (affine registration, Dice).
-ALIKE = 0.7
+# Labels and their mirror image agree at least so well where left and right are alike (docs/RESULTS.md has figures): the
+# mean over classes, and each class, for one that is on one side only must not be learned on both.
+ALIKE, ALIKE_EACH = 0.7, 0.3
 
 
 def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
@@ -81,13 +81,20 @@ def hu_floors_rule(
     return tuple(floors), reason
 
 
-def mirror_images_rule(likeness: Sequence[float]) -> tuple[bool, str]:
+def mirror_images_rule(likeness: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
     """Whether the mirror images of the training scans are training scans too, from how well each one's labels,
-    mirrored and brought to it by affine registration, agree with its own (Dice, mean over classes)."""
-    told = f"the labels of mirror images, registered, agree with the scans' own by {min(likeness):.2f} (Dice)"
-    if min(likeness) >= ALIKE:
-        return True, f"{told}: left and right are alike, and mirror images are trained on and registered too"
-    return False, f"{told}, less than {ALIKE:g}: left and right differ, mirror images are not used"
+    mirrored and brought to it by affine registration, agree with its own: Dice of each class, by name."""
+    if not all(likeness):
+        return False, "whether left and right are alike cannot be told (nothing in common): mirror images are not used"
+    mean = min(float(np.mean([*dice.values()])) for dice in likeness)
+    told = f"the labels of mirror images, registered, agree with the scans' own by {mean:.3f} (Dice)"
+    if mean < ALIKE:
+        return False, f"{told}, less than {ALIKE:g}: left and right differ, mirror images are not used"
+    least, name = min((value, name) for dice in likeness for name, value in dice.items())
+    if least < ALIKE_EACH:
+        told += f", but {name} by {least:.3f}, less than {ALIKE_EACH:g}"
+        return False, f"{told}: it is not on both sides, mirror images are not used"
+    return True, f"{told}: left and right are alike, and mirror images are trained on and registered too"
 
 
 def decide(
@@ -99,7 +106,7 @@ def decide(
     labels: Sequence[np.ndarray],
     seed: int,
     images: Sequence[np.ndarray] = (),
-    likeness: Sequence[float] = (),
+    likeness: Sequence[Mapping[str, float]] = (),
 ) -> FoldDecisions:
     """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) and ``images`` (C, *size) alone;
     without images nothing is decided that needs them. ``likeness`` is each scan's to its mirror image, where it was

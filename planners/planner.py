@@ -103,7 +103,9 @@ def make_plan(
     if alignment == "none":
         recipe = replace(recipe, mirror_images=False)
     elif recipe.mirror_images:
-        reasons["mirror_images"] = "where a fold's labels show that left and right are alike, mirror images are used"
+        reasons["mirror_images"] = (
+            "where left and right are alike by a fold's labels, mirror images are used too (up to three training scans)"
+        )
     is_ct = any(channel.scheme == "clip" for channel in preprocessing.normalization)
     if alignment != "deformable":
         recipe = replace(recipe, inference=replace(recipe.inference, realign_below=0.0))

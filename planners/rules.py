@@ -144,9 +144,21 @@ def paper_dilations(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...]
 DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 
 
+_SIDES = {"left": "right", "l": "r", "lh": "rh"}
+_OPPOSITE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
+_SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OPPOSITE)})(?![a-z])")
+
+
+def other_side(name: str) -> str | None:
+    """The name of the same structure on the other side, in lower case: ``left_kidney`` for ``Right_Kidney``. None
+    where the name tells no side (left and right, l and r, lh and rh)."""
+    swapped, found = _SIDE.subn(lambda side: _OPPOSITE[side[0]], name.lower())
+    return swapped if found else None
+
+
 def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, str]:
     """Whether left and right may be swapped in training: in MRI only (paper, IV-C), and where no label is a side's."""
-    sided = [name for name in labels if {"left", "right", "l", "r"} & set(re.split(r"[^a-z]+", name.lower()))]
+    sided = [name for name in labels if other_side(name)]
     if sided:
         return False, f"not mirrored: {', '.join(sided[:4])} would change sides"
     if not all(name.strip().lower() in MRI_NAMES for name in channels):

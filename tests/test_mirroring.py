@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SETTINGS, command
+from conftest import SETTINGS, command, interrupt_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import TINY, numbered_case, single_thread, tiny_plan, whole_map  # noqa: F401 - a fixture
@@ -16,10 +17,13 @@ from scipy import ndimage
 
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, make_atlases, make_prior
+from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.planners.fold import mirror_images_rule
+from mre_lowshot.plans import load_plan
 from mre_lowshot.sampling import Prior, TrainingCase
 from mre_lowshot.trainers import mirroring
+from mre_lowshot.trainers.fold import FoldJob, make_trainer
 from mre_lowshot.volume import Geometry, write_volume
 
 LABELS = {"background": 0, "large": 1, "small": 2}
@@ -52,6 +56,7 @@ def brain(seed: int, sided: bool = False, alike: bool = True) -> TrainingCase:
         (["background", "kidney (L)", "kidney (R)"], [0, 2, 1]),
         (["background", "LH_cortex", "rh_cortex", "left"], [0, 2, 1, 3]),
         (["background", "liver", "lens", "cleft", "right kidney"], [0, 1, 2, 3, 4]),  # its partner is no label
+        (["background", "A", "a", "L", "r"], [0, 1, 2, 4, 3]),
     ],
 )
 def test_sides_are_told_by_the_names(names, wanted):
@@ -108,26 +113,47 @@ def test_the_atlases_count_as_their_weights_say():
 @pytest.mark.parametrize("sided", [False, True])
 def test_halves_that_are_alike_are_seen_and_others_are_not(sided):
     plan = replace(LIKE, labels=SIDED if sided else LABELS)
-    (alike,) = mirroring.measured([brain(0, sided)], plan)
-    (one_sided,) = mirroring.measured([brain(0, sided, alike=False)], plan)
-    assert alike > 0.8
-    assert one_sided < 0.6
-    assert mirror_images_rule([alike])[0]
-    decided, reason = mirror_images_rule([alike, one_sided])
+    both = mirroring.measured([brain(0, sided), brain(0, sided, alike=False)], plan)
+    assert min(both[0].values()) > 0.75
+    assert mirror_images_rule(both[:1])[0]
+    decided, reason = mirror_images_rule(both)
     assert not decided
-    assert f"{one_sided:.2f}" in reason
-    if sided:  # one name for both sides would be another task
-        wrong = mirroring.measured([brain(0, sided)], replace(plan, labels=LABELS))
-        assert wrong[0] < 0.1
+    assert "mirror images are not used" in reason
+    if sided:  # names that do not tell the side: what is right in the image would be called left
+        nameless = replace(plan, labels={"background": 0, "LeftBall": 1, "RightBall": 2})
+        assert max(mirroring.measured([brain(0, sided)], nameless)[0].values()) < 0.1
+
+
+def test_the_mean_and_every_class_must_agree_in_every_scan():
+    alike = {"stem": 0.9, "ball": 0.8}
+    assert mirror_images_rule([alike]) == (True, mirror_images_rule([alike])[1])
+    assert "0.850" in mirror_images_rule([alike])[1]
+    many = {**{f"c{n}": 0.9 for n in range(9)}, "LeftNucleus": 0.0}  # the mean would pass
+    decided, reason = mirror_images_rule([alike, many])
+    assert not decided
+    assert "LeftNucleus by 0.000" in reason
+    for other, why in (({"stem": 0.9, "ball": 0.45}, "left and right differ"), ({}, "cannot be told")):
+        decided, reason = mirror_images_rule([alike, other])
+        assert not decided
+        assert why in reason
+
+
+def test_what_either_has_ignored_does_not_count():
+    """Two thirds labelled: what is known of both agrees."""
+    partly = brain(0)
+    partly.label[..., :12] = -1
+    found = mirroring.measured([partly], LIKE)[0]
+    assert found.keys() == {"large", "small"}
+    assert min(found.values()) > 0.75
 
 
 def test_nothing_is_measured_where_images_would_not_be_used():
     thin = TrainingCase(np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4, 4), np.int16), (1.0,) * 3)
-    assert mirroring.measured([thin], LIKE) == [0.0]  # cannot be registered
+    assert mirroring.measured([thin], LIKE) == [{}]  # cannot be registered
     for recipe in ({"mirror_images": False}, {"alignment": "none"}):
         assert mirroring.measured([thin], replace(LIKE, recipe=replace(LIKE.recipe, **recipe))) == []
     assert mirroring.measured([thin], replace(LIKE, network=TINY)) == []  # without the prior
-    assert mirroring.measured([thin] * 4, LIKE) == []  # would not all be atlases
+    assert mirroring.measured([thin] * (mirroring.MOST_SCANS + 1), LIKE) == []
 
 
 def test_weights_travel_with_the_checkpoint():
@@ -152,25 +178,68 @@ def write_brains(raw: Path, subjects: int) -> Path:
     return folder
 
 
-def test_through_the_commands(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory) -> Path:
+    """A workspace with two brains, planned and preprocessed."""
+    root = tmp_path_factory.mktemp("brains")
+    write_brains(root / "raw", 2)
+    small = (*SETTINGS, "network.dilations=[[2,2,2]]", "recipe.alignment=affine", "recipe.inference.realign_below=0")
+    assert command("plan", "-d", "901", "-p", "Tiny", "--workspace", root, "-device", "cpu", "--set", *small) == 0
+    return root
+
+
+def test_several_scans_and_their_images_are_trained_on(brains, tmp_path):
+    """Scans first, then their images, each told its own place in each; what was decided is not decided anew."""
+    prepared, names = brains / "preprocessed/Dataset901_Brains", ["brain_0", "brain_1"]
+    plan = load_plan(prepared / "Tiny.json")
+    job = FoldJob(plan, "2shot", 0, {"train": names, "val": []}, prepared, tmp_path, torch.device("cpu"))
+    trainer = make_trainer(job)
+    cases = trainer.sampler.cases
+    assert [case.own for case in cases] == [0, 1, 2, 3]
+    assert [atlas.weight for atlas in trainer.atlases] == [1, 1, mirroring.WEIGHT, mirroring.WEIGHT]
+    for case, atlas in zip(cases, trainer.atlases, strict=True):
+        assert np.array_equal(case.label, atlas.label)
+        fields = case.coordinates.reshape(4, 3, *case.label.shape)
+        np.testing.assert_allclose(fields[case.own], whole_map(case.label.shape), atol=1e-6)
+        told = trainer.sampler.prior(case.coordinates, without=case.own)
+        assert dice(told[1] > 0.5, case.label == 2) > 0.7  # the others bring the balls to where they are
+
+
+def test_going_on_keeps_what_was_decided(brains, tmp_path, monkeypatch):
+    """Another machine may round the registration otherwise: what was begun with mirror images goes on with them, and
+    gives what an uninterrupted training gives."""
+    common = ("901", "1shot", "fold1", "-p", "Tiny", "--workspace", brains, "-device", "cpu", "--no_val")
+    assert command("train", *common) == 0
+    final = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_1/checkpoint_final.pth"
+    whole = torch.load(final, weights_only=True)["weights"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        assert command("train", *common, "--overwrite") == 130
+    monkeypatch.setattr(mirroring, "measured", lambda cases, plan: [{"large": 0.0}])
+    assert command("train", *common, "--c") == 0
+    again = torch.load(final, weights_only=True)["weights"]
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_through_the_commands(brains, tmp_path, capsys):
     """A brain with its mirror image is trained on as two scans, validated again, and predicts."""
-    folder = write_brains(tmp_path / "raw", 2)
-    common = ("--workspace", tmp_path, "-device", "cpu")
-    small = (*SETTINGS, "network.dilations=[[2,2,2]]", "recipe.inference.realign_below=0")
-    assert command("plan", "-d", "901", "-p", "Tiny", *common, "--set", *small) == 0
-    assert "mirror images are used" in capsys.readouterr().out
-    assert command("train", "901", "1shot", "fold0", "-p", "Tiny", *common) == 0
+    common = ("901", "1shot", "fold0", "-p", "Tiny", "--workspace", brains, "-device", "cpu")
+    assert command("train", *common) == 0
     assert "left and right are alike" in capsys.readouterr().out
-    fold = tmp_path / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
+    fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
     assert read_json(fold / "plans.json", "plan")["fold"]["mirror_images"] is True
     scan, image = atlases_of(fold)
     assert (scan.weight, image.weight) == (1.0, mirroring.WEIGHT)
     assert np.array_equal(image.label, scan.label[..., ::-1])
     before = (fold / "validation/summary.json").read_text()
-    assert command("train", "901", "1shot", "fold0", "-p", "Tiny", *common, "--val") == 0
+    assert command("train", *common, "--val") == 0
     assert (fold / "validation/summary.json").read_text() == before
-    (folder / "imagesTr/brain_0_0000.nii.gz").rename(tmp_path / "brain_0_0000.nii.gz")  # the training scan
-    assert command("predict", "-i", folder / "imagesTr", "-o", tmp_path / "out", *common) == 0
+    scans = tmp_path / "in"
+    scans.mkdir()
+    shutil.copy(brains / "raw/Dataset901_Brains/imagesTr/brain_1_0000.nii.gz", scans)  # not the training scan
+    assert (
+        command("predict", "-i", scans, "-o", tmp_path / "out", "-f", 0, "--workspace", brains, "-device", "cpu") == 0
+    )
     unseen = "brain_1.nii.gz"
     assert (tmp_path / "out" / unseen).read_bytes() == (fold / "validation" / unseen).read_bytes()
 

@@ -35,14 +35,16 @@ def test_the_mirror_image_is_scored_too(space, cohorts, capsys):
     file, names = cohorts
     asked = ["--cohorts", file, "--most", 1, "--train", names[1], "--mirrored"]
     assert registration.main(list(map(str, [space.prepared, "-p", "Tiny", *asked]))) == 0
-    told = dict(re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", capsys.readouterr().out))
+    out = capsys.readouterr().out
+    assert re.search(rf"{names[1]} and its mirror image, affine: Dice \d.*left and right differ", out)
+    told = dict(re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", out))
     assert tuple(told) == registration.KINDS + registration.MIRRORED
     scan, image, both = (float(told[kind]) for kind in (registration.KINDS[-1], *registration.MIRRORED))
     assert image < 0.8 * scan
     assert image < both
     edit(space.prepared / "Tiny.json", recipe={"alignment": "none"})
     assert registration.main(list(map(str, [space.prepared, "-p", "Tiny", *asked]))) == 2
-    assert "--mirrored needs recipe.alignment" in capsys.readouterr().err
+    assert "plan Tiny: uses no mirror images" in capsys.readouterr().err
 
 
 def test_the_score_is_the_mean_dice_of_the_labels_that_are_there():

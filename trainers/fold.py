@@ -25,11 +25,11 @@ from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide
-from mre_lowshot.plans import claim, results_folder
+from mre_lowshot.plans import claim, load_plan, results_folder
 from mre_lowshot.preprocessing.prepare import REFERENCES
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
-from mre_lowshot.specs import Plan
+from mre_lowshot.specs import FoldDecisions, Plan
 from mre_lowshot.splits import Split
 from mre_lowshot.trainers import mirroring
 from mre_lowshot.trainers.distributed import ALONE, Processes
@@ -81,13 +81,15 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
     labels, images = [c.label for c in cases], [c.image for c in cases]
-    split, likeness = job.split, mirroring.measured(cases, job.plan)
+    split, likeness = job.split, [] if resume else mirroring.measured(cases, job.plan)
     decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
+    if resume:  # what was measured by registration is not measured again: another machine may round otherwise
+        decisions = _as_begun(decisions, job.folder / "plans.json")
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
-    twins = mirroring.images(cases, plan) if decisions.mirror_images else []
-    atlases = make_atlases([*cases, *twins], plan)
+    twins = [mirroring.image_of(case, plan.labels) for case in cases] if decisions.mirror_images else []
+    atlases = (*make_atlases(cases, plan), *make_atlases(twins, plan))
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
     names = [*split["train"], *(f"{name} (mirrored)" for name in split["train"])]
     placed = in_atlases(cases, atlases, plan, names) if train else cases
@@ -113,6 +115,15 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
     }
     write_json(job.folder / "debug.json", debug)
     return trainer
+
+
+def _as_begun(decisions: FoldDecisions, saved: Path) -> FoldDecisions:
+    """``decisions`` with what the fold's plan ``saved`` says of mirror images."""
+    begun = load_plan(saved).fold if saved.is_file() else None
+    if begun is None:
+        return decisions
+    told = {name: reason for name, reason in begun.reasons.items() if name == "mirror_images"}
+    return replace(decisions, mirror_images=begun.mirror_images, reasons={**decisions.reasons, **told})
 
 
 def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:

@@ -8,31 +8,29 @@ counts half, for no half is quite like the other.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from mre_lowshot.alignment import MOST_ATLASES, Atlas, align, make_prior
+from mre_lowshot.alignment import Atlas, align
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.quality import label_agreement
 from mre_lowshot.losses import IGNORE
-from mre_lowshot.sampling import TrainingCase
+from mre_lowshot.planners.rules import other_side
+from mre_lowshot.sampling import TrainingCase, take_label
 from mre_lowshot.specs import Plan
 
 WEIGHT = 0.5
-SIDES = {"left": "right", "l": "r", "lh": "rh"}
-_OPPOSITE = {**SIDES, **{right: left for left, right in SIDES.items()}}
-_SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OPPOSITE)})(?![a-z])")
+MOST_SCANS = 3  # with more there are enough atlases
 
 
 def partners(labels: Mapping[str, int]) -> list[int]:
     """For each class, background first, the class that it is in a mirror image: ``left_kidney`` for ``right_kidney``,
     else itself."""
-    named = {name.lower(): number for name, number in labels.items()}
-    swapped = {number: _SIDE.sub(lambda side: _OPPOSITE[side[0]], name) for name, number in named.items()}
-    return [named.get(swapped[number], number) for number in range(len(labels))]
+    numbers = {name.lower(): number for name, number in labels.items()}
+    found = {number: numbers.get(other_side(name) or "", number) for name, number in labels.items()}
+    return [found[number] for number in range(len(labels))]
 
 
 def image_of(case: TrainingCase, labels: Mapping[str, int]) -> TrainingCase:
@@ -46,43 +44,37 @@ def image_of(case: TrainingCase, labels: Mapping[str, int]) -> TrainingCase:
     )
 
 
-def images(cases: Sequence[TrainingCase], plan: Plan) -> list[TrainingCase]:
-    """Each training scan's mirror image, in their order."""
-    return [image_of(case, plan.labels) for case in cases]
-
-
-def measured(cases: Sequence[TrainingCase], plan: Plan) -> list[float]:
-    """How well each training scan's mirrored labels, registered to it (affine), agree with its own: Dice, mean over
-    classes; 0 where the image cannot be registered. Nothing where the recipe does not ask, or where there are so many
-    scans that not all of them and their images would be atlases."""
+def measured(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
+    """How well each training scan's mirrored labels, registered to it (affine), agree with its own: Dice of each class
+    that either has, by name, where neither is ignored; none where the image cannot be registered. An empty list where
+    the recipe does not ask, or where there are more than `MOST_SCANS`."""
     told = plan.recipe.alignment != "none" and plan.network.atlas_prior
-    if not (told and plan.recipe.mirror_images) or 2 * len(cases) > MOST_ATLASES:
+    if not (told and plan.recipe.mirror_images) or len(cases) > MOST_SCANS:
         return []
     affine = replace(plan, recipe=replace(plan.recipe, alignment="affine"))
     return [_likeness(case, image_of(case, plan.labels), affine) for case in cases]
 
 
-def _likeness(case: TrainingCase, image: TrainingCase, plan: Plan) -> float:
-    atlases = (Atlas.of(image),)
-    prior = make_prior(atlases, plan)
+def _likeness(case: TrainingCase, image: TrainingCase, plan: Plan) -> dict[str, float]:
     try:
-        place = align(atlases, case.image, case.spacing, plan)
+        place = align((Atlas.of(image),), case.image, case.spacing, plan)
     except UserError:
-        return 0.0
-    assert prior is not None
-    assert place is not None  # a plan that asks for mirror images aligns and has a prior
-    known = case.label != IGNORE
-    brought = prior.posterior(place).argmax(axis=0)
-    dice = [d for d in label_agreement(brought[known], case.label[known], prior.classes).values() if np.isfinite(d)]
-    return float(np.mean(dice)) if dice else 0.0
+        place = None
+    if place is None:
+        return {}
+    last = np.asarray(image.label.shape).reshape(-1, 1, 1, 1) - 1
+    brought = take_label(image.label, (place + 1) / 2 * last)
+    known = (case.label != IGNORE) & (brought != IGNORE)
+    names = {number: name for name, number in plan.labels.items()}
+    dice = label_agreement(brought[known], case.label[known], len(names))
+    return {names[number]: value for number, value in dice.items() if np.isfinite(value)}
 
 
 def placed(case: TrainingCase, image: TrainingCase) -> TrainingCase:
     """``image`` with its places in the atlases, scans first, then their images: those of ``case``, mirrored. Where the
     scan lies in another one, its image lies in that one's image."""
-    assert case.coordinates is not None
-    assert case.own is not None
+    if case.coordinates is None or case.own is None:
+        raise ValueError("the scan has no place among the atlases")
     fields = case.coordinates.reshape(2, -1, 3, *case.label.shape)[::-1, ..., ::-1].copy()
     fields[:, :, 2] *= -1
-    half = fields.shape[1]
-    return replace(image, coordinates=fields.reshape(case.coordinates.shape), own=case.own + half)
+    return replace(image, coordinates=fields.reshape(case.coordinates.shape), own=case.own + fields.shape[1])

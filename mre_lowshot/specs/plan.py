@@ -90,8 +90,8 @@ class FoldDecisions:
     """What was derived from labels, and therefore from the fold's own training scans only.
 
     ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
-    ``hu_floors`` keeps classes off what is too dark for them in a CT. With ``mirror_images`` those of the training
-    scans are training scans too.
+    ``hu_floors`` keeps classes off what is too dark for them in a CT. ``mirror_images``: the training scans' mirror
+    images are training scans too.
     """
 
     level: str
