@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mre_lowshot import mirroring
 from mre_lowshot.alignment import Atlas, coordinates_in
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
@@ -31,11 +32,11 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.registration.affine import affine
 from mre_lowshot.registration.deformable import deformable, demons
 from mre_lowshot.registration.images import to_image
-from mre_lowshot.sampling import Prior, TrainingCase
+from mre_lowshot.sampling import Prior
 from mre_lowshot.specs import Plan
 from mre_lowshot.splits import read_cohort
-from mre_lowshot.trainers import mirroring
 from mre_lowshot.trainers.fold import training_case
+from mre_lowshot.trainers.symmetry import measured
 
 KINDS: tuple[str, ...] = ("affine", "affine, demons", "affine, blocks, demons")
 MIRRORED = ("from the mirror image, all of it", "from both, all of it")
@@ -67,7 +68,7 @@ def mirrored_dice(atlas: Atlas, image: Atlas, case: PreparedCase, coordinates: n
     """Dice on the scan, whose ``coordinates`` in the atlas are known, for each of `MIRRORED`."""
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
     place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
-    both = Prior((atlas.label, image.label), classes, (atlas.weight, image.weight))
+    both = Prior((atlas.label, image.label), classes, images=1)
     carried = brought(Prior((image.label,), classes), place), brought(both, np.concatenate([coordinates, place]))
     return [mean_dice(one, case.needed_label(), classes) for one in carried]
 
@@ -79,10 +80,9 @@ def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
     return float(np.mean([dice[k] for k in np.unique(truth[truth > 0])]))
 
 
-def _mirror_image(name: str, case: PreparedCase, plan: Plan) -> TrainingCase:
-    """The mirror image of a scan; how well it agrees with the scan is printed."""
-    train = training_case(case, 3)
-    (dice,) = mirroring.measured([train], plan) or [{}]
+def _tell_likeness(name: str, case: PreparedCase, plan: Plan) -> None:
+    """How well a scan agrees with its mirror image."""
+    (dice,) = measured([training_case(case, 3)], plan) or [{}]
     if not dice:
         raise UserError(
             f"plan {plan.plans_name}: uses no mirror images (recipe.mirror_images, recipe.alignment and "
@@ -91,7 +91,6 @@ def _mirror_image(name: str, case: PreparedCase, plan: Plan) -> TrainingCase:
     least = min(dice, key=dice.__getitem__)
     told = f"Dice {np.mean([*dice.values()]):.3f}, least of {least} {dice[least]:.3f}"
     print(f"{name} and its mirror image, affine: {told}: {mirror_images_rule([dice])[1]}", flush=True)
-    return mirroring.image_of(train, plan.labels)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +126,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         atlas = Atlas(atlas_case.image, atlas_case.needed_label(), atlas_case.transform.spacing)
         image, kinds = None, KINDS
         if options.mirrored:
-            image, kinds = Atlas.of(_mirror_image(train, atlas_case, plan)), KINDS + MIRRORED
+            _tell_likeness(train, atlas_case, plan)
+            image, kinds = mirroring.image_of(atlas, plan.labels), KINDS + MIRRORED
         rows = []
         for name in others:
             case = load_case(folder, name)

@@ -27,18 +27,18 @@ MOST_ATLASES = 5  # a new scan is registered to each, and each training scan to 
 
 @dataclass(frozen=True)
 class Atlas:
-    """A preprocessed labelled scan: image (C, *size) float32, label (*size) int16, spacing in mm; ``weight`` is what
-    its labels count among those of several."""
+    """A preprocessed labelled scan: image (C, *size) float32, label (*size) int16, spacing in mm; ``mirrored``: the
+    mirror image of one (`mirroring`)."""
 
     image: np.ndarray
     label: np.ndarray
     spacing: tuple[float, ...]
-    weight: float = 1.0
+    mirrored: bool = False
 
     @classmethod
     def of(cls, case: TrainingCase) -> Atlas:
         """The atlas that a training case is, rounded as a checkpoint keeps it: scans align to the same later on."""
-        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing, case.weight)
+        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing)
 
     def to_tensors(self) -> dict[str, Any]:
         """For a checkpoint; the image is kept in half precision."""
@@ -46,18 +46,17 @@ class Atlas:
             "image": torch.from_numpy(self.image.astype(np.float16)),
             "label": torch.from_numpy(self.label.astype(np.int16)),
             "spacing": list(self.spacing),
-            "weight": self.weight,
         }
 
     @classmethod
     def from_tensors(cls, data: dict[str, Any]) -> Atlas:
         image = data["image"].cpu().numpy().astype(np.float32)
-        return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]), float(data.get("weight", 1.0)))
+        return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]))
 
 
 Atlases = tuple[Atlas, ...]
 """Of a fold, at most `MOST_ATLASES` of its training scans; the first is the frame of the coordinates. Empty where the
-plan needs none."""
+plan needs none. Mirror images follow (`mirroring.with_images`)."""
 
 
 def make_atlases(cases: Sequence[TrainingCase], plan: Plan) -> Atlases:
@@ -103,8 +102,8 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
     """The prior that the plan's network takes from the atlases, None for none."""
     if not atlases or not plan.network.atlas_prior:
         return None
-    labels, weights = zip(*((atlas.label, atlas.weight) for atlas in atlases), strict=True)
-    return Prior(labels, plan.network.classes, weights)
+    images = sum(atlas.mirrored for atlas in atlases)
+    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes, images)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class TrainingCase:
     """A preprocessed scan: image (C, *size) float32, label (*size) int16 with `losses.IGNORE`, spacing in mm.
 
     ``coordinates`` (atlases * axes, *size) are its voxels' places in each atlas, -1 to 1; None: its own volume is the
-    frame. ``own`` is which of the atlases the scan itself is, ``weight`` what its labels count among the atlases'.
+    frame. ``own`` is which of the atlases the scan itself is.
     """
 
     image: np.ndarray
@@ -37,7 +37,6 @@ class TrainingCase:
     spacing: tuple[float, ...]
     coordinates: np.ndarray | None = None
     own: int | None = None
-    weight: float = 1.0
 
 
 def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
@@ -53,6 +52,7 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
 
 
+IMAGE_WEIGHT = 0.5  # of what a mirror image says: no half is quite like the other (docs/LOG.md)
 UNKNOWN = -2  # an ignored voxel of the atlas, as distinct from `IGNORE`, which stands for a place outside it
 
 
@@ -66,20 +66,19 @@ def class_shares(label: np.ndarray, classes: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Prior:
     """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own.
-    Where an atlas is ignored, it knows nothing of the place: every class has the same share. ``weights`` are what each
-    counts, none given: all alike."""
+    Where an atlas is ignored, it knows nothing of the place: every class has the same share. The last ``images`` are
+    mirror images of others (`mirroring`): the network is not told what they say, and in `posterior` each counts half.
+    """
 
     labels: tuple[np.ndarray, ...]
     classes: int
-    weights: tuple[float, ...] = ()
+    images: int = 0
 
-    def _places(self, coordinates: np.ndarray) -> Iterator[tuple[np.float32, np.ndarray, np.ndarray]]:
-        """Each atlas's weight, its label map and the voxels (axes, *patch) of it that are asked for."""
-        parts = np.split(coordinates, len(coordinates) // self.labels[0].ndim)
-        weights = self.weights or (1.0,) * len(self.labels)
-        for weight, label, part in zip(weights, self._marked, parts, strict=True):
-            last = np.asarray(label.shape).reshape(-1, *[1] * (part.ndim - 1)) - 1
-            yield np.float32(weight), label, (part + 1) / 2 * last
+    def _places(self, coordinates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each atlas's label map and the voxels (axes, *patch) of it that are asked for."""
+        axes = self.labels[0].ndim
+        for label, part in zip(self._marked, np.split(coordinates, len(coordinates) // axes), strict=True):
+            yield label, (part + 1) / 2 * (np.asarray(label.shape).reshape(-1, *[1] * (part.ndim - 1)) - 1)
 
     @cached_property
     def _marked(self) -> tuple[np.ndarray, ...]:
@@ -87,29 +86,29 @@ class Prior:
 
     def __call__(self, coordinates: np.ndarray, without: int | None = None) -> np.ndarray:
         """(K - 1, *patch) float32: the share of the atlases that have that foreground class at ``coordinates``, an
-        ignored voxel counting 1/K; atlas number ``without`` has no say."""
-        asked = [at for number, at in enumerate(self._places(coordinates)) if number != without]
+        ignored voxel counting 1/K; atlas number ``without`` has no say, nor have mirror images."""
+        scans = len(self.labels) - self.images
+        asked = [at for number, at in enumerate(self._places(coordinates)) if number < scans and number != without]
         told = np.zeros((self.classes - 1, *coordinates.shape[1:]), dtype=np.float32)
-        for weight, label, places in asked:
+        for label, places in asked:
             there = take_label(label, places)
-            told += weight * np.stack([there == k for k in range(1, self.classes)])
-            told[:, there == UNKNOWN] += weight / self.classes
-        return told / sum(weight for weight, *_ in asked)
+            told += np.stack([there == k for k in range(1, self.classes)])
+            told[:, there == UNKNOWN] += np.float32(1 / self.classes)
+        return told / len(asked)
 
     def posterior(self, coordinates: np.ndarray) -> np.ndarray:
         """(K, *patch) float32: the same of all atlases, background too, interpolated linearly."""
         total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
-        whole = np.float32(0)
-        for weight, label, places in self._places(coordinates):
+        weights = [1.0] * (len(self.labels) - self.images) + [IMAGE_WEIGHT] * self.images
+        for weight, (label, places) in zip(weights, self._places(coordinates), strict=True):
             shares = np.stack(
                 [take_image((label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
             )
             if (label == UNKNOWN).any():
                 shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
-            shares *= weight
+            shares *= np.float32(weight)
             total += shares
-            whole += weight
-        return total / whole
+        return total / np.float32(sum(weights))
 
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None, without: int | None = None) -> np.ndarray:

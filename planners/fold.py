@@ -82,7 +82,7 @@ def hu_floors_rule(
 
 
 def mirror_images_rule(likeness: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
-    """Whether the mirror images of the training scans are training scans too, from how well each one's labels,
+    """Whether the mirror images of the training scans are atlases too, from how well each one's labels,
     mirrored and brought to it by affine registration, agree with its own: Dice of each class, by name."""
     if not all(likeness):
         return False, "whether left and right are alike cannot be told (nothing in common): mirror images are not used"
@@ -94,7 +94,7 @@ def mirror_images_rule(likeness: Sequence[Mapping[str, float]]) -> tuple[bool, s
     if least < ALIKE_EACH:
         told += f", but {name} by {least:.3f}, less than {ALIKE_EACH:g}"
         return False, f"{told}: it is not on both sides, mirror images are not used"
-    return True, f"{told}: left and right are alike, and mirror images are trained on and registered too"
+    return True, f"{told}: left and right are alike, and mirror images are registered too"
 
 
 def decide(
@@ -110,7 +110,7 @@ def decide(
 ) -> FoldDecisions:
     """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) and ``images`` (C, *size) alone;
     without images nothing is decided that needs them. ``likeness`` is each scan's to its mirror image, where it was
-    measured (`trainers.mirroring`)."""
+    measured (`trainers.symmetry`)."""
     counts = np.zeros(plan.network.classes, dtype=np.int64)
     for label in labels:
         counts += np.bincount(label[label != IGNORE].ravel(), minlength=plan.network.classes)

@@ -23,7 +23,7 @@ LAYERS = [
     {"dataset", "verification", "splits", "workspace", "plans", "synthetic"},
     {"preprocessing"},
     {"planners"},
-    {"sampling", "augmentation", "registration", "alignment", "network", "checkpoint"},
+    {"sampling", "augmentation", "registration", "alignment", "mirroring", "network", "checkpoint"},
     {"inference"},
     {"evaluation"},
     {"trainers"},

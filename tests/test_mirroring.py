@@ -1,4 +1,4 @@
-"""Mirror images of labelled scans as labelled scans: sides, places, when they are used, and the way to a prediction."""
+"""Mirror images of labelled scans as atlases: sides, when they are used, what they say, the way to a prediction."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, command, interrupt_after
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from references import TINY, numbered_case, single_thread, tiny_plan, whole_map  # noqa: F401 - a fixture
 from scipy import ndimage
 
-from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, make_atlases, make_prior
+from mre_lowshot import mirroring
+from mre_lowshot.alignment import Atlas, align, make_atlases, make_prior
 from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.files import read_json, write_json
+from mre_lowshot.inference.models import load_model
 from mre_lowshot.planners.fold import mirror_images_rule
-from mre_lowshot.plans import load_plan
-from mre_lowshot.sampling import Prior, TrainingCase
-from mre_lowshot.trainers import mirroring
-from mre_lowshot.trainers.fold import FoldJob, make_trainer
+from mre_lowshot.sampling import Prior, TrainingCase, location_maps
+from mre_lowshot.trainers.symmetry import MOST_SCANS, measured
 from mre_lowshot.volume import Geometry, write_volume
 
 LABELS = {"background": 0, "large": 1, "small": 2}
@@ -66,54 +63,36 @@ def test_sides_are_told_by_the_names(names, wanted):
 def test_a_mirror_image_mirrored_is_the_scan():
     case = numbered_case((3, 4, 5))
     case.label[0, 0] = -1
-    image = mirroring.image_of(case, SIDED)
+    atlas = Atlas(case.image, case.label, case.spacing)
+    image = mirroring.image_of(atlas, SIDED)
     assert np.array_equal(image.image, np.flip(case.image, 3))
-    assert image.weight < case.weight == 1
+    assert image.mirrored
     for here, there in ((1, 2), (2, 1), (0, 0), (-1, -1)):
         assert np.array_equal(image.label == here, np.flip(case.label == there, 2))
     again = mirroring.image_of(image, SIDED)
     assert np.array_equal(again.image, case.image)
     assert np.array_equal(again.label, case.label)
+    assert not again.mirrored
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), scans=st.integers(1, 3))
-def test_an_image_is_told_what_the_scan_is_told_mirrored(seed, scans):
-    """Wherever the scan lies in the scans and their images: its image lies there too, with the two changing places."""
-    rng, size = np.random.default_rng(seed), (4, 5, 6)
-    cases = [TrainingCase(np.zeros((1, *size), np.float32), rng.integers(0, 3, size).astype(np.int16), (1.0,) * 3)
-             for _ in range(scans)]  # fmt: skip
-    images = [mirroring.image_of(case, SIDED) for case in cases]
-    fields = [whole_map(size) + rng.normal(0, 0.2, (3, *size)).astype(np.float32) for _ in range(2 * scans)]
-    own = int(rng.integers(scans))
-    case = replace(cases[own], coordinates=np.concatenate(fields), own=own)
-    image = mirroring.placed(case, images[own])
-    assert image.own == own + scans
-    labels = tuple(c.label for c in (*cases, *images))
-    weights = tuple(float(w) for w in rng.uniform(0.2, 1, 2 * scans))
-    exchanged = (*weights[scans:], *weights[:scans])
-    told = Prior(labels, 3, weights).posterior(case.coordinates)
-    there = Prior(labels, 3, exchanged).posterior(image.coordinates)
-    np.testing.assert_allclose(there[[0, 2, 1]], told[..., ::-1], atol=1e-4)
-
-
-def test_the_atlases_count_as_their_weights_say():
+def test_what_images_say_counts_half_and_is_not_told_to_the_network():
     rng, size = np.random.default_rng(0), (4, 5, 6)
-    labels = tuple(rng.integers(0, 3, size).astype(np.int16) for _ in range(3))
-    labels[1][:, 2] = -1
-    at, weights = np.concatenate([whole_map(size)] * 3), (1.0, 0.5, 0.25)
+    labels = tuple(rng.integers(0, 3, size).astype(np.int16) for _ in range(4))
+    labels[3][:, 2] = -1
+    at = np.concatenate([whole_map(size)] * 4)
     shares = [np.stack([np.where(label == -1, 1 / 3, label == k) for k in range(3)]) for label in labels]
-    wanted = sum(w * share for w, share in zip(weights, shares, strict=True)) / 1.75
-    prior = Prior(labels, 3, weights)
-    np.testing.assert_allclose(prior(at), wanted[1:], atol=1e-6)
+    prior = Prior(labels, 3, images=2)
+    wanted = (shares[0] + shares[1] + 0.5 * shares[2] + 0.5 * shares[3]) / 3
     np.testing.assert_allclose(prior.posterior(at), wanted, atol=1e-5)
-    np.testing.assert_allclose(prior(at, without=0), (0.5 * shares[1] + 0.25 * shares[2])[1:] / 0.75, atol=1e-6)
+    np.testing.assert_allclose(prior(at), (shares[0] + shares[1])[1:] / 2, atol=1e-6)
+    np.testing.assert_allclose(prior(at, without=0), shares[1][1:], atol=1e-6)
+    assert np.array_equal(location_maps(at, prior), np.concatenate([at[:3], prior(at)]))
 
 
 @pytest.mark.parametrize("sided", [False, True])
 def test_halves_that_are_alike_are_seen_and_others_are_not(sided):
     plan = replace(LIKE, labels=SIDED if sided else LABELS)
-    both = mirroring.measured([brain(0, sided), brain(0, sided, alike=False)], plan)
+    both = measured([brain(0, sided), brain(0, sided, alike=False)], plan)
     assert min(both[0].values()) > 0.75
     assert mirror_images_rule(both[:1])[0]
     decided, reason = mirror_images_rule(both)
@@ -121,7 +100,7 @@ def test_halves_that_are_alike_are_seen_and_others_are_not(sided):
     assert "mirror images are not used" in reason
     if sided:  # names that do not tell the side: what is right in the image would be called left
         nameless = replace(plan, labels={"background": 0, "LeftBall": 1, "RightBall": 2})
-        assert max(mirroring.measured([brain(0, sided)], nameless)[0].values()) < 0.1
+        assert max(measured([brain(0, sided)], nameless)[0].values()) < 0.1
 
 
 def test_the_mean_and_every_class_must_agree_in_every_scan():
@@ -142,28 +121,29 @@ def test_what_either_has_ignored_does_not_count():
     """Two thirds labelled: what is known of both agrees."""
     partly = brain(0)
     partly.label[..., :12] = -1
-    found = mirroring.measured([partly], LIKE)[0]
+    found = measured([partly], LIKE)[0]
     assert found.keys() == {"large", "small"}
     assert min(found.values()) > 0.75
 
 
 def test_nothing_is_measured_where_images_would_not_be_used():
     thin = TrainingCase(np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4, 4), np.int16), (1.0,) * 3)
-    assert mirroring.measured([thin], LIKE) == [{}]  # cannot be registered
+    assert measured([thin], LIKE) == [{}]  # cannot be registered
     for recipe in ({"mirror_images": False}, {"alignment": "none"}):
-        assert mirroring.measured([thin], replace(LIKE, recipe=replace(LIKE.recipe, **recipe))) == []
-    assert mirroring.measured([thin], replace(LIKE, network=TINY)) == []  # without the prior
-    assert mirroring.measured([thin] * (mirroring.MOST_SCANS + 1), LIKE) == []
+        assert measured([thin], replace(LIKE, recipe=replace(LIKE.recipe, **recipe))) == []
+    assert measured([thin], replace(LIKE, network=TINY)) == []  # without the prior
+    assert measured([thin] * (MOST_SCANS + 1), LIKE) == []
 
 
-def test_weights_travel_with_the_checkpoint():
-    case = brain(0)
-    atlases = make_atlases([case, mirroring.image_of(case, LABELS)], LIKE)
-    loaded = tuple(Atlas.from_tensors(atlas.to_tensors()) for atlas in atlases)
-    assert [atlas.weight for atlas in loaded] == [1.0, mirroring.WEIGHT]
-    assert make_prior(loaded, LIKE).weights == (1.0, mirroring.WEIGHT)
-    old = {key: value for key, value in atlases[0].to_tensors().items() if key != "weight"}
-    assert Atlas.from_tensors(old).weight == 1.0
+def test_images_are_atlases_where_the_fold_decided_so():
+    atlases = make_atlases([brain(0), brain(1)], LIKE)
+    assert mirroring.with_images(atlases, LIKE) == atlases
+    decided = replace(LIKE, fold=replace(LIKE.fold, mirror_images=True))
+    together = mirroring.with_images(atlases, decided)
+    assert [atlas.mirrored for atlas in together] == [False, False, True, True]
+    assert np.array_equal(together[3].image, np.flip(atlases[1].image, 3))
+    assert make_prior(together, decided).images == 2
+    assert mirroring.with_images(atlases, replace(decided, fold=None)) == atlases
 
 
 def write_brains(raw: Path, subjects: int) -> Path:
@@ -188,62 +168,53 @@ def brains(tmp_path_factory) -> Path:
     return root
 
 
-def test_several_scans_and_their_images_are_trained_on(brains, tmp_path):
-    """Scans first, then their images, each told its own place in each; what was decided is not decided anew."""
-    prepared, names = brains / "preprocessed/Dataset901_Brains", ["brain_0", "brain_1"]
-    plan = load_plan(prepared / "Tiny.json")
-    job = FoldJob(plan, "2shot", 0, {"train": names, "val": []}, prepared, tmp_path, torch.device("cpu"))
-    trainer = make_trainer(job)
-    cases = trainer.sampler.cases
-    assert [case.own for case in cases] == [0, 1, 2, 3]
-    assert [atlas.weight for atlas in trainer.atlases] == [1, 1, mirroring.WEIGHT, mirroring.WEIGHT]
-    for case, atlas in zip(cases, trainer.atlases, strict=True):
-        assert np.array_equal(case.label, atlas.label)
-        fields = case.coordinates.reshape(4, 3, *case.label.shape)
-        np.testing.assert_allclose(fields[case.own], whole_map(case.label.shape), atol=1e-6)
-        told = trainer.sampler.prior(case.coordinates, without=case.own)
-        assert dice(told[1] > 0.5, case.label == 2) > 0.7  # the others bring the balls to where they are
+def test_an_image_brings_what_a_new_scan_has():
+    """Of a symmetric brain both halves are alike: the image's labels fit another brain, and both together better."""
+    train, new = brain(0), brain(5)
+    plan = replace(LIKE, fold=replace(LIKE.fold, mirror_images=True))
+    atlases = mirroring.with_images(make_atlases([train], plan), plan)
+    place, prior = align(atlases, new.image, new.spacing, plan), make_prior(atlases, plan)
+    scan, image = (Prior((a.label,), 3).posterior(p) for a, p in zip(atlases, np.split(place, 2), strict=True))
+    both = prior.posterior(place)
+    np.testing.assert_allclose(both, (2 * scan + image) / 3, atol=1e-5)
+    assert not np.allclose(scan, image, atol=0.1)
+    assert all(dice(told.argmax(0) == 2, new.label == 2) > 0.7 for told in (scan, image, both))
 
 
 def test_going_on_keeps_what_was_decided(brains, tmp_path, monkeypatch):
-    """Another machine may round the registration otherwise: what was begun with mirror images goes on with them, and
-    gives what an uninterrupted training gives."""
-    common = ("901", "1shot", "fold1", "-p", "Tiny", "--workspace", brains, "-device", "cpu", "--no_val")
-    assert command("train", *common) == 0
-    final = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_1/checkpoint_final.pth"
-    whole = torch.load(final, weights_only=True)["weights"]
+    """Another machine may round the registration otherwise: what was begun with mirror images goes on with them."""
+    common = ("901", "1shot", "fold1", "-p", "Tiny", "--workspace", brains, "-device", "cpu")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
-        assert command("train", *common, "--overwrite") == 130
-    monkeypatch.setattr(mirroring, "measured", lambda cases, plan: [{"large": 0.0}])
+        assert command("train", *common, "--no_val") == 130
+    monkeypatch.setattr("mre_lowshot.trainers.fold.measured", lambda cases, plan: [{"large": 0.0}])
     assert command("train", *common, "--c") == 0
-    again = torch.load(final, weights_only=True)["weights"]
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_1"
+    assert decided(fold)
+    before = (fold / "validation/summary.json").read_text()
+    assert command("train", *common, "--val") == 0
+    assert (fold / "validation/summary.json").read_text() == before
+    assert command("train", *common, "--no_val", "--overwrite") == 0
+    assert not decided(fold)
 
 
 def test_through_the_commands(brains, tmp_path, capsys):
-    """A brain with its mirror image is trained on as two scans, validated again, and predicts."""
+    """What the scan's own prediction is told, validation and `mre_predict` are told alike: two atlases of one scan."""
     common = ("901", "1shot", "fold0", "-p", "Tiny", "--workspace", brains, "-device", "cpu")
     assert command("train", *common) == 0
     assert "left and right are alike" in capsys.readouterr().out
     fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
-    assert read_json(fold / "plans.json", "plan")["fold"]["mirror_images"] is True
-    scan, image = atlases_of(fold)
-    assert (scan.weight, image.weight) == (1.0, mirroring.WEIGHT)
-    assert np.array_equal(image.label, scan.label[..., ::-1])
-    before = (fold / "validation/summary.json").read_text()
-    assert command("train", *common, "--val") == 0
-    assert (fold / "validation/summary.json").read_text() == before
+    assert decided(fold)
+    (model,) = load_model(fold, None, torch.device("cpu")).atlases
+    assert [atlas.mirrored for atlas in model] == [False, True]
     scans = tmp_path / "in"
     scans.mkdir()
     shutil.copy(brains / "raw/Dataset901_Brains/imagesTr/brain_1_0000.nii.gz", scans)  # not the training scan
-    assert (
-        command("predict", "-i", scans, "-o", tmp_path / "out", "-f", 0, "--workspace", brains, "-device", "cpu") == 0
-    )
+    asked = ("predict", "-i", scans, "-f", 0, "--workspace", brains, "-device", "cpu", "--save_probabilities")
+    assert command(*asked, "-o", tmp_path / "out") == 0
     unseen = "brain_1.nii.gz"
     assert (tmp_path / "out" / unseen).read_bytes() == (fold / "validation" / unseen).read_bytes()
 
 
-def atlases_of(fold: Path) -> list[Atlas]:
-    _, content = checkpoint.load(fold / "checkpoint_final.pth", torch.device("cpu"))
-    return [Atlas.from_tensors(data) for data in content["atlases"]]
+def decided(fold: Path) -> bool:
+    return read_json(fold / "plans.json", "plan")["fold"]["mirror_images"]

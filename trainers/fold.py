@@ -23,6 +23,7 @@ from mre_lowshot.inference.export import kept_single, located, native_labels
 from mre_lowshot.inference.floors import joint_floors
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
+from mre_lowshot.mirroring import with_images
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide
 from mre_lowshot.plans import claim, load_plan, results_folder
@@ -31,8 +32,8 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.specs import FoldDecisions, Plan
 from mre_lowshot.splits import Split
-from mre_lowshot.trainers import mirroring
 from mre_lowshot.trainers.distributed import ALONE, Processes
+from mre_lowshot.trainers.symmetry import measured
 from mre_lowshot.trainers.trainer import MRETrainer
 from mre_lowshot.volume import Geometry, read_labels, write_volume
 
@@ -81,20 +82,16 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
     labels, images = [c.label for c in cases], [c.image for c in cases]
-    split, likeness = job.split, [] if resume else mirroring.measured(cases, job.plan)
+    split, likeness = job.split, [] if resume else measured(cases, job.plan)
     decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
     if resume:  # what was measured by registration is not measured again: another machine may round otherwise
         decisions = _as_begun(decisions, job.folder / "plans.json")
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
-    twins = [mirroring.image_of(case, plan.labels) for case in cases] if decisions.mirror_images else []
-    atlases = (*make_atlases(cases, plan), *make_atlases(twins, plan))
+    atlases = make_atlases(cases, plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
-    names = [*split["train"], *(f"{name} (mirrored)" for name in split["train"])]
-    placed = in_atlases(cases, atlases, plan, names) if train else cases
-    if train and twins:
-        placed += [mirroring.placed(case, twin) for case, twin in zip(placed, twins, strict=True)]
+    placed = in_atlases(cases, atlases, plan, job.split["train"]) if train else cases
     trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
     if resume:
         trainer.resume()
@@ -150,7 +147,8 @@ def validate(
     the plan's grid, over all of them.
     """
     plan = job.plan
-    priors = [make_prior(trainer.atlases, plan)]
+    atlases = with_images(trainer.atlases, trainer.plan)
+    priors = [make_prior(atlases, plan)]
     predictor = Predictor(
         [trainer.best_network],
         plan.network,
@@ -166,7 +164,7 @@ def validate(
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
-            fields, realign = located([trainer.atlases], case, plan)
+            fields, realign = located([atlases], case, plan)
             probabilities, qualities[name] = predictor.predict_and_rate(case.image, None, fields, realign)
         except (UserError, NumericalError) as problem:  # the others are scored all the same
             failed[name] = f"case {name}: {problem}"

@@ -12,6 +12,7 @@ import torch
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, Atlases
 from mre_lowshot.errors import UserError
+from mre_lowshot.mirroring import with_images
 from mre_lowshot.network.build import MRENet, build
 from mre_lowshot.plans import TRAINER
 from mre_lowshot.specs import Plan
@@ -111,7 +112,7 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
-        atlases.append(tuple(Atlas.from_tensors(data) for data in content["atlases"]))
+        atlases.append(with_images(tuple(Atlas.from_tensors(data) for data in content["atlases"]), plan))
         if content["training"]["iteration"] < plan.recipe.iterations:
             unfinished.append(fold)
     different = [f for f, p in zip(folds, plans, strict=True) if _shared(p) != _shared(plans[0])]

@@ -91,7 +91,7 @@ class FoldDecisions:
 
     ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
     ``hu_floors`` keeps classes off what is too dark for them in a CT. ``mirror_images``: the training scans' mirror
-    images are training scans too.
+    images are atlases too.
     """
 
     level: str

@@ -95,8 +95,8 @@ class Recipe:
     holds no minority voxel. ``class_balance`` 1 gives every class the same weight (equation 5), 0 every voxel.
     ``dice_weight`` adds the soft Dice loss, summed over classes. ``balanced_share`` is the share of patches centred on
     a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
-    ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``mirror_images`` adds
-    each training scan's mirror image as another one, and as an atlas, where left and right are alike (and scans are
+    ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``mirror_images``: at
+    prediction each training scan's mirror image is an atlas too, where left and right are alike (and scans are
     aligned, with ``network.atlas_prior``). ``largest_component`` keeps, in predictions, only the largest piece of each
     class that is one piece in the training labels, ``hu_floors`` (CT) keeps each class off voxels too dark for it by
     these labels.
