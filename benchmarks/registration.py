@@ -6,8 +6,8 @@
 From each scan of --train (default: the first of the cohort) to the cohort's others, on the plan's grid: affine; affine
 and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
 scan has there, and over scans; seconds a scan, of the affine part and of what follows it. --mirrored: also from the
-scan's mirror image, from both together as `mre_train` weighs them, and how well scan and image agree, by which it
-decides.
+scan's mirror image, from both together as prediction weighs them, and how well scan and image agree, by which
+`mre_train` decides whether the image is used.
 """
 
 from __future__ import annotations
@@ -64,13 +64,18 @@ def brought(prior: Prior, coordinates: np.ndarray) -> np.ndarray:
     return prior.posterior(coordinates).argmax(axis=0)
 
 
-def mirrored_dice(atlas: Atlas, image: Atlas, case: PreparedCase, coordinates: np.ndarray, classes: int) -> list[float]:
-    """Dice on the scan, whose ``coordinates`` in the atlas are known, for each of `MIRRORED`."""
+def mirrored_dice(
+    atlas: Atlas, image: Atlas, case: PreparedCase, coordinates: np.ndarray, classes: int
+) -> tuple[list[float], float]:
+    """Dice on the scan, whose ``coordinates`` in the atlas are known, for each of `MIRRORED`, and seconds of the
+    image's registration."""
+    start = time.perf_counter()
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
     place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
+    seconds = time.perf_counter() - start
     both = Prior((atlas.label, image.label), classes, images=1)
     carried = brought(Prior((image.label,), classes), place), brought(both, np.concatenate([coordinates, place]))
-    return [mean_dice(one, case.needed_label(), classes) for one in carried]
+    return [mean_dice(one, case.needed_label(), classes) for one in carried], seconds
 
 
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
@@ -133,9 +138,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             case = load_case(folder, name)
             scores, seconds, place = carried_dice(atlas, case, classes)
             if image is not None:
-                start = time.perf_counter()
-                scores += mirrored_dice(atlas, image, case, place, classes)
-                seconds += [time.perf_counter() - start] * 2
+                more, spent = mirrored_dice(atlas, image, case, place, classes)
+                scores, seconds = scores + more, [*seconds, spent, spent + seconds[0] + seconds[-1]]
             rows.append((scores, seconds))
             print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
         scores, seconds = np.mean(rows, axis=0)

@@ -17,8 +17,8 @@ ONE_PIECE_SHARE = 0.98
 # A class's floor in a CT: its DARKEST_PERCENTILE less HU_MARGIN, but no higher than HU_CEILING (water), so that a scan
 # without contrast agent, in which an organ is darker than in the labelled one, keeps it. Fat lies below -30 HU.
 DARKEST_PERCENTILE, HU_MARGIN, HU_CEILING = 2, 60.0, 0.0
-# Labels and their mirror image agree at least so well where left and right are alike (docs/RESULTS.md has figures): the
-# mean over classes, and each class, for one that is on one side only must not be learned on both.
+# Labels and their mirror image agree at least so well where left and right are alike (docs/LOG.md has figures): the
+# mean over classes, and each class, for one that is on one side only must not be brought to both.
 ALIKE, ALIKE_EACH = 0.7, 0.3
 
 
@@ -85,7 +85,8 @@ def mirror_images_rule(likeness: Sequence[Mapping[str, float]]) -> tuple[bool, s
     """Whether the mirror images of the training scans are atlases too, from how well each one's labels,
     mirrored and brought to it by affine registration, agree with its own: Dice of each class, by name."""
     if not all(likeness):
-        return False, "whether left and right are alike cannot be told (nothing in common): mirror images are not used"
+        why = "an image cannot be registered, or a class is ignored where it would lie in one"
+        return False, f"whether left and right are alike cannot be told ({why}): mirror images are not used"
     mean = min(float(np.mean([*dice.values()])) for dice in likeness)
     told = f"the labels of mirror images, registered, agree with the scans' own by {mean:.3f} (Dice)"
     if mean < ALIKE:

@@ -18,6 +18,7 @@ from mre_lowshot.alignment import Atlas, align, make_atlases, make_prior
 from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.models import load_model
+from mre_lowshot.inference.predictor import weight_of
 from mre_lowshot.planners.fold import mirror_images_rule
 from mre_lowshot.sampling import Prior, TrainingCase, location_maps
 from mre_lowshot.trainers.symmetry import MOST_SCANS, measured
@@ -124,6 +125,9 @@ def test_what_either_has_ignored_does_not_count():
     found = measured([partly], LIKE)[0]
     assert found.keys() == {"large", "small"}
     assert min(found.values()) > 0.75
+    hidden = brain(0, alike=False)  # a ball in one half, and nothing known of the other
+    hidden.label[..., :18] = -1
+    assert measured([hidden], LIKE) == [{}]
 
 
 def test_nothing_is_measured_where_images_would_not_be_used():
@@ -133,6 +137,18 @@ def test_nothing_is_measured_where_images_would_not_be_used():
         assert measured([thin], replace(LIKE, recipe=replace(LIKE.recipe, **recipe))) == []
     assert measured([thin], replace(LIKE, network=TINY)) == []  # without the prior
     assert measured([thin] * (MOST_SCANS + 1), LIKE) == []
+
+
+def test_each_registration_is_an_opinion_of_its_own():
+    """The odds of registration against the network double with the images of all scans, and are as they were without;
+    an ensemble counts all of its folds' registrations."""
+    label = np.zeros((2, 2, 2), np.int16)
+    alone, two = Prior((label,), 3), Prior((label, label), 3)
+    image, images = Prior((label, label), 3, images=1), Prior((label,) * 4, 3, images=2)
+    assert all(weight_of(0.4, priors) == 0.4 for priors in ([alone], [two], [None, alone], [None]))
+    assert weight_of(0.4, [image]) == weight_of(0.4, [images]) == pytest.approx((4 / 3) / (7 / 3))
+    assert weight_of(0.4, [image, alone]) == pytest.approx(0.5)
+    assert weight_of(0.0, [image]) == 0
 
 
 def test_images_are_atlases_where_the_fold_decided_so():
@@ -169,7 +185,7 @@ def brains(tmp_path_factory) -> Path:
 
 
 def test_an_image_brings_what_a_new_scan_has():
-    """Of a symmetric brain both halves are alike: the image's labels fit another brain, and both together better."""
+    """Of a symmetric brain both halves are alike: the image's labels fit another brain too."""
     train, new = brain(0), brain(5)
     plan = replace(LIKE, fold=replace(LIKE.fold, mirror_images=True))
     atlases = mirroring.with_images(make_atlases([train], plan), plan)
@@ -184,6 +200,7 @@ def test_an_image_brings_what_a_new_scan_has():
 def test_going_on_keeps_what_was_decided(brains, tmp_path, monkeypatch):
     """Another machine may round the registration otherwise: what was begun with mirror images goes on with them."""
     common = ("901", "1shot", "fold1", "-p", "Tiny", "--workspace", brains, "-device", "cpu")
+    assert command("train", *common, "--c") == 2  # by mistake, and of no consequence
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         assert command("train", *common, "--no_val") == 130

@@ -26,7 +26,7 @@ from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.mirroring import with_images
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide
-from mre_lowshot.plans import claim, load_plan, results_folder
+from mre_lowshot.plans import claim, results_folder
 from mre_lowshot.preprocessing.prepare import REFERENCES
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
@@ -85,7 +85,7 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
     split, likeness = job.split, [] if resume else measured(cases, job.plan)
     decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
     if resume:  # what was measured by registration is not measured again: another machine may round otherwise
-        decisions = _as_begun(decisions, job.folder / "plans.json")
+        decisions = _as_begun(decisions, checkpoint.load(job.folder / checkpoint.LATEST, torch.device("cpu"))[0])
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
@@ -114,13 +114,12 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
     return trainer
 
 
-def _as_begun(decisions: FoldDecisions, saved: Path) -> FoldDecisions:
-    """``decisions`` with what the fold's plan ``saved`` says of mirror images."""
-    begun = load_plan(saved).fold if saved.is_file() else None
-    if begun is None:
+def _as_begun(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
+    """``decisions`` with what the plan of the training that goes on says of mirror images."""
+    if begun.fold is None:
         return decisions
-    told = {name: reason for name, reason in begun.reasons.items() if name == "mirror_images"}
-    return replace(decisions, mirror_images=begun.mirror_images, reasons={**decisions.reasons, **told})
+    told = {name: reason for name, reason in begun.fold.reasons.items() if name == "mirror_images"}
+    return replace(decisions, mirror_images=begun.fold.mirror_images, reasons={**decisions.reasons, **told})
 
 
 def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:

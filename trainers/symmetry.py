@@ -20,8 +20,9 @@ MOST_SCANS = 3  # with more there are enough atlases
 
 def measured(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
     """How well each training scan's mirrored labels, registered to it (affine), agree with its own: Dice of each class
-    that either has, by name, where neither is ignored; none where the image cannot be registered. An empty list where
-    the recipe does not ask, or where there are more than `MOST_SCANS`."""
+    that either has, by name, where neither is ignored; none where that cannot be told: the image cannot be registered,
+    or all of a class lies where the image is ignored. An empty list where the recipe does not ask, or where there are
+    more than `MOST_SCANS`."""
     told = plan.recipe.alignment != "none" and plan.network.atlas_prior
     if not (told and plan.recipe.mirror_images) or len(cases) > MOST_SCANS:
         return []
@@ -40,6 +41,8 @@ def _likeness(case: TrainingCase, plan: Plan) -> dict[str, float]:
     last = np.asarray(image.label.shape).reshape(-1, 1, 1, 1) - 1
     brought = take_label(image.label, (place + 1) / 2 * last)
     known = (case.label != IGNORE) & (brought != IGNORE)
+    if set(np.unique(case.label)) - set(np.unique(case.label[known])) - {IGNORE}:
+        return {}
     names = {number: name for name, number in plan.labels.items()}
     dice = label_agreement(brought[known], case.label[known], len(names))
     return {names[number]: value for number, value in dice.items() if np.isfinite(value)}

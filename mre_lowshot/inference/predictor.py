@@ -172,7 +172,7 @@ class Predictor:
 
     def _pooled(self, posterior: np.ndarray, brought: np.ndarray | None) -> np.ndarray:
         """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""
-        weight = self.inference.prior_weight
+        weight = weight_of(self.inference.prior_weight, self.priors)
         if brought is None or not weight:
             return posterior
         pooled = posterior ** (1 - weight)
@@ -307,6 +307,18 @@ class Predictor:
         pairs = zip(self.networks, locations, strict=True)
         mean = torch.stack([torch.softmax(n(batch, x, keep).float(), dim=1) for n, x in pairs]).mean(dim=0)
         return mean.flip(dims) if dims else mean
+
+
+def weight_of(prior_weight: float, priors: Sequence[Prior | None]) -> float:
+    """What registration weighs against the network: ``prior_weight`` w, its odds w / (1 - w) increased by as much as
+    mirror images increase the number of registrations, for each is an opinion of its own."""
+    told = [prior for prior in priors if prior is not None]
+    registrations = sum(len(prior.labels) for prior in told)
+    scans = registrations - sum(prior.images for prior in told)
+    if registrations == scans:
+        return prior_weight
+    odds = prior_weight / (1 - prior_weight) * registrations / scans
+    return odds / (1 + odds)
 
 
 class _Cut(nn.Module):
