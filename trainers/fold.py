@@ -82,10 +82,11 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
     labels, images = [c.label for c in cases], [c.image for c in cases]
-    split, likeness = job.split, [] if resume else measured(cases, job.plan)
+    saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if resume else None
+    split, likeness = job.split, [] if saved else measured(cases, job.plan)
     decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
-    if resume:  # what was measured by registration is not measured again: another machine may round otherwise
-        decisions = _as_begun(decisions, checkpoint.load(job.folder / checkpoint.LATEST, torch.device("cpu"))[0])
+    if saved:  # what was measured by registration is not measured again: another machine may round otherwise
+        decisions = _as_begun(decisions, saved[0])
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
         _take_folder(job, plan, overwrite)
@@ -93,8 +94,8 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
     placed = in_atlases(cases, atlases, plan, job.split["train"]) if train else cases
     trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
-    if resume:
-        trainer.resume()
+    if saved:
+        trainer.resume(saved)
     if not job.processes.first:
         return trainer
     debug = {

@@ -221,14 +221,14 @@ class MRETrainer:
         weights = self.best_network.state_dict()
         checkpoint.save(self.folder / name, self.plan, weights, training, self.atlases, self.dataset)
 
-    def resume(self) -> None:
-        """Go on from ``checkpoint_latest.pth``.
+    def resume(self, saved: tuple[Plan, dict[str, Any]] | None = None) -> None:
+        """Go on from ``checkpoint_latest.pth``, read already (``saved``, what `checkpoint.load` gave) or not yet.
 
         Raises:
             UserError: there is none, or it was trained by another plan.
         """
         path = self.folder / checkpoint.LATEST
-        plan, content = checkpoint.load(path, self.device)
+        plan, content = saved or checkpoint.load(path, self.device)
         if not same_plan(plan, self.plan):
             raise UserError(f"{path}: was trained by another plan than the present one; use another -p, or --overwrite")
         state = content["training"]
