@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -87,8 +88,8 @@ class Prior:
     def __call__(self, coordinates: np.ndarray, without: int | None = None) -> np.ndarray:
         """(K - 1, *patch) float32: the share of the atlases that have that foreground class at ``coordinates``, an
         ignored voxel counting 1/K; atlas number ``without`` has no say, nor have mirror images."""
-        scans = len(self.labels) - self.images
-        asked = [at for number, at in enumerate(self._places(coordinates)) if number < scans and number != without]
+        scans = islice(self._places(coordinates), len(self.labels) - self.images)
+        asked = [at for number, at in enumerate(scans) if number != without]
         told = np.zeros((self.classes - 1, *coordinates.shape[1:]), dtype=np.float32)
         for label, places in asked:
             there = take_label(label, places)
