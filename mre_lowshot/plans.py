@@ -44,7 +44,7 @@ def claim(path: Path, plan: Plan) -> None:
     if path.is_file():
         there = load_plan(path)
         if not same_plan(there, plan):
-            one, other = (to_json(_without_reasons(p)) for p in (there, plan))
+            one, other = (to_json(_as_begun(p)) for p in (there, plan))
             raise UserError(
                 f"{path.parent}: holds results of another plan ({_first_difference(one, other)}); "
                 "give this plan another name (-p), or move the folder away"
@@ -54,13 +54,13 @@ def claim(path: Path, plan: Plan) -> None:
 
 
 def same_plan(one: Plan, other: Plan) -> bool:
-    """Whether two plans say the same, whatever their reasons' wording."""
-    return _without_reasons(one) == _without_reasons(other)
+    """Whether two plans say the same, whatever their reasons' wording, before training and after it."""
+    return _as_begun(one) == _as_begun(other)
 
 
-def _without_reasons(plan: Plan) -> Plan:
-    """Reasons are prose: another wording is no other plan."""
-    return replace(plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}))
+def _as_begun(plan: Plan) -> Plan:
+    """Reasons are prose: another wording is no other plan. Nor is what is found when training has ended."""
+    return replace(plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}, prior_weight=None))
 
 
 def _first_difference(one: object, other: object, where: str = "") -> str:

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SETTINGS, command, interrupt_after
-from references import TINY, numbered_case, single_thread, tiny_plan, whole_map  # noqa: F401 - a fixture
-from scipy import ndimage
+from brains import LABELS, LIKE, SIDED, brain, decisions, two_brains  # noqa: F401 - a fixture
+from conftest import command, interrupt_after
+from references import TINY, numbered_case, single_thread, whole_map  # noqa: F401 - a fixture
 
 from mre_lowshot import mirroring
 from mre_lowshot.alignment import Atlas, align, make_atlases, make_prior
 from mre_lowshot.evaluation.metrics import dice
-from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.models import load_model
-from mre_lowshot.inference.predictor import weight_of
+from mre_lowshot.inference.pooling import weight_of
 from mre_lowshot.planners.fold import mirror_images_rule
 from mre_lowshot.sampling import Prior, TrainingCase, location_maps
 from mre_lowshot.trainers.symmetry import MOST_SCANS, measured
-from mre_lowshot.volume import Geometry, write_volume
-
-LABELS = {"background": 0, "large": 1, "small": 2}
-SIDED = {"background": 0, "left_ball": 1, "right_ball": 2}
-LIKE = tiny_plan(replace(TINY, atlas_prior=True), alignment="affine", mirror_images=True)
-
-
-def brain(seed: int, sided: bool = False, alike: bool = True) -> TrainingCase:
-    """A textured head with a ball in each half, a little different in place and size; in one half only if not
-    ``alike``. One class of balls, or one a side (left is where x is high)."""
-    size, rng = (24, 30, 36), np.random.default_rng(seed)
-    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij")
-    head = np.sqrt(z**2 + y**2 + (0.9 * x) ** 2) < 0.85
-    label = head.astype(np.int16)
-    for side in (-1, 1) if alike else (1,):
-        middle = rng.normal((0.1, -0.1, 0.4 * side), 0.03)
-        ball = np.sqrt(((np.stack([z, y, x]) - middle.reshape(3, 1, 1, 1)) ** 2).sum(0)) < 0.3 + 0.02 * rng.normal()
-        label[ball] = 2
-    texture = ndimage.gaussian_filter(rng.normal(size=size), 2) * 0.5
-    image = ndimage.gaussian_filter(np.array([0, 1, 2.5])[label] + texture * head, 0.7).astype(np.float32)
-    if sided:
-        label = np.where(label == 2, np.where(x > 0, 1, 2), 0).astype(np.int16)
-    return TrainingCase(image[None], label, (2.0, 2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -163,28 +138,6 @@ def test_images_are_atlases_where_the_fold_decided_so():
     assert mirroring.with_images(atlases, replace(decided, fold=None)) == atlases
 
 
-def write_brains(raw: Path, subjects: int) -> Path:
-    folder = raw / "Dataset901_Brains"
-    for seed in range(subjects):
-        case = brain(seed)
-        geometry = Geometry(case.label.shape, case.spacing, (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
-        write_volume(folder / "imagesTr" / f"brain_{seed}_0000.nii.gz", case.image[0], geometry)
-        write_volume(folder / "labelsTr" / f"brain_{seed}.nii.gz", case.label.astype(np.uint8), geometry)
-    write_json(folder / "dataset.json", {"channel_names": {"0": "MR"}, "labels": LABELS, "numTraining": subjects,
-                                         "file_ending": ".nii.gz"})  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="module")
-def brains(tmp_path_factory) -> Path:
-    """A workspace with two brains, planned and preprocessed."""
-    root = tmp_path_factory.mktemp("brains")
-    write_brains(root / "raw", 2)
-    small = (*SETTINGS, "network.dilations=[[2,2,2]]", "recipe.alignment=affine", "recipe.inference.realign_below=0")
-    assert command("plan", "-d", "901", "-p", "Tiny", "--workspace", root, "-device", "cpu", "--set", *small) == 0
-    return root
-
-
 def test_an_image_brings_what_a_new_scan_has():
     """Of a symmetric brain both halves are alike: the image's labels fit another brain too."""
     train, new = brain(0), brain(5)
@@ -208,12 +161,12 @@ def test_going_on_keeps_what_was_decided(brains, tmp_path, monkeypatch):
     monkeypatch.setattr("mre_lowshot.trainers.fold.measured", lambda cases, plan: [{"large": 0.0}])
     assert command("train", *common, "--c") == 0
     fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_1"
-    assert decided(fold)
+    assert decisions(fold)["mirror_images"]
     before = (fold / "validation/summary.json").read_text()
     assert command("train", *common, "--val") == 0
     assert (fold / "validation/summary.json").read_text() == before
     assert command("train", *common, "--no_val", "--overwrite") == 0
-    assert not decided(fold)
+    assert not decisions(fold)["mirror_images"]
 
 
 def test_through_the_commands(brains, tmp_path, capsys):
@@ -222,7 +175,7 @@ def test_through_the_commands(brains, tmp_path, capsys):
     assert command("train", *common) == 0
     assert "left and right are alike" in capsys.readouterr().out
     fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
-    assert decided(fold)
+    assert decisions(fold)["mirror_images"]
     (model,) = load_model(fold, None, torch.device("cpu")).atlases
     assert [atlas.mirrored for atlas in model] == [False, True]
     scans = tmp_path / "in"
@@ -232,7 +185,3 @@ def test_through_the_commands(brains, tmp_path, capsys):
     assert command(*asked, "-o", tmp_path / "out") == 0
     unseen = "brain_1.nii.gz"
     assert (tmp_path / "out" / unseen).read_bytes() == (fold / "validation" / unseen).read_bytes()
-
-
-def decided(fold: Path) -> bool:
-    return read_json(fold / "plans.json", "plan")["fold"]["mirror_images"]

@@ -21,6 +21,7 @@ from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.confidence import soften, temperature
 from mre_lowshot.inference.export import kept_single, located, native_labels
 from mre_lowshot.inference.floors import joint_floors
+from mre_lowshot.inference.pooling import joint_weight
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.mirroring import with_images
@@ -116,11 +117,16 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
 
 
 def _as_begun(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
-    """``decisions`` with what the plan of the training that goes on says of mirror images."""
+    """``decisions`` with what the plan of the training that goes on says of mirror images and was found on them."""
     if begun.fold is None:
         return decisions
-    told = {name: reason for name, reason in begun.fold.reasons.items() if name == "mirror_images"}
-    return replace(decisions, mirror_images=begun.fold.mirror_images, reasons={**decisions.reasons, **told})
+    told = {name: reason for name, reason in begun.fold.reasons.items() if name in ("mirror_images", "prior_weight")}
+    return replace(
+        decisions,
+        mirror_images=begun.fold.mirror_images,
+        prior_weight=begun.fold.prior_weight,
+        reasons={**decisions.reasons, **told},
+    )
 
 
 def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:
@@ -153,7 +159,7 @@ def validate(
         [trainer.best_network],
         plan.network,
         plan.patch,
-        plan.recipe.inference,
+        replace(plan.recipe.inference, prior_weight=joint_weight([trainer.plan])),
         job.device,
         priors=priors,
         floors=joint_floors([trainer.plan]),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from torch.utils.data import DataLoader, Subset
 
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlases, make_prior
+from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.files import write_json
 from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.plans import same_plan
@@ -29,6 +32,7 @@ from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
 from mre_lowshot.trainers.memory import Memory, together
 from mre_lowshot.trainers.precision import Precision
+from mre_lowshot.trainers.weighing import found_weight
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
 
@@ -141,8 +145,8 @@ class MRETrainer:
         """Train from the present iteration to the recipe's last; ``on_step`` is called after each.
 
         Ctrl-C lets the present iteration finish (half an iteration would count in the running statistics), saves
-        ``checkpoint_latest.pth`` and is raised on; a second one stops at once. The last state is saved as latest and
-        final.
+        ``checkpoint_latest.pth`` and is raised on; a second one stops at once. At the end the weight of registration is
+        found (`trainers.weighing`) and the last state saved as latest and final.
 
         Raises:
             NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
@@ -166,8 +170,26 @@ class MRETrainer:
                     self.logbook.draw()
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
-        self.save(checkpoint.FINAL)
         self.logbook.draw()
+        if self.processes.first:
+            self._weigh()
+        self.save(checkpoint.LATEST)
+        self.save(checkpoint.FINAL)
+
+    def _weigh(self) -> None:
+        """Find on mirror images what registration weighs, where the fold uses them, and put it in the fold's plan."""
+        assert self.plan.fold is not None
+        try:
+            found = found_weight(self.plan, self.best_network, self.atlases, self.device)
+        except (UserError, NumericalError) as problem:
+            self.logbook.say(f"the weight of registration stays the recipe's: a mirror image: {problem}")
+            return
+        if found:
+            weight, reason = found
+            self.logbook.say(reason)
+            reasons = {**self.plan.fold.reasons, "prior_weight": reason}
+            self.plan = replace(self.plan, fold=replace(self.plan.fold, prior_weight=weight, reasons=reasons))
+            write_json(self.folder / "plans.json", to_json(self.plan))
 
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""

@@ -106,9 +106,10 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     from mre_lowshot import devices
     from mre_lowshot.alignment import make_prior
     from mre_lowshot.inference.floors import joint_floors
+    from mre_lowshot.inference.pooling import joint_weight
     from mre_lowshot.inference.predictor import Predictor
 
-    rule = model.plan.recipe.inference
+    rule = replace(model.plan.recipe.inference, prior_weight=joint_weight(model.plans))
     if options.centre:
         rule = replace(rule, tiling="centre")
     if options.step_size is not None:

@@ -148,6 +148,8 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
         seconds = time.monotonic() - begun
         print(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
         trainer.logbook.say(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
+        if trainer.plan.fold and "prior_weight" in trainer.plan.fold.reasons:
+            print(f"  {trainer.plan.fold.reasons['prior_weight']}")
     names = job.split["val"]
     if not job.processes.first:
         return None

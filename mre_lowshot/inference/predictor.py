@@ -17,13 +17,13 @@ from mre_lowshot.inference.appearance import adapt, agree_with_neighbours
 from mre_lowshot.inference.compiled import Compiler, commonest_first
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.floors import keep_above
+from mre_lowshot.inference.pooling import pooled, weight_of
 from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.sampling import Prior, coordinate_maps, location_maps, voxel_positions
 from mre_lowshot.specs import HuFloor, InferenceSpec, NetworkSpec, PatchSpec
 
-PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 FLAT = 1e-4  # of the normalised intensities: less is no content
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 Fields = Sequence[np.ndarray | None]  # for each network the voxels' places in its atlases (atlases * axes, *size)
@@ -121,21 +121,33 @@ class Predictor:
         if flat and image.shape[1] != 1:
             raise UserError(f"the scan has {image.shape[1]} slices, the network is 2D; predict them slice by slice")
         image = image[:, 0] if flat else image
+        posterior, brought = self.opinions(image, progress, coordinates)
+        quality = estimate(posterior, brought)
+        probabilities = self.mended(posterior, brought, image)
+        rule = self.inference
+        if realign is not None and brought is not None and rule.prior_weight and quality.score < rule.realign_below:
+            probabilities = self._realigned(posterior, probabilities, coordinates or [], realign, image)
+        return (probabilities[:, None] if flat else probabilities), quality
+
+    def opinions(
+        self, image: np.ndarray, progress: Progress | None = None, coordinates: Fields | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the networks say of an image (C, *size), and the labels that registration brings it, each (K, *size);
+        None for these where nothing was registered. `predict_and_rate` makes one answer of them.
+
+        Raises:
+            NumericalError: a probability is not finite.
+        """
         before, padding = self._padding(image.shape[1:])
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
         fields = list(coordinates or [None] * len(self.networks))
         fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
-        posterior, brought = whole[(slice(None), *inner)], self._brought(fields, inner)
+        posterior = whole[(slice(None), *inner)]
         if not all(np.isfinite(channel).all() for channel in posterior):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
-        quality = estimate(posterior, brought)
-        probabilities = self._mended(posterior, brought, image)
-        rule = self.inference
-        if realign is not None and brought is not None and rule.prior_weight and quality.score < rule.realign_below:
-            probabilities = self._realigned(posterior, probabilities, coordinates or [], realign, image)
-        return (probabilities[:, None] if flat else probabilities), quality
+        return posterior, self._brought(fields, inner)
 
     def _realigned(
         self, posterior: np.ndarray, probabilities: np.ndarray, fields: Fields, realign: Realign, image: np.ndarray
@@ -149,7 +161,7 @@ class Predictor:
             except UserError as problem:  # what there is stays good
                 self.say(f"what was predicted does not help registration: the scan {problem}")
                 break
-            probabilities = self._mended(posterior, self._brought(fields, whole), image)
+            probabilities = self.mended(posterior, self._brought(fields, whole), image)
         return probabilities
 
     def _brought(self, fields: Fields, inner: tuple[slice, ...]) -> np.ndarray | None:
@@ -161,24 +173,17 @@ class Predictor:
         ]
         return np.mean(brought, axis=0) if brought else None
 
-    def _mended(self, posterior: np.ndarray, brought: np.ndarray | None, image: np.ndarray) -> np.ndarray:
-        """The posterior (K, *size), pooled with the labels that registration ``brought`` and mended by the image
-        (C, *size)."""
-        probabilities = self._pooled(posterior, brought)
+    def mended(
+        self, posterior: np.ndarray, brought: np.ndarray | None, image: np.ndarray, prior_weight: float | None = None
+    ) -> np.ndarray:
+        """The posterior (K, *size), pooled with the labels that registration ``brought`` by ``prior_weight`` (None: the
+        spec's) and mended by the image (C, *size)."""
+        weight = self.inference.prior_weight if prior_weight is None else prior_weight
+        probabilities = pooled(posterior, brought, weight_of(weight, self.priors))
         keep_above(probabilities, image, self.floors)
         adapt(probabilities, image, self.inference.intensity_weight)
         agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
         return probabilities
-
-    def _pooled(self, posterior: np.ndarray, brought: np.ndarray | None) -> np.ndarray:
-        """The posterior (K, *size), pooled with the atlases' labels by the spec's ``prior_weight``."""
-        weight = weight_of(self.inference.prior_weight, self.priors)
-        if brought is None or not weight:
-            return posterior
-        pooled = posterior ** (1 - weight)
-        pooled *= (brought + PRIOR_FLOOR) ** weight
-        pooled /= pooled.sum(axis=0)
-        return pooled
 
     def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """What a scan smaller than the patch lacks, evenly on both sides (its edges are repeated there)."""
@@ -307,18 +312,6 @@ class Predictor:
         pairs = zip(self.networks, locations, strict=True)
         mean = torch.stack([torch.softmax(n(batch, x, keep).float(), dim=1) for n, x in pairs]).mean(dim=0)
         return mean.flip(dims) if dims else mean
-
-
-def weight_of(prior_weight: float, priors: Sequence[Prior | None]) -> float:
-    """What registration weighs against the network: ``prior_weight`` w, its odds w / (1 - w) increased by as much as
-    mirror images increase the number of registrations, for each is an opinion of its own."""
-    told = [prior for prior in priors if prior is not None]
-    registrations = sum(len(prior.labels) for prior in told)
-    scans = registrations - sum(prior.images for prior in told)
-    if registrations == scans:
-        return prior_weight
-    odds = prior_weight / (1 - prior_weight) * registrations / scans
-    return odds / (1 + odds)
 
 
 class _Cut(nn.Module):

@@ -91,7 +91,7 @@ class FoldDecisions:
 
     ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
     ``hu_floors`` keeps classes off what is too dark for them in a CT. ``mirror_images``: the training scans' mirror
-    images are atlases too.
+    images are atlases too; ``prior_weight``, found on them when training has ended, takes the place of the recipe's.
     """
 
     level: str
@@ -105,6 +105,11 @@ class FoldDecisions:
     single_component: tuple[int, ...] = ()
     hu_floors: tuple[HuFloor, ...] = ()
     mirror_images: bool = False
+    prior_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        weight = self.prior_weight
+        need(weight is None or 0 <= weight < 1, f"prior_weight is {weight}; must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class InferenceSpec:
     """How a volume is covered with patches. ``centre``: consecutive tiles, only the centre of each kept (paper,
     IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``. ``prior_weight`` w pools the
     network's posterior with the labels that registration brings from the atlas, as p^(1-w) q^w (where scans are
-    aligned and the network knows the prior). ``intensity_weight`` mends the result by what each class looks like in the
+    aligned and the network knows the prior); with mirror images a fold finds a w of its own, unless this is 0
+    (`trainers.weighing`). ``intensity_weight`` mends the result by what each class looks like in the
     scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). A scan whose network and
     registration agree less than ``realign_below`` (`inference.quality`) is registered again, by what was predicted too,
     and pooled anew. ``calibrate`` softens probabilities surer than that agreement (`inference.confidence`).

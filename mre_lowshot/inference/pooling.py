@@ -1,0 +1,44 @@
+"""The network's word and that of registration, pooled into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mre_lowshot.sampling import Prior
+from mre_lowshot.specs import Plan
+
+PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
+
+
+def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float) -> np.ndarray:
+    """The network's posterior (K, *size) and the labels ``brought`` by registration (K, *size), whose odds against it
+    are ``weight`` : 1 - ``weight``: their weighted geometric mean, normalised; the posterior itself where either is
+    none."""
+    if brought is None or not weight:
+        return posterior
+    both = posterior ** (1 - weight)
+    both *= (brought + PRIOR_FLOOR) ** weight
+    both /= both.sum(axis=0)
+    return both
+
+
+def joint_weight(plans: Sequence[Plan]) -> float:
+    """What one registration weighs in the mean of several folds' networks: the mean of what each fold found on mirror
+    images of its training scans (`trainers.weighing`), the recipe's ``prior_weight`` where it found nothing."""
+    own = [plan.fold.prior_weight if plan.fold else None for plan in plans]
+    rules = [plan.recipe.inference.prior_weight for plan in plans]
+    return float(np.mean([rule if found is None else found for found, rule in zip(own, rules, strict=True)]))
+
+
+def weight_of(prior_weight: float, priors: Sequence[Prior | None]) -> float:
+    """What registration weighs against the network: ``prior_weight`` w, its odds w / (1 - w) increased by as much as
+    mirror images increase the number of registrations, for each is an opinion of its own."""
+    told = [prior for prior in priors if prior is not None]
+    registrations = sum(len(prior.labels) for prior in told)
+    scans = registrations - sum(prior.images for prior in told)
+    if registrations == scans:
+        return prior_weight
+    odds = prior_weight / (1 - prior_weight) * registrations / scans
+    return odds / (1 + odds)

@@ -1,0 +1,176 @@
+"""The weight of registration against the network, found on mirror images of the training scans."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from brains import LABELS, LIKE, brain, decisions, two_brains  # noqa: F401 - a fixture
+from conftest import command
+from hypothesis import given
+from hypothesis import strategies as st
+from references import single_thread, tiny_plan  # noqa: F401 - a fixture
+from torch import nn
+
+from mre_lowshot import checkpoint
+from mre_lowshot.alignment import Atlas, align, make_atlases
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.pooling import PRIOR_FLOOR, joint_weight, pooled
+from mre_lowshot.losses import IGNORE
+from mre_lowshot.plans import same_plan
+from mre_lowshot.sampling import Prior
+from mre_lowshot.specs import Plan
+from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.weighing import WEIGHTS, found_weight
+
+CPU = torch.device("cpu")
+
+
+def mirrored(weight: float | None = None, prior_weight: float = 0.4) -> Plan:
+    """A fold's plan that uses mirror images, and nothing mends what is pooled; the fold found ``weight``."""
+    rule = replace(LIKE.recipe.inference, prior_weight=prior_weight, intensity_weight=0, neighbour_weight=0)
+    fold = replace(LIKE.fold, mirror_images=True, prior_weight=weight)
+    return replace(LIKE, recipe=replace(LIKE.recipe, inference=rule), fold=fold)
+
+
+class Says(nn.Module):
+    """A network that is ``sure`` of the class whose mean intensity is nearest, or of the one after it if not
+    ``right``."""
+
+    def __init__(self, sure: float, right: bool = True) -> None:
+        super().__init__()
+        self.sure, self.right = sure, right
+
+    def forward(self, image: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+        nearest = (image - torch.tensor([0.0, 1.0, 2.5]).view(1, 3, 1, 1, 1)).abs().argmin(dim=1)
+        said = nearest if self.right else (nearest + 1) % 3
+        return self.sure * nn.functional.one_hot(said, 3).movedim(-1, 1).float()
+
+
+def test_the_better_of_the_two_weighs_more():
+    """The heads are noisy at their rims: registration is wrong elsewhere than intensities."""
+    plan = mirrored()
+    atlases = make_atlases([brain(0)], plan)
+    right, why = found_weight(plan, Says(6.0), atlases, CPU)
+    wrong, _ = found_weight(plan, Says(6.0, right=False), atlases, CPU)
+    unsure, _ = found_weight(plan, Says(0.0), atlases, CPU)
+    assert right <= 0.5 < wrong == WEIGHTS[-1]
+    assert unsure == 0.4  # each weight labels alike: the recipe's stands
+    assert f"weighs {right:g}" in why
+
+
+def test_the_table_is_what_each_weight_gives():
+    """Against the formula, a class at a time, on the mirror image turned by hand; ignored voxels do not count."""
+    plan, case = mirrored(), brain(1)
+    case.label[:2] = IGNORE
+    atlases = make_atlases([case], plan)
+    _, why = found_weight(plan, Says(2.0), atlases, CPU)
+    told = dict(pair.split() for pair in why.split("(Dice): ")[1].split(", "))
+    flipped = Atlas(atlases[0].image[..., ::-1].copy(), atlases[0].label[..., ::-1].copy(), case.spacing)
+    brought = Prior((case.label,), 3).posterior(align(atlases, flipped.image, case.spacing, plan))
+    network = torch.softmax(Says(2.0)(torch.from_numpy(flipped.image[None]), None), dim=1)[0].numpy()
+    known = flipped.label != IGNORE
+    for weight in WEIGHTS:
+        labels = (np.log(network) * (1 - weight) + np.log(brought + PRIOR_FLOOR) * weight).argmax(axis=0)
+        dice = []
+        for k in (1, 2):
+            mine, its = (labels == k) & known, flipped.label == k
+            dice.append(2 * (mine & its).sum() / (mine.sum() + its.sum()))
+        assert float(told[f"{weight:g}"]) == pytest.approx(np.mean(dice), abs=2e-4)
+
+
+def test_several_scans_count_alike():
+    plan = mirrored()
+    both, one, other = (
+        found_weight(plan, Says(2.0), atlases, CPU)[1].split("(Dice): ")[1]
+        for atlases in (make_atlases(cases, plan) for cases in ([brain(0), brain(3)], [brain(0)], [brain(3)]))
+    )
+    assert both not in (one, other)
+
+
+def test_nothing_is_asked_where_there_is_nothing_to_weigh():
+    atlases = make_atlases([brain(0)], LIKE)
+    for plan in (LIKE, replace(LIKE, fold=None), mirrored(prior_weight=0)):
+        assert found_weight(plan, None, atlases, CPU) is None
+
+
+@given(st.lists(st.sampled_from([None, 0.0, 0.2, 0.5, 0.8]), min_size=1, max_size=4))
+def test_folds_are_averaged_and_the_recipe_stands_in(found):
+    plans = [mirrored(weight) for weight in found]
+    assert joint_weight(plans) == pytest.approx(np.mean([0.4 if w is None else w for w in found]))
+    assert joint_weight([replace(plan, fold=None) for plan in plans]) == pytest.approx(0.4)
+
+
+@given(st.integers(0, 99), st.floats(0.05, 0.95))
+def test_pooling_lies_between_the_two(seed, weight):
+    rng = np.random.default_rng(seed)
+    network, brought = (rng.dirichlet(np.ones(3), size=5).T for _ in range(2))
+    both = pooled(network, brought, weight)
+    np.testing.assert_allclose(both.sum(axis=0), 1)
+    odds = np.log(both[0] / both[1])
+    ends = np.sort([np.log(network[0] / network[1]), np.log((brought[0] + 0.01) / (brought[1] + 0.01))], axis=0)
+    assert ((ends[0] - 1e-9 <= odds) & (odds <= ends[1] + 1e-9)).all()
+    assert pooled(network, None, weight) is network
+    assert pooled(network, brought, 0) is network
+
+
+def test_a_weight_out_of_range_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"prior_weight is 1\.0; must lie in \[0, 1\)"):
+        replace(LIKE.fold, prior_weight=1.0)
+
+
+def test_what_was_found_is_no_other_plan():
+    assert same_plan(mirrored(), mirrored(0.7))
+    assert not same_plan(mirrored(), tiny_plan())
+
+
+def test_an_image_that_cannot_be_registered_leaves_the_recipes_weight(tmp_path, monkeypatch):
+    plan, case = mirrored(), brain(0)
+    trainer = MRETrainer(plan, [case], tmp_path, CPU, make_atlases([case], plan))
+
+    def fails(*_: object) -> None:
+        raise UserError("cannot be registered to a training scan (no overlap)")
+
+    monkeypatch.setattr("mre_lowshot.trainers.weighing.align", fails)
+    trainer.fit()
+    kept, _ = checkpoint.load(tmp_path / checkpoint.FINAL, CPU)
+    assert kept.fold.prior_weight is None
+    assert "stays the recipe's: a mirror image: cannot be registered" in trainer.logbook.log.read_text()
+
+
+def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
+    """Found at the end of training, kept by all that goes on from it, used in validation and by `mre_predict`."""
+    root = tmp_path / "space"
+    shutil.copytree(brains, root)
+    common = ("901", "1shot", "fold0", "-p", "Tiny", "--workspace", root, "-device", "cpu")
+    with monkeypatch.context() as patch:  # Ctrl-C while it is sought: the network is trained
+        patch.setattr("mre_lowshot.trainers.trainer.found_weight", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert command("train", *common) == 130
+    fold = root / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
+    assert not (fold / checkpoint.FINAL).is_file()
+    assert command("train", *common, "--c") == 0
+    told = decisions(fold)
+    assert told["prior_weight"] in WEIGHTS
+    assert told["reasons"]["prior_weight"] in capsys.readouterr().out
+    for name in (checkpoint.LATEST, checkpoint.FINAL):
+        assert checkpoint.load(fold / name, CPU)[0].fold.prior_weight == told["prior_weight"]
+    scores = (fold / "validation/summary.json").read_text()
+    for more in ("--val", "--c"):
+        assert command("train", *common, more) == 0
+        assert decisions(fold) == told
+        assert (fold / "validation/summary.json").read_text() == scores
+    scans = tmp_path / "in"
+    scans.mkdir()
+    shutil.copy(root / "raw/Dataset901_Brains/imagesTr/brain_1_0000.nii.gz", scans)
+    asked = ("predict", "-i", scans, "-f", 0, "--workspace", root, "-device", "cpu", "--save_probabilities")
+    assert command(*asked, "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out/brain_1.nii.gz").read_bytes() == (fold / "validation/brain_1.nii.gz").read_bytes()
+    content = torch.load(fold / checkpoint.FINAL, weights_only=True)
+    content["plan"]["fold"]["prior_weight"] = 0.0  # another weight is another answer
+    torch.save(content, fold / checkpoint.FINAL)
+    assert command(*asked, "-o", tmp_path / "other") == 0
+    first, other = (np.load(tmp_path / name / "brain_1.npz")["probabilities"] for name in ("out", "other"))
+    assert np.abs(first - other).max() > 0.01
