@@ -44,7 +44,7 @@ def claim(path: Path, plan: Plan) -> None:
     if path.is_file():
         there = load_plan(path)
         if not same_plan(there, plan):
-            one, other = (to_json(_as_begun(p)) for p in (there, plan))
+            one, other = (to_json(_before_training(p)) for p in (there, plan))
             raise UserError(
                 f"{path.parent}: holds results of another plan ({_first_difference(one, other)}); "
                 "give this plan another name (-p), or move the folder away"
@@ -55,10 +55,10 @@ def claim(path: Path, plan: Plan) -> None:
 
 def same_plan(one: Plan, other: Plan) -> bool:
     """Whether two plans say the same, whatever their reasons' wording, before training and after it."""
-    return _as_begun(one) == _as_begun(other)
+    return _before_training(one) == _before_training(other)
 
 
-def _as_begun(plan: Plan) -> Plan:
+def _before_training(plan: Plan) -> Plan:
     """Reasons are prose: another wording is no other plan. Nor is what is found when training has ended."""
     return replace(plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}, prior_weight=None))
 

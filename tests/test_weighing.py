@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from torch import nn
 
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, align, make_atlases
-from mre_lowshot.errors import UserError
-from mre_lowshot.inference.pooling import PRIOR_FLOOR, joint_weight, pooled
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference.models import load_model
+from mre_lowshot.inference.pooling import PRIOR_FLOOR, joint_weight, pooled, to_weigh
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import Prior
-from mre_lowshot.specs import Plan
+from mre_lowshot.specs import AugmentationSpec, Plan
+from mre_lowshot.trainers import weighing
 from mre_lowshot.trainers.trainer import MRETrainer
 from mre_lowshot.trainers.weighing import WEIGHTS, found_weight
 
@@ -82,19 +85,26 @@ def test_the_table_is_what_each_weight_gives():
         assert float(told[f"{weight:g}"]) == pytest.approx(np.mean(dice), abs=2e-4)
 
 
-def test_several_scans_count_alike():
+def test_several_scans_count_alike(monkeypatch):
     plan = mirrored()
-    both, one, other = (
-        found_weight(plan, Says(2.0), atlases, CPU)[1].split("(Dice): ")[1]
-        for atlases in (make_atlases(cases, plan) for cases in ([brain(0), brain(3)], [brain(0)], [brain(3)]))
-    )
-    assert both not in (one, other)
+    tables = iter([[0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.8], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.8]])
+    monkeypatch.setattr(weighing, "_dice", lambda *_: next(tables))
+    weight, why = weighing.found_weight(plan, Says(2.0), make_atlases([brain(0), brain(3)], plan), CPU)
+    assert weight == 0.8
+    assert "0.4 0.5000, 0.5 0.7000, 0.6 0.5000, 0.7 0.5000, 0.8 0.8000" in why
 
 
-def test_nothing_is_asked_where_there_is_nothing_to_weigh():
-    atlases = make_atlases([brain(0)], LIKE)
-    for plan in (LIKE, replace(LIKE, fold=None), mirrored(prior_weight=0)):
-        assert found_weight(plan, None, atlases, CPU) is None
+def test_it_is_sought_once_and_where_nobody_has_seen_the_image():
+    assert to_weigh(mirrored())
+    seen = AugmentationSpec(mirror_axes=(2,))
+    for plan in (
+        LIKE,
+        replace(LIKE, fold=None),
+        mirrored(prior_weight=0),
+        replace(mirrored(), fold=replace(mirrored().fold, reasons={"prior_weight": "found"})),
+        replace(mirrored(), recipe=replace(mirrored().recipe, augmentation=seen)),
+    ):
+        assert not to_weigh(plan)
 
 
 @given(st.lists(st.sampled_from([None, 0.0, 0.2, 0.5, 0.8]), min_size=1, max_size=4))
@@ -117,28 +127,46 @@ def test_pooling_lies_between_the_two(seed, weight):
     assert pooled(network, brought, 0) is network
 
 
-def test_a_weight_out_of_range_is_refused(tmp_path):
+def test_a_weight_out_of_range_is_refused():
     with pytest.raises(UserError, match=r"prior_weight is 1\.0; must lie in \[0, 1\)"):
         replace(LIKE.fold, prior_weight=1.0)
 
 
 def test_what_was_found_is_no_other_plan():
-    assert same_plan(mirrored(), mirrored(0.7))
-    assert not same_plan(mirrored(), tiny_plan())
+    plan = mirrored()
+    assert same_plan(plan, mirrored(0.7))
+    assert not same_plan(plan, replace(plan, fold=replace(plan.fold, mirror_images=False)))
+
+
+def trained(folder: Path) -> MRETrainer:
+    plan, case = mirrored(), brain(0)
+    trainer = MRETrainer(plan, [case], folder, CPU, make_atlases([case], plan))
+    trainer.fit()
+    return trainer
 
 
 def test_an_image_that_cannot_be_registered_leaves_the_recipes_weight(tmp_path, monkeypatch):
-    plan, case = mirrored(), brain(0)
-    trainer = MRETrainer(plan, [case], tmp_path, CPU, make_atlases([case], plan))
-
     def fails(*_: object) -> None:
         raise UserError("cannot be registered to a training scan (no overlap)")
 
-    monkeypatch.setattr("mre_lowshot.trainers.weighing.align", fails)
-    trainer.fit()
+    monkeypatch.setattr(weighing, "align", fails)
+    told = trained(tmp_path).logbook.log.read_text()
     kept, _ = checkpoint.load(tmp_path / checkpoint.FINAL, CPU)
     assert kept.fold.prior_weight is None
-    assert "stays the recipe's: a mirror image: cannot be registered" in trainer.logbook.log.read_text()
+    assert "the recipe's 0.4 against the network: on a mirror image: cannot be" in kept.fold.reasons["prior_weight"]
+    assert kept.fold.reasons["prior_weight"] in told
+    assert not to_weigh(kept)
+
+
+def test_a_network_that_answers_nonsense_is_not_final(tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise NumericalError("the network gave non-finite probabilities")
+
+    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weight", fails)
+    with pytest.raises(NumericalError):
+        trained(tmp_path)
+    assert (tmp_path / checkpoint.LATEST).is_file()
+    assert not (tmp_path / checkpoint.FINAL).is_file()
 
 
 def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
@@ -146,25 +174,33 @@ def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
     root = tmp_path / "space"
     shutil.copytree(brains, root)
     common = ("901", "1shot", "fold0", "-p", "Tiny", "--workspace", root, "-device", "cpu")
-    with monkeypatch.context() as patch:  # Ctrl-C while it is sought: the network is trained
-        patch.setattr("mre_lowshot.trainers.trainer.found_weight", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mre_lowshot.trainers.trainer.found_weight", interrupted)
         assert command("train", *common) == 130
     fold = root / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
-    assert not (fold / checkpoint.FINAL).is_file()
+    assert load_model(fold.parent, None, CPU).unfinished == (0,)
+    capsys.readouterr()
     assert command("train", *common, "--c") == 0
-    told = decisions(fold)
+    told, said = decisions(fold), capsys.readouterr().out
     assert told["prior_weight"] in WEIGHTS
-    assert told["reasons"]["prior_weight"] in capsys.readouterr().out
+    assert said.count(told["reasons"]["prior_weight"]) == said.count("predicting mirror images") == 1
     for name in (checkpoint.LATEST, checkpoint.FINAL):
         assert checkpoint.load(fold / name, CPU)[0].fold.prior_weight == told["prior_weight"]
+    assert load_model(fold.parent, None, CPU).unfinished == ()
     scores = (fold / "validation/summary.json").read_text()
+    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weight", interrupted)  # not sought again
     for more in ("--val", "--c"):
         assert command("train", *common, more) == 0
         assert decisions(fold) == told
         assert (fold / "validation/summary.json").read_text() == scores
+    assert capsys.readouterr().out.count(told["reasons"]["prior_weight"]) == 2
     scans = tmp_path / "in"
     scans.mkdir()
-    shutil.copy(root / "raw/Dataset901_Brains/imagesTr/brain_1_0000.nii.gz", scans)
+    shutil.copy(root / "raw/Dataset901_Brains/imagesTr/brain_1_0000.nii.gz", scans)  # not the training scan
     asked = ("predict", "-i", scans, "-f", 0, "--workspace", root, "-device", "cpu", "--save_probabilities")
     assert command(*asked, "-o", tmp_path / "out") == 0
     assert (tmp_path / "out/brain_1.nii.gz").read_bytes() == (fold / "validation/brain_1.nii.gz").read_bytes()

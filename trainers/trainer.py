@@ -23,6 +23,7 @@ from mre_lowshot.alignment import Atlases, make_prior
 from mre_lowshot.codec import to_json
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.files import write_json
+from mre_lowshot.inference.pooling import to_weigh
 from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.plans import same_plan
@@ -171,25 +172,24 @@ class MRETrainer:
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
         self.logbook.draw()
-        if self.processes.first:
+        if self.processes.first and to_weigh(self.plan):
             self._weigh()
-        self.save(checkpoint.LATEST)
+            self.save(checkpoint.LATEST)
         self.save(checkpoint.FINAL)
 
     def _weigh(self) -> None:
-        """Find on mirror images what registration weighs, where the fold uses them, and put it in the fold's plan."""
+        """Put into the fold's plan what registration weighs, found on mirror images, or why it could not be found."""
         assert self.plan.fold is not None
+        weight = None
         try:
-            found = found_weight(self.plan, self.best_network, self.atlases, self.device)
-        except (UserError, NumericalError) as problem:
-            self.logbook.say(f"the weight of registration stays the recipe's: a mirror image: {problem}")
-            return
-        if found:
-            weight, reason = found
-            self.logbook.say(reason)
-            reasons = {**self.plan.fold.reasons, "prior_weight": reason}
-            self.plan = replace(self.plan, fold=replace(self.plan.fold, prior_weight=weight, reasons=reasons))
-            write_json(self.folder / "plans.json", to_json(self.plan))
+            weight, reason = found_weight(self.plan, self.best_network, self.atlases, self.device)
+        except UserError as problem:
+            told = self.plan.recipe.inference.prior_weight
+            reason = f"registration weighs the recipe's {told:g} against the network: on a mirror image: {problem}"
+        self.logbook.say(reason)
+        reasons = {**self.plan.fold.reasons, "prior_weight": reason}
+        self.plan = replace(self.plan, fold=replace(self.plan.fold, prior_weight=weight, reasons=reasons))
+        write_json(self.folder / "plans.json", to_json(self.plan))
 
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""

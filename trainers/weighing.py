@@ -1,7 +1,8 @@
 """How much registration weighs against the network, found on a scan with labels that neither has seen.
 
 Where left and right are alike, the mirror image of a training scan is such a scan: another drawing of the same anatomy,
-which the network was not trained on. Elsewhere every labelled scan is trained on, and the recipe's weight stands.
+which the network was not trained on. Elsewhere every labelled scan is trained on, and the recipe's weight stands. The
+table is made on the plan's grid, of the first registration, before pieces are dropped.
 """
 
 from __future__ import annotations
@@ -21,19 +22,16 @@ from mre_lowshot.specs import Plan
 WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-def found_weight(plan: Plan, network: nn.Module, atlases: Atlases, device: torch.device) -> tuple[float, str] | None:
+def found_weight(plan: Plan, network: nn.Module, atlases: Atlases, device: torch.device) -> tuple[float, str]:
     """Which of `WEIGHTS`, of the registration to the scans themselves, predicts the labels of their mirror images best
-    (Dice, mean over classes and images), and that in words; None where the fold's ``plan`` uses no mirror images.
+    (Dice, mean over classes and images), and that in words.
 
     ``network`` is the trained one, ``atlases`` the fold's scans without their images.
 
     Raises:
         UserError: an image cannot be registered. NumericalError: a probability is not finite.
     """
-    rule = plan.recipe.inference
-    if plan.fold is None or not plan.fold.mirror_images or not rule.prior_weight:
-        return None
-    prior = make_prior(atlases, plan)
+    rule, prior = plan.recipe.inference, make_prior(atlases, plan)
     predictor = Predictor(
         [network], plan.network, plan.patch, rule, device, priors=[prior], floors=joint_floors([plan])
     )
@@ -42,8 +40,9 @@ def found_weight(plan: Plan, network: nn.Module, atlases: Atlases, device: torch
     weight = min((WEIGHTS[place] for place in best), key=lambda w: abs(w - rule.prior_weight))
     told = ", ".join(f"{w:g} {value:.4f}" for w, value in zip(WEIGHTS, dice, strict=True))
     return weight, (
-        f"registration weighs {weight:g} against the network, and as much again for the mirror images: how well mirror "
-        f"images of the training scans are predicted from the scans with each weight (Dice): {told}"
+        f"registration weighs {weight:g} against the network instead of the recipe's {rule.prior_weight:g}, and as "
+        "much again for the mirror images: how well mirror images of the training scans are predicted from the scans "
+        f"with each weight (Dice): {told}"
     )
 
 

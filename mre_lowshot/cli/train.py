@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -107,6 +108,8 @@ def _seed(options: argparse.Namespace, model: Path, fold: int) -> int:
 def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
     from tqdm import tqdm
 
+    from mre_lowshot.inference.pooling import to_weigh
+
     total = job.plan.recipe.iterations
     with tqdm(
         total=total,
@@ -124,7 +127,15 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
             if current.iteration % 50 == 0 or current.iteration == total:
                 line = f"iteration {current.iteration} loss {book.recent('loss', 50):.4f}"
                 book.say(f"{line} patch Dice {book.recent('dice', 50):.4f}")
+            if current.iteration == total:
+                tell_of_weighing()
 
+        def tell_of_weighing() -> None:
+            if to_weigh(trainer.plan):
+                bar.write("  predicting mirror images, to find what registration weighs ...", file=sys.stdout)
+
+        if trainer.iteration == total:
+            tell_of_weighing()
         trainer.fit(workers, on_step)
 
 
@@ -148,8 +159,9 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
         seconds = time.monotonic() - begun
         print(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
         trainer.logbook.say(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
-        if trainer.plan.fold and "prior_weight" in trainer.plan.fold.reasons:
-            print(f"  {trainer.plan.fold.reasons['prior_weight']}")
+        for name, reason in (trainer.plan.fold.reasons if trainer.plan.fold else {}).items():
+            if fold and name not in fold.reasons:  # found in training
+                print(f"  {reason}")
     names = job.split["val"]
     if not job.processes.first:
         return None

@@ -12,6 +12,7 @@ import torch
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, Atlases
 from mre_lowshot.errors import UserError
+from mre_lowshot.inference.pooling import to_weigh
 from mre_lowshot.mirroring import with_images
 from mre_lowshot.network.build import MRENet, build
 from mre_lowshot.plans import TRAINER
@@ -113,7 +114,7 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         plans.append(plan)
         networks.append(network)
         atlases.append(with_images(tuple(Atlas.from_tensors(data) for data in content["atlases"]), plan))
-        if content["training"]["iteration"] < plan.recipe.iterations:
+        if content["training"]["iteration"] < plan.recipe.iterations or to_weigh(plan):
             unfinished.append(fold)
     different = [f for f, p in zip(folds, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:

@@ -1,4 +1,4 @@
-"""The network's word and that of registration, pooled into one."""
+"""The network's posterior and the one that registration brings from the atlases, fused (a logarithmic opinion pool)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float) -> 
     both *= (brought + PRIOR_FLOOR) ** weight
     both /= both.sum(axis=0)
     return both
+
+
+def to_weigh(plan: Plan) -> bool:
+    """Whether the fold's ``plan`` has something to pool, and mirror images that neither training nor registration has
+    seen, on which no weight was sought yet."""
+    fold, recipe = plan.fold, plan.recipe
+    mirrored_in_training = plan.network.axes - 1 in recipe.augmentation.mirror_axes
+    asked = bool(fold and fold.mirror_images and recipe.inference.prior_weight) and not mirrored_in_training
+    return asked and fold is not None and "prior_weight" not in fold.reasons
 
 
 def joint_weight(plans: Sequence[Plan]) -> float:
