@@ -15,7 +15,7 @@ from mre_lowshot import mirroring
 from mre_lowshot.alignment import Atlas, align, make_atlases, make_prior
 from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.inference.models import load_model
-from mre_lowshot.inference.pooling import weight_of
+from mre_lowshot.inference.pooling import registrations_of
 from mre_lowshot.planners.fold import mirror_images_rule
 from mre_lowshot.sampling import Prior, TrainingCase, location_maps
 from mre_lowshot.trainers.symmetry import MOST_SCANS, measured
@@ -114,16 +114,14 @@ def test_nothing_is_measured_where_images_would_not_be_used():
     assert measured([thin] * (MOST_SCANS + 1), LIKE) == []
 
 
-def test_each_registration_is_an_opinion_of_its_own():
-    """The odds of registration against the network double with the images of all scans, and are as they were without;
-    an ensemble counts all of its folds' registrations."""
+def test_registrations_are_counted():
+    """Twice as many with the images of all scans; an ensemble counts all of its folds'."""
     label = np.zeros((2, 2, 2), np.int16)
     alone, two = Prior((label,), 3), Prior((label, label), 3)
     image, images = Prior((label, label), 3, images=1), Prior((label,) * 4, 3, images=2)
-    assert all(weight_of(0.4, priors) == 0.4 for priors in ([alone], [two], [None, alone], [None]))
-    assert weight_of(0.4, [image]) == weight_of(0.4, [images]) == pytest.approx((4 / 3) / (7 / 3))
-    assert weight_of(0.4, [image, alone]) == pytest.approx(0.5)
-    assert weight_of(0.0, [image]) == 0
+    assert all(registrations_of(priors) == 1 for priors in ([alone], [two], [None, alone], [None]))
+    assert registrations_of([image]) == registrations_of([images]) == 2
+    assert registrations_of([image, alone]) == 1.5
 
 
 def test_images_are_atlases_where_the_fold_decided_so():

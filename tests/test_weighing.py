@@ -114,15 +114,16 @@ def test_folds_are_averaged_and_the_recipe_stands_in(found):
     assert joint_weight([replace(plan, fold=None) for plan in plans]) == pytest.approx(0.4)
 
 
-@given(st.integers(0, 99), st.floats(0.05, 0.95))
-def test_pooling_lies_between_the_two(seed, weight):
+@given(st.integers(0, 99), st.floats(0.05, 0.95), st.sampled_from([1, 1.5, 2]))
+def test_pooling_adds_the_odds_of_each_opinion(seed, weight, registrations):
+    """The log odds of two classes are the network's, weighted 1 - w, and w times each registration's."""
     rng = np.random.default_rng(seed)
     network, brought = (rng.dirichlet(np.ones(3), size=5).T for _ in range(2))
-    both = pooled(network, brought, weight)
+    both = pooled(network, brought, weight, registrations)
     np.testing.assert_allclose(both.sum(axis=0), 1)
-    odds = np.log(both[0] / both[1])
-    ends = np.sort([np.log(network[0] / network[1]), np.log((brought[0] + 0.01) / (brought[1] + 0.01))], axis=0)
-    assert ((ends[0] - 1e-9 <= odds) & (odds <= ends[1] + 1e-9)).all()
+    of_network, of_other = np.log(network[0] / network[1]), np.log((brought[0] + 0.01) / (brought[1] + 0.01))
+    wanted = (1 - weight) * of_network + weight * registrations * of_other
+    np.testing.assert_allclose(np.log(both[0] / both[1]), wanted, atol=1e-9)
     assert pooled(network, None, weight) is network
     assert pooled(network, brought, 0) is network
 

@@ -12,14 +12,14 @@ from mre_lowshot.specs import Plan
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 
 
-def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float) -> np.ndarray:
-    """The network's posterior (K, *size) and the labels ``brought`` by registration (K, *size), whose odds against it
-    are ``weight`` : 1 - ``weight``: their weighted geometric mean, normalised; the posterior itself where either is
-    none."""
+def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float, registrations: float = 1) -> np.ndarray:
+    """The network's posterior p (K, *size) and the labels q ``brought`` by registration (K, *size), as p^(1-w) q^(w r),
+    normalised: ``weight`` w of one registration against the network, times the number r of ``registrations`` of each
+    scan, for each is an opinion of its own. The posterior itself where there is none of the other."""
     if brought is None or not weight:
         return posterior
     both = posterior ** (1 - weight)
-    both *= (brought + PRIOR_FLOOR) ** weight
+    both *= (brought + PRIOR_FLOOR) ** (weight * registrations)
     both /= both.sum(axis=0)
     return both
 
@@ -41,13 +41,8 @@ def joint_weight(plans: Sequence[Plan]) -> float:
     return float(np.mean([rule if found is None else found for found, rule in zip(own, rules, strict=True)]))
 
 
-def weight_of(prior_weight: float, priors: Sequence[Prior | None]) -> float:
-    """What registration weighs against the network: ``prior_weight`` w, its odds w / (1 - w) increased by as much as
-    mirror images increase the number of registrations, for each is an opinion of its own."""
+def registrations_of(priors: Sequence[Prior | None]) -> float:
+    """How often each labelled scan is registered, itself and as mirror image: 1 without these, 2 with all of them."""
     told = [prior for prior in priors if prior is not None]
     registrations = sum(len(prior.labels) for prior in told)
-    scans = registrations - sum(prior.images for prior in told)
-    if registrations == scans:
-        return prior_weight
-    odds = prior_weight / (1 - prior_weight) * registrations / scans
-    return odds / (1 + odds)
+    return registrations / (registrations - sum(prior.images for prior in told)) if told else 1.0

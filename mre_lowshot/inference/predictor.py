@@ -17,7 +17,7 @@ from mre_lowshot.inference.appearance import adapt, agree_with_neighbours
 from mre_lowshot.inference.compiled import Compiler, commonest_first
 from mre_lowshot.inference.fast import FastNetwork, Keep, agree
 from mre_lowshot.inference.floors import keep_above
-from mre_lowshot.inference.pooling import pooled, weight_of
+from mre_lowshot.inference.pooling import pooled, registrations_of
 from mre_lowshot.inference.quality import Quality, estimate
 from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
@@ -179,7 +179,7 @@ class Predictor:
         """The posterior (K, *size), pooled with the labels that registration ``brought`` by ``prior_weight`` (None: the
         spec's) and mended by the image (C, *size)."""
         weight = self.inference.prior_weight if prior_weight is None else prior_weight
-        probabilities = pooled(posterior, brought, weight_of(weight, self.priors))
+        probabilities = pooled(posterior, brought, weight, registrations_of(self.priors))
         keep_above(probabilities, image, self.floors)
         adapt(probabilities, image, self.inference.intensity_weight)
         agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
