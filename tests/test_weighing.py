@@ -188,7 +188,7 @@ def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
     assert command("train", *common, "--c") == 0
     told, said = decisions(fold), capsys.readouterr().out
     assert told["prior_weight"] in WEIGHTS
-    assert said.count(told["reasons"]["prior_weight"]) == said.count("predicting mirror images") == 1
+    assert said.count(told["reasons"]["prior_weight"]) == said.count("when trained, mirror images are") == 1
     for name in (checkpoint.LATEST, checkpoint.FINAL):
         assert checkpoint.load(fold / name, CPU)[0].fold.prior_weight == told["prior_weight"]
     assert load_model(fold.parent, None, CPU).unfinished == ()

@@ -28,7 +28,7 @@ from mre_lowshot.losses import IGNORE, MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import BatchSampler, TrainingCase
-from mre_lowshot.specs import Plan, Recipe
+from mre_lowshot.specs import FoldDecisions, Plan, Recipe
 from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
 from mre_lowshot.trainers.memory import Memory, together
@@ -172,14 +172,14 @@ class MRETrainer:
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
         self.logbook.draw()
-        if self.processes.first and to_weigh(self.plan):
-            self._weigh()
+        fold = self.plan.fold
+        if fold and self.processes.first and to_weigh(self.plan):
+            self._weigh(fold)
             self.save(checkpoint.LATEST)
         self.save(checkpoint.FINAL)
 
-    def _weigh(self) -> None:
-        """Put into the fold's plan what registration weighs, found on mirror images, or why it could not be found."""
-        assert self.plan.fold is not None
+    def _weigh(self, fold: FoldDecisions) -> None:
+        """Add to the fold's decisions what registration weighs, found on mirror images, or why it was not found."""
         weight = None
         try:
             weight, reason = found_weight(self.plan, self.best_network, self.atlases, self.device)
@@ -187,8 +187,8 @@ class MRETrainer:
             told = self.plan.recipe.inference.prior_weight
             reason = f"registration weighs the recipe's {told:g} against the network: on a mirror image: {problem}"
         self.logbook.say(reason)
-        reasons = {**self.plan.fold.reasons, "prior_weight": reason}
-        self.plan = replace(self.plan, fold=replace(self.plan.fold, prior_weight=weight, reasons=reasons))
+        fold = replace(fold, prior_weight=weight, reasons={**fold.reasons, "prior_weight": reason})
+        self.plan = replace(self.plan, fold=fold)
         write_json(self.folder / "plans.json", to_json(self.plan))
 
     def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -108,8 +107,6 @@ def _seed(options: argparse.Namespace, model: Path, fold: int) -> int:
 def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
     from tqdm import tqdm
 
-    from mre_lowshot.inference.pooling import to_weigh
-
     total = job.plan.recipe.iterations
     with tqdm(
         total=total,
@@ -127,15 +124,7 @@ def _train(job: FoldJob, trainer: MRETrainer, workers: int) -> None:
             if current.iteration % 50 == 0 or current.iteration == total:
                 line = f"iteration {current.iteration} loss {book.recent('loss', 50):.4f}"
                 book.say(f"{line} patch Dice {book.recent('dice', 50):.4f}")
-            if current.iteration == total:
-                tell_of_weighing()
 
-        def tell_of_weighing() -> None:
-            if to_weigh(trainer.plan):
-                bar.write("  predicting mirror images, to find what registration weighs ...", file=sys.stdout)
-
-        if trainer.iteration == total:
-            tell_of_weighing()
         trainer.fit(workers, on_step)
 
 
@@ -143,6 +132,7 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     from mre_lowshot import checkpoint
     from mre_lowshot.evaluation.calibration import in_words
     from mre_lowshot.evaluation.summary import format_table, rank_correlation
+    from mre_lowshot.inference.pooling import to_weigh
     from mre_lowshot.trainers.fold import make_trainer, validate
 
     begun = time.monotonic()
@@ -155,6 +145,8 @@ def _fold(options: argparse.Namespace, job: FoldJob) -> dict[str, Any] | None:
     for reason in (fold.reasons if fold else {}).values():
         print(f"  {reason}")
     if not options.val:
+        if to_weigh(trainer.plan):
+            print("  when trained, mirror images are predicted, which takes a while, to find what registration weighs")
         _train(job, trainer, options.workers)
         seconds = time.monotonic() - begun
         print(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")

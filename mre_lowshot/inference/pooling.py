@@ -28,9 +28,9 @@ def to_weigh(plan: Plan) -> bool:
     """Whether the fold's ``plan`` has something to pool, and mirror images that neither training nor registration has
     seen, on which no weight was sought yet."""
     fold, recipe = plan.fold, plan.recipe
-    mirrored_in_training = plan.network.axes - 1 in recipe.augmentation.mirror_axes
-    asked = bool(fold and fold.mirror_images and recipe.inference.prior_weight) and not mirrored_in_training
-    return asked and fold is not None and "prior_weight" not in fold.reasons
+    if fold is None or not fold.mirror_images or "prior_weight" in fold.reasons:
+        return False
+    return recipe.inference.prior_weight > 0 and plan.network.axes - 1 not in recipe.augmentation.mirror_axes
 
 
 def joint_weight(plans: Sequence[Plan]) -> float:
