@@ -94,7 +94,7 @@ def _model(options: argparse.Namespace) -> Model:
     print(f"model: {folder} ({how}), fold{'s' if len(model.folds) > 1 else ''} {', '.join(map(str, model.folds))}")
     if model.unfinished:
         those = ", ".join(map(str, model.unfinished))
-        print(f"note: fold {those} is not trained to the end; its latest checkpoint is used")
+        print(f"note: fold {those} is not trained to the end (mre_train --c goes on); its newest checkpoint is used")
     return model
 
 
