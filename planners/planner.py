@@ -196,6 +196,13 @@ def _preprocessing(
     spacings = np.array([c["spacing"] for c in cases])
     margin = 3 * float(np.median(spacings)) if crop == "nonzero" else 0.0
     spec = PreprocessingSpec(crop, tuple(normalization), grid="native", crop_margin_mm=round(margin, 4))
+    if recipe.name not in (*OF_THE_PAPER, *SMALL) and not flat and not is_ct:
+        extents = spacings * np.array([c["shape"] for c in cases])
+        lowest = min(channel["min"] for c in cases for channel in c["channels"])
+        shaded, reasons["bias_field"] = rules.bias_field_rule(facts.channel_names, stripped, extents, lowest)
+        if shaded:
+            inside = tuple(replace(channel, inside_only=True) for channel in spec.normalization)
+            spec = replace(spec, normalization=inside, bias_field=True)
     if recipe.name in OF_THE_PAPER:
         if is_ct and not flat:
             reasons["grid"] = f"recipe {recipe.name!r}: CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"

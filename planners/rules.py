@@ -36,6 +36,26 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
     return ChannelNormalization("zscore", inside_only=stripped), reason
 
 
+MEASURED = ("adc",)  # an MRI's maps of a quantity: what looks like shading there is not
+SHADED_MM = 100.0  # a smaller image is a cut-out, in which anatomy is as smooth as shading
+
+
+def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndarray, lowest: float) -> tuple[bool, str]:
+    """Whether scans, (n, 3) ``extents_mm``, lowest intensity ``lowest``, have their bias field divided out: MRI of a
+    body or a head. Skull-stripped scans have been through that already (docs/LOG.md, 2026-11-26)."""
+    named = [name.strip().lower() for name in channels]
+    if not all(name in MRI_NAMES and name not in MEASURED for name in named):
+        return False, f"left as it is: {', '.join(channels)} is not MRI alone"
+    if stripped:
+        return False, "left as it is: a constant background tells scans that were prepared already"
+    sides = np.sort(np.median(extents_mm, axis=0))[::-1]
+    if sides[1] < SHADED_MM:
+        return False, f"left as it is: images of {_mm(sides)} mm are cut-outs, where anatomy cannot be told from it"
+    if lowest < 0:
+        return False, f"left as it is: intensities down to {lowest:g} are not an MRI's own, but changed already"
+    return True, "an MRI of a body or head: divided out (N4), then z-score over the patient, not over the air around"
+
+
 def crop_rule(is_ct: bool, stripped: bool, body_ratio: float, is_flat: bool) -> tuple[CropRule, str]:
     """Which box to cut to. ``body_ratio`` is the median share of the image that the body box fills."""
     if is_flat:

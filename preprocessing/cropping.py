@@ -52,13 +52,13 @@ def _voxels(margin_mm: float, spacing: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(int(np.ceil(margin_mm / s - 1e-6)) for s in spacing)
 
 
-def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0.0) -> Box:
-    """The box of the patient: the largest connected object brighter than air.
+def _thin_object(image: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, tuple[int, ...]] | None:
+    """The largest connected object brighter than air on a thinned grid, and every how many voxels that grid has one.
 
     The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the first
     channel, thinned (towards 4 mm, keeping 48 voxels a side) and smoothed, is split by Otsu's method into three
-    classes (air, fat, soft tissue), and the darkest is air. An opening cuts thin bridges to the table. An image that
-    Otsu cannot split keeps its full box.
+    classes (air, fat, soft tissue), and the darkest is air. An opening cuts thin bridges to the table. None for an
+    image that Otsu cannot split.
     """
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu
@@ -69,17 +69,34 @@ def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0
     try:
         air = threshold_multiotsu(smooth, classes=3, nbins=128)[0]
     except ValueError:  # fewer than three grey levels: nothing to tell apart
-        return full_box(image.shape[1:])
+        return None
     opened = ndimage.binary_opening(smooth > air, structure=np.ones((1, 3, 3)), iterations=1)
     parts, count = ndimage.label(opened)
     if count == 0:
+        return None
+    return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])), step
+
+
+def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0.0) -> Box:
+    """The box of the patient: the largest connected object brighter than air; the full box where none is found."""
+    found = _thin_object(image, spacing)
+    if found is None:
         return full_box(image.shape[1:])
-    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     margin = _voxels(margin_mm, spacing)
     box = []
-    for (low, high), s, n, extra in zip(mask_box(largest), step, image.shape[1:], margin, strict=True):
+    for (low, high), s, n, extra in zip(mask_box(found[0]), found[1], image.shape[1:], margin, strict=True):
         box.append((max(0, (low - 1) * s + 1 - extra), min(n, high * s + extra)))
     return tuple(box)
+
+
+def body_mask(image: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    """The patient, (D, H, W) bool, as `body_box` finds it, as fine as the grid it is found on; everything where none
+    is found. Air in the body is no part of it."""
+    found = _thin_object(image, spacing)
+    if found is None:
+        return np.ones(image.shape[1:], dtype=bool)
+    mask, step = found
+    return mask[np.ix_(*(np.arange(n) // s for n, s in zip(image.shape[1:], step, strict=True)))]
 
 
 def centre_box(shape: tuple[int, ...], fraction: tuple[float, ...]) -> Box:

@@ -12,8 +12,11 @@ from mre_lowshot.specs import ChannelNormalization
 SMOOTHING = 0.7  # voxels (sigma): one noisy voxel decides nothing
 
 
-def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> np.ndarray:
-    """Normalise a cropped (C, D, H, W) image channel by channel; gives a new float32 array (paper, IV-A).
+def normalize(
+    image: np.ndarray, schemes: tuple[ChannelNormalization, ...], inside: np.ndarray | None = None
+) -> np.ndarray:
+    """Normalise a cropped (C, D, H, W) image channel by channel; gives a new float32 array (paper, IV-A). ``inside``
+    (D, H, W) bool are the voxels of which `inside_only` speaks, the non-zero ones if none are given.
 
     Raises:
         UserError: the channel count differs from the plan's, or a channel is constant and cannot be z-scored.
@@ -21,7 +24,8 @@ def normalize(image: np.ndarray, schemes: tuple[ChannelNormalization, ...]) -> n
     if len(image) != len(schemes):
         raise UserError(f"the image has {len(image)} channels, the plan {len(schemes)}; give the channels trained on")
     result = np.empty(image.shape, dtype=np.float32)
-    inside = foreground_mask(image) if any(s.inside_only for s in schemes) else None
+    if inside is None and any(s.inside_only for s in schemes):
+        inside = foreground_mask(image)
     for index, (channel, scheme) in enumerate(zip(image, schemes, strict=True)):
         if scheme.scheme == "clip":
             np.clip(channel, scheme.lower, scheme.upper, out=result[index], casting="unsafe")

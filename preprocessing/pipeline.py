@@ -12,12 +12,14 @@ from mre_lowshot.preprocessing.cropping import (
     Box,
     as_slices,
     body_box,
+    body_mask,
     centre_box,
     full_box,
     nonzero_box,
 )
 from mre_lowshot.preprocessing.normalization import normalize
 from mre_lowshot.preprocessing.resampling import argmax_resized, resize_image, resize_labels, resize_linear
+from mre_lowshot.preprocessing.shading import without_shading
 from mre_lowshot.specs import PreprocessingSpec
 
 
@@ -95,7 +97,11 @@ def forward(
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
     box = find_box(image, spacing, spec, given)
-    cropped = normalize(image[(slice(None), *as_slices(box))], spec.normalization)
+    cropped, inside = image[(slice(None), *as_slices(box))], None
+    if spec.bias_field and len(cropped) == len(spec.normalization):
+        inside = body_mask(cropped, spacing)
+        cropped = np.stack([without_shading(channel, inside, spacing) for channel in cropped])
+    cropped = normalize(cropped, spec.normalization, inside)
     transform = GridTransform(tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, spec))
     return resize_image(cropped, transform.size), transform
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"dataset", "verification", "splits", "workspace", "plans", "synthetic"},
     {"preprocessing"},
     {"planners"},
-    {"sampling", "augmentation", "registration", "alignment", "mirroring", "network", "checkpoint"},
+    {"likeness", "sampling", "augmentation", "registration", "alignment", "mirroring", "network", "checkpoint"},
     {"inference"},
     {"evaluation"},
     {"trainers"},
@@ -85,10 +85,10 @@ def test_no_module_imports_itself_by_a_detour():
     assert set(arrows) - done == set()
 
 
-def test_simpleitk_reads_files_and_registers_only():
+def test_simpleitk_reads_files_registers_and_finds_shading_only():
     users = {name for name, path in MODULES.items() if any(w.split(".")[0] == "SimpleITK" for w in imports(path))}
     registering = {f"mre_lowshot.registration.{name}" for name in ("images", "affine", "deformable")}
-    assert users == {"mre_lowshot.volume", *registering}
+    assert users == {"mre_lowshot.volume", "mre_lowshot.preprocessing.shading", *registering}
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -86,7 +86,29 @@ def test_golden_plans(name):
     assert network.classes == 3
     assert {"crop", "grid", "patch", "network", "dilations", "recipe", "normalization_0"} <= set(plan.reasons)
     scheme = ChannelNormalization("clip", lower=-210.0, upper=290.0) if channels[0].lower() == "ct" else None
-    assert done.normalization == (scheme or ChannelNormalization("zscore", "stripped" in name),) * len(channels)
+    shaded = name in ("brain, cpu", "cube, cpu", "cube, gpu")
+    inside = "stripped" in name or shaded
+    assert done.normalization == (scheme or ChannelNormalization("zscore", inside),) * len(channels)
+    assert done.bias_field == shaded
+
+
+def test_the_bias_field_is_divided_out_of_an_mri_of_a_body_or_a_head_only():
+    body = np.array([[200, 260, 380], [240, 300, 400]])
+    for channels, stripped, extents, lowest, words in (
+        (("T1", "t2 "), False, body, 0, "divided out (N4)"),
+        (("MRI",), False, [[30, 150, 150]], 3, "divided out (N4)"),  # a thin slab of a body
+        (("CT",), False, body, -1024, "CT is not MRI alone"),
+        (("MRI", "PET"), False, body, 0, "MRI, PET is not MRI alone"),
+        (("US",), False, body, 0, "US is not MRI alone"),
+        (("ADC",), False, body, 0, "ADC is not MRI alone"),  # measured: what looks like shading is not
+        (("MRI",), True, body, 0, "prepared already"),
+        (("MRI",), False, [[35, 50, 36]], 0, "images of 50 x 36 x 35 mm are cut-outs"),
+        (("MRI",), False, [[400, 90, 80]], 0, "images of 400 x 90 x 80 mm are cut-outs"),
+        (("MRI",), False, body, -2.5, "intensities down to -2.5 are not an MRI's own"),
+    ):
+        wanted, reason = rules.bias_field_rule(channels, stripped, np.array(extents, float), lowest)
+        assert words in reason
+        assert wanted == (words == "divided out (N4)")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ChannelNormalization:
-    """One channel's intensities: ``zscore`` over the crop (or, ``inside_only``, over its non-zero voxels), or
-    ``clip``: cut to [lower, upper] (HU) and scaled to [0, 1] (paper, IV-A)."""
+    """One channel's intensities: ``zscore`` over the crop (or, ``inside_only``, over its non-zero voxels, over the
+    patient where the bias field is divided out), or ``clip``: cut to [lower, upper] (HU) and scaled to [0, 1] (paper,
+    IV-A)."""
 
     scheme: Literal["zscore", "clip"] = "zscore"
     inside_only: bool = False
@@ -37,6 +38,7 @@ class PreprocessingSpec:
 
     ``crop``: ``none``; ``nonzero`` (box of the non-zero voxels); ``body`` (box of the largest bright object);
     ``centre`` (the middle ``centre_fraction`` of each axis); ``given`` (a crops.json beside the dataset).
+    ``bias_field``: an MRI's smooth shading is found and divided out before it is normalised.
     ``grid``: ``spacing`` (resample to ``spacing`` mm), ``size`` (to ``size`` voxels), ``native``.
     """
 
@@ -47,6 +49,7 @@ class PreprocessingSpec:
     size: tuple[int, ...] = ()
     centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)
     crop_margin_mm: float = 0.0
+    bias_field: bool = False
 
     def __post_init__(self) -> None:
         need(self.grid != "spacing" or _three(self.spacing), f"spacing is {self.spacing}; three numbers above 0 (mm)")
@@ -54,6 +57,10 @@ class PreprocessingSpec:
         need(
             _three(self.centre_fraction) and max(self.centre_fraction) <= 1,
             f"centre_fraction is {self.centre_fraction}; three numbers in (0, 1]",
+        )
+        need(
+            not self.bias_field or all(channel.scheme == "zscore" for channel in self.normalization),
+            "bias_field is for MRI: every channel's normalisation must be zscore",
         )
         need(self.crop_margin_mm >= 0, f"crop_margin_mm is {self.crop_margin_mm}; must not be negative")
 

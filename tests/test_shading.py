@@ -1,0 +1,102 @@
+"""An MRI's shading, divided out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_preprocessing import ball
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.preprocessing.cropping import body_box, body_mask
+from mre_lowshot.preprocessing.pipeline import forward
+from mre_lowshot.preprocessing.shading import without_shading
+from mre_lowshot.specs import ChannelNormalization, PreprocessingSpec
+
+SHAPE, SPACING = (20, 70, 80), (6.0, 3.0, 3.0)
+SPEC = PreprocessingSpec("none", (ChannelNormalization(inside_only=True),), "native", bias_field=True)
+
+
+def phantom(strength, seed=0, air=0.0):
+    """A body of fat around two organs, (image, body, organs), whose shading doubles from one side to the other where
+    ``strength`` is 1; scanner units."""
+    rng = np.random.default_rng(seed)
+    body = ball(SHAPE, (10, 35, 40), (40, 30, 34))
+    left, right = ball(SHAPE, (10, 36, 24), (8, 14, 9)), ball(SHAPE, (10, 36, 58), (8, 14, 9))
+    image = np.where(body, 300.0, air)
+    image[left | right] = 180.0
+    y, x = np.linspace(-1, 1, SHAPE[1])[:, None], np.linspace(-1, 1, SHAPE[2])
+    shading = 2.0 ** (strength * (x - 0.3 * y**2) / 2)
+    return np.abs(image * shading + rng.normal(0, 4, SHAPE)).astype(np.float32), body, (left, right)
+
+
+def test_what_a_coil_shades_is_alike_on_both_sides_again():
+    image, body, (left, right) = phantom(1.0)
+    before = image[left].mean() / image[right].mean()
+    corrected = without_shading(image, body, SPACING)
+    assert before < 0.75
+    assert corrected[left].mean() / corrected[right].mean() == pytest.approx(1, abs=0.06)
+    # and organs are still told from what is around them
+    fat = body & ~left & ~right
+    assert 0.5 < corrected[left | right].mean() / corrected[fat].mean() < 0.7
+    assert corrected.dtype == np.float32
+
+
+def test_it_is_the_same_every_time_and_finite_outside_the_patient():
+    image, body, _ = phantom(1.0)
+    image[:, :8] = 0  # no signal at all
+    one, again = (without_shading(image, body, SPACING) for _ in range(2))
+    assert np.array_equal(one, again)
+    assert np.isfinite(one).all()
+    inside = (image / np.maximum(one, 1e-6))[body & (one > 0)]  # the field, which outside goes no further
+    outside = (image / np.maximum(one, 1e-6))[~body & (image > 0)]
+    assert outside.min() > 0.9 * inside.min()
+    assert outside.max() < 1.1 * inside.max()
+
+
+def test_what_has_no_shading_hardly_changes_and_what_has_no_signal_not_at_all():
+    image, body, _ = phantom(0.0)
+    corrected = without_shading(image, body, SPACING)
+    ratio = (corrected / np.maximum(image, 1))[body]
+    assert ratio.std() / ratio.mean() < 0.05
+    dark = np.minimum(image - 500, 0)
+    assert np.array_equal(without_shading(dark, body, SPACING), dark)
+
+
+def test_few_voxels_and_few_slices_pass():
+    for shape in ((8, 9, 10), (3, 60, 60), (1, 40, 40)):
+        image = np.random.default_rng(0).uniform(50, 100, shape).astype(np.float32)
+        assert np.isfinite(without_shading(image, np.ones(shape, bool), (1.0, 1.0, 1.0))).all()
+        even = np.full(shape, 7.0, np.float32)
+        assert without_shading(even, np.ones(shape, bool), (1.0, 1.0, 1.0)) == pytest.approx(even, rel=0.06)
+
+
+def test_the_patient_is_found_as_its_box_is():
+    image, body, _ = phantom(0.5, air=0)
+    found = body_mask(image[None], SPACING)
+    assert 2 * (found & body).sum() / (found.sum() + body.sum()) > 0.95
+    for where, (low, high) in zip(np.nonzero(found), body_box(image[None], SPACING), strict=True):
+        assert low <= where.min() < where.max() < high
+    assert body_mask(np.zeros((1, 5, 6, 7), np.float32), SPACING).all()
+
+
+def test_a_patients_intensities_do_not_depend_on_shading_nor_on_the_air_around():
+    """Organs get the same numbers in a wide and a narrow field of view, whatever the coil and the scale."""
+    image, _, (left, right) = phantom(1.0)
+    plain, _, _ = phantom(0.0, seed=1)
+    wide = np.pad(plain, ((0, 0), (30, 30), (40, 40)))
+    organ = np.pad(left, ((0, 0), (30, 30), (40, 40)))
+    shaded = forward(1.7 * image[None], SPACING, SPEC)[0][0]
+    values = [shaded[left].mean(), shaded[right].mean(), forward(wide[None], SPACING, SPEC)[0][0][organ].mean()]
+    assert np.ptp(values) < 0.35  # of the patient's standard deviation
+    z_score = replace(SPEC, bias_field=False, normalization=(ChannelNormalization(),))
+    raw = [forward(scan[None], SPACING, z_score)[0][0][where].mean()
+           for scan, where in ((image, left), (image, right), (wide, organ))]  # fmt: skip
+    assert np.ptp(raw) > 2 * np.ptp(values)
+
+
+def test_a_wrong_number_of_channels_and_a_ct_are_refused():
+    image = phantom(0.5)[0]
+    with pytest.raises(UserError, match="has 2 channels, the plan 1"):
+        forward(np.stack([image, image]), SPACING, SPEC)
+    with pytest.raises(UserError, match="bias_field is for MRI"):
+        replace(SPEC, normalization=(ChannelNormalization("clip"),))
