@@ -7,7 +7,8 @@ From each scan of --train (default: the first of the cohort) to the cohort's oth
 and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
 scan has there, and over scans; seconds a scan, of the affine part and of what follows it. --mirrored: also from the
 scan's mirror image, from both together as prediction weighs them, and how well scan and image agree, by which
-`mre_train` decides whether the image is used.
+`mre_train` decides whether the image is used. --together: also from all scans of --train at once, to what is none of
+them, counted equally and as prediction does, by how much each looks like the scan at a place.
 """
 
 from __future__ import annotations
@@ -73,9 +74,21 @@ def mirrored_dice(
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
     place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
     seconds = time.perf_counter() - start
-    both = Prior((atlas.label, image.label), classes, images=1)
-    carried = brought(Prior((image.label,), classes), place), brought(both, np.concatenate([coordinates, place]))
+    scans = (atlas.image.mean(axis=0), image.image.mean(axis=0))
+    both = Prior((atlas.label, image.label), classes, images=1, scans=scans)
+    joined = both.posterior(np.concatenate([coordinates, place]), case.image).argmax(axis=0)
+    carried = brought(Prior((image.label,), classes), place), joined
     return [mean_dice(one, case.needed_label(), classes) for one in carried], seconds
+
+
+def joint_dice(atlases: Sequence[Atlas], case: PreparedCase, places: Sequence[np.ndarray], classes: int) -> list[float]:
+    """Dice on the scan, whose ``places`` in each of the atlases are known, of their labels together: each counted
+    alike, and by likeness."""
+    prior = Prior(
+        tuple(atlas.label for atlas in atlases), classes, scans=tuple(atlas.image.mean(axis=0) for atlas in atlases)
+    )
+    posteriors = [prior.posterior(np.concatenate(places), image) for image in (None, case.image)]
+    return [mean_dice(posterior.argmax(axis=0), case.needed_label(), classes) for posterior in posteriors]
 
 
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
@@ -108,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
                       help="JSON with the cohorts (default: benchmarks/halves.json)")  # fmt: skip
     made.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are carried over")
     made.add_argument("--mirrored", action="store_true", help="also from the scan's mirror image, and from both")
+    made.add_argument("--together", action="store_true", help="also from all scans of --train together")
     made.add_argument("--most", type=int, metavar="N", help="to the first N other scans only")
     return made
 
@@ -119,12 +133,17 @@ def _main(arguments: Sequence[str] | None) -> int:
     plan = load_plan(options.prepared / f"{options.plans}.json")
     cases = read_cohort(options.cohorts, plan.dataset_name, options.cohort)
     folder, classes = options.prepared / options.plans, plan.network.classes
-    for train in options.train or cases[:1]:
+    trains = options.train or cases[:1]
+    if options.together and len(trains) < 2:
+        raise UserError("--together: needs two scans or more; name them with --train")
+    known: dict[str, list[tuple[Atlas, np.ndarray]]] = {}
+    for train in trains:
         if train not in cases:
             raise UserError(f"--train {train}: not in cohort {options.cohort!r}; choose among {', '.join(cases)}")
-        others = [case for case in cases if case != train][: options.most]
+        apart = set(trains) if options.together else {train}
+        others = [case for case in cases if case not in apart][: options.most]
         if not others:
-            raise UserError(f"cohort {options.cohort!r} has no scan beside {train} to carry its labels to")
+            raise UserError(f"cohort {options.cohort!r} has no scan beside {', '.join(apart)} to carry labels to")
         atlas_case = load_case(folder, train)
         if atlas_case.image.shape[1] == 1:
             raise UserError(f"case {train}: is a 2D image; volumes only are registered here")
@@ -137,6 +156,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         for name in others:
             case = load_case(folder, name)
             scores, seconds, place = carried_dice(atlas, case, classes)
+            if options.together:
+                known.setdefault(name, []).append((atlas, place))
             if image is not None:
                 more, spent = mirrored_dice(atlas, image, case, place, classes)
                 scores, seconds = scores + more, [*seconds, spent, spent + seconds[0] + seconds[-1]]
@@ -145,7 +166,20 @@ def _main(arguments: Sequence[str] | None) -> int:
         scores, seconds = np.mean(rows, axis=0)
         for kind, score, spent in zip(kinds, scores, seconds, strict=True):
             print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
+    if options.together:
+        _tell_together(known, folder, classes)
     return 0
+
+
+def _tell_together(known: dict[str, list[tuple[Atlas, np.ndarray]]], folder: Path, classes: int) -> None:
+    """What all atlases bring together to each scan, whose places in each of them are ``known``."""
+    rows = []
+    for name, found in known.items():
+        atlases, places = zip(*found, strict=True)
+        rows.append(joint_dice(atlases, load_case(folder, name), places, classes))
+        print(f"  {name}, from all: counted alike {rows[-1][0]:.3f}, by likeness {rows[-1][1]:.3f}", flush=True)
+    alike, weighted = np.mean(rows, axis=0)
+    print(f"from all to {len(rows)} scans: counted alike Dice {alike:.4f}, by likeness {weighted:.4f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

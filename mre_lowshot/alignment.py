@@ -103,7 +103,8 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
     if not atlases or not plan.network.atlas_prior:
         return None
     images = sum(atlas.mirrored for atlas in atlases)
-    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes, images)
+    scans = tuple(atlas.image.mean(axis=0) for atlas in atlases) if len(atlases) > 1 else ()
+    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes, images, scans)
 
 
 @dataclass(frozen=True)

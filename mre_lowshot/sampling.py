@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mre_lowshot.augmentation import deform, intensity_transform, jitter
+from mre_lowshot.likeness import likeness, normalised
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.specs import Recipe
 
@@ -69,11 +70,13 @@ class Prior:
     """The atlases' label maps (*size) int16, asked at coordinates (atlases * axes, *patch): each atlas at its own.
     Where an atlas is ignored, it knows nothing of the place: every class has the same share. The last ``images`` are
     mirror images of others (`mirroring`): the network is not told what they say, and in `posterior` each counts half.
+    ``scans``, the atlases' images (*size), say there which of several to believe.
     """
 
     labels: tuple[np.ndarray, ...]
     classes: int
     images: int = 0
+    scans: tuple[np.ndarray, ...] = ()
 
     def _places(self, coordinates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each atlas's label map and the voxels (axes, *patch) of it that are asked for."""
@@ -97,19 +100,29 @@ class Prior:
             told[:, there == UNKNOWN] += np.float32(1 / self.classes)
         return told / len(asked)
 
-    def posterior(self, coordinates: np.ndarray) -> np.ndarray:
-        """(K, *patch) float32: the same of all atlases, background too, interpolated linearly."""
+    def posterior(self, coordinates: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+        """(K, *patch) float32: the same of all atlases, background too, interpolated linearly. Of several atlases each
+        counts, place by place, as much as it looks there like the scan's ``image`` (C, *patch), where that is given:
+        an atlas that was registered badly, or is another kind of body, looks unlike (locally weighted voting)."""
         total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
-        weights = [1.0] * (len(self.labels) - self.images) + [IMAGE_WEIGHT] * self.images
-        for weight, (label, places) in zip(weights, self._places(coordinates), strict=True):
+        counted = np.zeros(coordinates.shape[1:], dtype=np.float32)
+        own = None
+        if image is not None and self.scans and len(self.labels) > 1:
+            own = normalised(image.mean(axis=0))
+        for number, (label, places) in enumerate(self._places(coordinates)):
             shares = np.stack(
                 [take_image((label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
             )
             if (label == UNKNOWN).any():
                 shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
-            shares *= np.float32(weight)
+            base = 1 if number < len(self.labels) - self.images else IMAGE_WEIGHT
+            counts = np.full(counted.shape, base, dtype=np.float32)
+            if own is not None:
+                counts *= likeness(own, normalised(take_image(self.scans[number][None], places)[0]))
+            shares *= counts
             total += shares
-        return total / np.float32(sum(weights))
+            counted += counts
+        return total / counted
 
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None, without: int | None = None) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from references import TINY, numbered_case, sampler, tiny_case, tiny_plan
 from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 
 from mre_lowshot import checkpoint
 from mre_lowshot.alignment import MOST_ATLASES, Atlas, align, in_atlases, make_atlases, make_prior
@@ -213,6 +214,35 @@ def test_several_atlases_share_the_say_and_one_can_be_left_out():
     posterior = prior.posterior(joined)
     np.testing.assert_allclose(posterior[1:], prior(joined), atol=1e-5)  # on whole voxels nothing is interpolated
     np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-6)
+
+
+def test_of_several_atlases_the_one_that_looks_like_the_scan_there_is_believed():
+    """Against the weights written out; and two atlases of which each was registered well in one half only."""
+    rng, size = np.random.default_rng(0), (12, 16, 20)
+    truth = (gaussian_filter(rng.normal(size=size), 2) > 0).astype(np.int16)
+    image = gaussian_filter(truth + 0.3 * rng.normal(size=size), 0.7).astype(np.float32)
+    labels, scans = [], []
+    for half in (slice(0, 10), slice(10, 20)):
+        label, scan = truth.copy(), image.copy()
+        label[..., half], scan[..., half] = np.roll(truth, 5, axis=1)[..., half], np.roll(image, 5, axis=1)[..., half]
+        labels.append(label)
+        scans.append(scan + 0.1 * rng.normal(size=size).astype(np.float32))
+    at = np.concatenate([coordinate_maps(voxel_positions((0, 0, 0), size), size)] * 2)
+    prior = Prior(tuple(labels), 2, scans=tuple(scans))
+    told, plain = prior.posterior(at, image[None]), prior.posterior(at)
+    np.testing.assert_allclose(plain[1], (labels[0] + labels[1]) / 2, atol=1e-5)  # nothing to compare with
+    assert np.array_equal(Prior(tuple(labels), 2).posterior(at, image[None]), plain)
+    inner = (slice(None), slice(None), [3, 4, 5, 14, 15, 16])  # away from the seam
+    assert (told.argmax(axis=0) == truth)[inner].mean() > 0.98
+    assert (plain.argmax(axis=0) == truth)[inner].mean() < 0.9
+    weights = []
+    for scan in scans:
+        mean = [gaussian_filter(a.astype(float), 2) for a in (scan, image)]
+        spread = [gaussian_filter(a.astype(float) ** 2, 2) - m**2 for a, m in zip((scan, image), mean, strict=True)]
+        one, two = ((a - m) / (np.sqrt(s) + 0.1 * a.std()) for a, m, s in zip((scan, image), mean, spread, strict=True))
+        weights.append(1 / (gaussian_filter((one - two) ** 2, 1) + 1e-3))
+    wanted = (weights[0] * labels[0] + weights[1] * labels[1]) / (weights[0] + weights[1])
+    np.testing.assert_allclose(told[1], wanted, atol=2e-3)
 
 
 def test_training_scans_lie_in_each_other_and_in_themselves_where_they_are():

@@ -142,10 +142,10 @@ def test_an_image_brings_what_a_new_scan_has():
     atlases = mirroring.with_images(make_atlases([train], plan), plan)
     place, prior = align(atlases, new.image, new.spacing, plan), make_prior(atlases, plan)
     scan, image = (Prior((a.label,), 3).posterior(p) for a, p in zip(atlases, np.split(place, 2), strict=True))
-    both = prior.posterior(place)
+    both, told = prior.posterior(place), prior.posterior(place, new.image)
     np.testing.assert_allclose(both, (2 * scan + image) / 3, atol=1e-5)
     assert not np.allclose(scan, image, atol=0.1)
-    assert all(dice(told.argmax(0) == 2, new.label == 2) > 0.7 for told in (scan, image, both))
+    assert all(dice(told.argmax(0) == 2, new.label == 2) > 0.7 for told in (scan, image, both, told))
 
 
 def test_going_on_keeps_what_was_decided(brains, tmp_path, monkeypatch):

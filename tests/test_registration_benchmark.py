@@ -47,6 +47,19 @@ def test_the_mirror_image_is_scored_too(space, cohorts, capsys):
     assert "plan Tiny: uses no mirror images" in capsys.readouterr().err
 
 
+def test_scans_together_are_scored_on_what_is_none_of_them(space, cohorts, capsys):
+    file, names = cohorts
+    asked = [space.prepared, "-p", "Tiny", "--cohorts", file, "--together", "--train", *names[:2]]
+    assert registration.main(list(map(str, asked))) == 0
+    out = capsys.readouterr().out
+    told = re.findall(r"  (\w+), from all: counted alike (\d\.\d+), by likeness (\d\.\d+)", out)
+    assert [name for name, *_ in told] == names[2:]
+    assert all(0.3 < float(score) <= 1 for _, *scores in told for score in scores)
+    mean = float(np.mean([float(score) for _, _, score in told]))
+    (last,) = re.findall(rf"from all to {len(told)} scans: counted alike Dice \S+, by likeness (\S+)", out)
+    assert float(last) == pytest.approx(mean, abs=1e-3)
+
+
 def test_the_score_is_the_mean_dice_of_the_labels_that_are_there():
     rng = np.random.default_rng(0)
     truth, one = rng.integers(-1, 3, (6, 7, 8)), rng.integers(0, 4, (6, 7, 8))
@@ -64,6 +77,8 @@ def test_wrong_use_is_told(space, cohorts, capsys):
     assert "no cohort 'report'" in capsys.readouterr().err
     assert registration.main([*asked, "--most", "0"]) == 2
     assert "--most 0: must be 1 or more" in capsys.readouterr().err
+    assert registration.main([*asked, "--together"]) == 2
+    assert "--together: needs two scans or more" in capsys.readouterr().err
     file.write_text(json.dumps({space.prepared.name: {"develop": names[:1]}}))
     assert registration.main(asked) == 2
     assert "no scan beside" in capsys.readouterr().err

@@ -147,7 +147,7 @@ class Predictor:
         posterior = whole[(slice(None), *inner)]
         if not all(np.isfinite(channel).all() for channel in posterior):
             raise NumericalError("the network gave non-finite probabilities; no label map is made of them")
-        return posterior, self._brought(fields, inner)
+        return posterior, self._brought(fields, inner, image)
 
     def _realigned(
         self, posterior: np.ndarray, probabilities: np.ndarray, fields: Fields, realign: Realign, image: np.ndarray
@@ -161,13 +161,14 @@ class Predictor:
             except UserError as problem:  # what there is stays good
                 self.say(f"what was predicted does not help registration: the scan {problem}")
                 break
-            probabilities = self.mended(posterior, self._brought(fields, whole), image)
+            probabilities = self.mended(posterior, self._brought(fields, whole, image), image)
         return probabilities
 
-    def _brought(self, fields: Fields, inner: tuple[slice, ...]) -> np.ndarray | None:
-        """The labels that registration brings from the atlases, (K, *size); None where nothing was registered."""
+    def _brought(self, fields: Fields, inner: tuple[slice, ...], image: np.ndarray) -> np.ndarray | None:
+        """The labels that registration brings an ``image`` (C, *size) from the atlases, (K, *size); None where nothing
+        was registered."""
         brought = [
-            prior.posterior(field[(slice(None), *inner)])
+            prior.posterior(field[(slice(None), *inner)], image)
             for field, prior in zip(fields, self.priors, strict=True)
             if field is not None and prior is not None
         ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mre_lowshot.likeness import normalised
 from mre_lowshot.preprocessing.resampling import resize_image
 
 MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
-LOCAL_SIGMA = 2.0  # voxels; the surroundings whose mean and spread are taken out
 
 
 def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
@@ -53,17 +53,12 @@ def coarser(image: Any, factor: int) -> Any:
 
 
 def locally_normalised(image: Any) -> Any:
-    """Less the mean of its surroundings, over their standard deviation (a tenth of the whole image's is added, so that
-    noise in even areas stays small)."""
+    """A SimpleITK image `normalised` by its surroundings."""
     import SimpleITK as sitk
-    from scipy.ndimage import gaussian_filter
 
-    array = sitk.GetArrayFromImage(image).astype(np.float64)
-    mean = gaussian_filter(array, LOCAL_SIGMA)
-    spread = np.sqrt(np.maximum(gaussian_filter(array**2, LOCAL_SIGMA) - mean**2, 0))
-    normalised = sitk.GetImageFromArray(((array - mean) / (spread + 0.1 * array.std() + 1e-12)).astype(np.float32))
-    normalised.CopyInformation(image)
-    return normalised
+    made = sitk.GetImageFromArray(normalised(sitk.GetArrayViewFromImage(image)))
+    made.CopyInformation(image)
+    return made
 
 
 def brought(fixed: Any, moving: Any, transform: Any) -> Any:
