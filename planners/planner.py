@@ -198,7 +198,8 @@ def _preprocessing(
     spec = PreprocessingSpec(crop, tuple(normalization), grid="native", crop_margin_mm=round(margin, 4))
     if recipe.name not in (*OF_THE_PAPER, *SMALL) and not flat and not is_ct:
         extents = spacings * np.array([c["shape"] for c in cases])
-        lowest = min(channel["min"] for c in cases for channel in c["channels"])
+        channels = [channel for c in cases for channel in c["channels"]]
+        lowest = min(c["percentile_00_5"] / max(abs(c["percentile_99_5"]), 1e-6) for c in channels)
         shaded, reasons["bias_field"] = rules.bias_field_rule(facts.channel_names, stripped, extents, lowest)
         if shaded:
             inside = tuple(replace(channel, inside_only=True) for channel in spec.normalization)

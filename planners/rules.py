@@ -38,11 +38,13 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
 
 MEASURED = ("adc",)  # an MRI's maps of a quantity: what looks like shading there is not
 SHADED_MM = 100.0  # a smaller image is a cut-out, in which anatomy is as smooth as shading
+UNDERSHOOT = 0.05  # of the brightest: so far below 0 an MRI comes by interpolation; z-scored images go further
 
 
 def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndarray, lowest: float) -> tuple[bool, str]:
-    """Whether scans, (n, 3) ``extents_mm``, lowest intensity ``lowest``, have their bias field divided out: MRI of a
-    body or a head. Skull-stripped scans have been through that already (docs/LOG.md, 2026-11-26)."""
+    """Whether scans, (n, 3) ``extents_mm``, have their bias field divided out: MRI of a body or a head. ``lowest``:
+    the least of their 0.5th percentiles, in shares of the 99.5th. Skull-stripped scans have been through that already
+    (docs/LOG.md, 2026-11-26)."""
     named = [name.strip().lower() for name in channels]
     if not all(name in MRI_NAMES and name not in MEASURED for name in named):
         return False, f"left as it is: {', '.join(channels)} is not MRI alone"
@@ -51,8 +53,9 @@ def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndar
     sides = np.sort(np.median(extents_mm, axis=0))[::-1]
     if sides[1] < SHADED_MM:
         return False, f"left as it is: images of {_mm(sides)} mm are cut-outs, where anatomy cannot be told from it"
-    if lowest < 0:
-        return False, f"left as it is: intensities down to {lowest:g} are not an MRI's own, but changed already"
+    if lowest < -UNDERSHOOT:
+        told = f"down to {lowest:.0%} of the brightest"
+        return False, f"left as it is: intensities {told} are not an MRI's own, but changed already"
     return True, "an MRI of a body or head: divided out (N4), then z-score over the patient, not over the air around"
 
 

@@ -10,9 +10,9 @@ STEPS = (50, 50, 50)  # at most, with a mesh of 1, 2 and 4 spans an axis
 
 
 def without_shading(channel: np.ndarray, inside: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """One MRI channel (D, H, W) divided by its bias field, float32; the field is N4's (Tustison et al., IEEE TMI
-    2010; SimpleITK), from the voxels ``inside`` (D, H, W) bool, and stays within what it is
-    there outside.
+    """One MRI channel (D, H, W) of ``spacing`` (z, y, x) mm divided by its bias field, float32; the field is N4's
+    (Tustison et al., IEEE TMI 2010; SimpleITK), from the voxels ``inside`` (D, H, W) bool, and outside it stays within
+    what it is there.
 
     What is not above 0 has no part in it; a channel with nothing else, or of one slice, comes back as it is.
     """
