@@ -121,3 +121,22 @@ def test_a_broken_dataset_is_refused_with_every_problem(space, capsys):
     assert "2 problems to mend" in told
     assert "case phantom_002: imagesTr/phantom_002_0000.nii.gz" in told
     assert "case phantom_003: labelsTr/phantom_003.nii.gz" in told
+
+
+def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_image(space, capsys):
+    """The phantoms as an MRI; in the second copy a coil on the left sees that side twice as bright."""
+    spread = []
+    for name, strength in (("Even", 0.0), ("Coil", 1.0)):
+        for path in (space.raw / "imagesTr").iterdir():
+            volume = read_image(path)
+            x = np.linspace(-0.5, 0.5, volume.array.shape[-1])
+            grey = np.clip(volume.array + 1000, 0, None) if name == "Even" else volume.array
+            write_volume(path, (grey * 2.0 ** (strength * x))[0].astype(np.float32), volume.geometry)
+        edit(space.raw / "dataset.json", channel_names={"0": "T1"})
+        assert space.plan(name=name) == 0
+        assert "bias_field: an MRI of a body or head: divided out (N4)" in capsys.readouterr().out
+        spread.append([np.load(path)["image"] for path in sorted((space.prepared / name).glob("*.npz"))])
+    for even, coil in zip(*spread, strict=True):
+        inside = even > -2  # not the air, which lies many standard deviations below
+        assert 0.2 < inside.mean() < 1
+        assert np.corrcoef(even[inside], coil[inside])[0, 1] > 0.95
