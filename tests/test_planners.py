@@ -92,34 +92,6 @@ def test_golden_plans(name):
     assert done.bias_field == shaded
 
 
-def test_z_scored_scans_keep_what_is_left_of_their_bias_field():
-    scans = [case((180, 220, 180), (1, 1, 1)) for _ in range(2)]
-    scans[1]["channels"][0].update(percentile_00_5=-1.1, percentile_99_5=3.0)
-    plan = planned(scans)
-    assert not plan.preprocessing.bias_field
-    assert "down to -37% of the brightest" in plan.reasons["bias_field"]
-
-
-def test_the_bias_field_is_divided_out_of_an_mri_of_a_body_or_a_head_only():
-    body = np.array([[200, 260, 380], [240, 300, 400]])
-    for channels, stripped, extents, lowest, words in (
-        (("T1", "t2 "), False, body, 0, "divided out (N4)"),
-        (("MRI",), False, [[30, 150, 150]], 3, "divided out (N4)"),  # a thin slab of a body
-        (("MRI",), False, body, -0.03, "divided out (N4)"),  # interpolated
-        (("CT",), False, body, -2, "CT is not MRI alone"),
-        (("MRI", "PET"), False, body, 0, "MRI, PET is not MRI alone"),
-        (("US",), False, body, 0, "US is not MRI alone"),
-        (("ADC",), False, body, 0, "ADC is not MRI alone"),  # measured: what looks like shading is not
-        (("MRI",), True, body, 0, "prepared already"),
-        (("MRI",), False, [[35, 50, 36]], 0, "images of 50 x 36 x 35 mm are cut-outs"),
-        (("MRI",), False, [[400, 90, 80]], 0, "images of 400 x 90 x 80 mm are cut-outs"),
-        (("MRI",), False, body, -0.25, "intensities down to -25% of the brightest are not an MRI's own"),
-    ):
-        wanted, reason = rules.bias_field_rule(channels, stripped, np.array(extents, float), lowest)
-        assert words in reason
-        assert wanted == (words == "divided out (N4)")
-
-
 @pytest.mark.parametrize(
     ("device", "widths", "embedding", "batch"),
     [
