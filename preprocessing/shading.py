@@ -14,14 +14,15 @@ def without_shading(channel: np.ndarray, inside: np.ndarray, spacing: tuple[floa
     (Tustison et al., IEEE TMI 2010; SimpleITK), from the voxels ``inside`` (D, H, W) bool, and outside it stays within
     what it is there.
 
-    What is not above 0 has no part in it; a channel with nothing else, or of one slice, comes back as it is.
+    What is not above 0 has no part in it; a channel with nothing else, of one slice or of one intensity comes back as
+    it is (the last is refused when it is normalised).
     """
     import SimpleITK as sitk
 
     step = tuple(max(1, n // SIDE) for n in channel.shape)
     thin = tuple(slice(None, None, s) for s in step)
     known = inside[thin] & (channel[thin] > 0)
-    if not known.any() or min(known.shape) < 2:
+    if not known.any() or min(known.shape) < 2 or np.ptp(channel[thin][known]) == 0:
         return np.asarray(channel, dtype=np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(channel[thin], dtype=np.float32))
     image.SetSpacing([float(a * b) for a, b in zip(spacing, step, strict=True)][::-1])
