@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mre_lowshot import mirroring
-from mre_lowshot.alignment import Atlas, coordinates_in
+from mre_lowshot.alignment import Atlas, coordinates_in, together
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.quality import label_agreement
@@ -74,19 +74,15 @@ def mirrored_dice(
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
     place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
     seconds = time.perf_counter() - start
-    scans = (atlas.image.mean(axis=0), image.image.mean(axis=0))
-    both = Prior((atlas.label, image.label), classes, images=1, scans=scans)
-    joined = both.posterior(np.concatenate([coordinates, place]), case.image).argmax(axis=0)
-    carried = brought(Prior((image.label,), classes), place), joined
+    joined = together((atlas, image), classes).posterior(np.concatenate([coordinates, place]), case.image)
+    carried = brought(Prior((image.label,), classes), place), joined.argmax(axis=0)
     return [mean_dice(one, case.needed_label(), classes) for one in carried], seconds
 
 
 def joint_dice(atlases: Sequence[Atlas], case: PreparedCase, places: Sequence[np.ndarray], classes: int) -> list[float]:
     """Dice on the scan, whose ``places`` in each of the atlases are known, of their labels together: each counted
     alike, and by likeness."""
-    prior = Prior(
-        tuple(atlas.label for atlas in atlases), classes, scans=tuple(atlas.image.mean(axis=0) for atlas in atlases)
-    )
+    prior = together(atlases, classes)
     posteriors = [prior.posterior(np.concatenate(places), image) for image in (None, case.image)]
     return [mean_dice(posterior.argmax(axis=0), case.needed_label(), classes) for posterior in posteriors]
 

@@ -102,9 +102,15 @@ def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
     """The prior that the plan's network takes from the atlases, None for none."""
     if not atlases or not plan.network.atlas_prior:
         return None
+    return together(atlases, plan.network.classes)
+
+
+def together(atlases: Sequence[Atlas], classes: int) -> Prior:
+    """What several atlases say of ``classes`` classes; their images, channels averaged as for the registration, tell
+    which to believe where."""
     images = sum(atlas.mirrored for atlas in atlases)
     scans = tuple(atlas.image.mean(axis=0) for atlas in atlases) if len(atlases) > 1 else ()
-    return Prior(tuple(atlas.label for atlas in atlases), plan.network.classes, images, scans)
+    return Prior(tuple(atlas.label for atlas in atlases), classes, images, scans)
 
 
 @dataclass(frozen=True)

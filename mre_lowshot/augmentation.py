@@ -1,7 +1,7 @@
 """Random changes of training patches: where the voxels are taken from, and what becomes of their intensities.
 
 Spatial changes are sampling positions in the whole volume (so that a turned patch meets real anatomy, not padding);
-intensity changes are batchgenerators' transforms; boxes of patches change places within a mini-batch.
+intensity changes are batchgenerators' transforms; boxes of patches are copied into others of their mini-batch.
 """
 
 from __future__ import annotations
