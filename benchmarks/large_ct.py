@@ -1,7 +1,8 @@
 """``python -m benchmarks.large_ct``: peak memory of the way of a large CT from its file to its label map.
 
-A synthetic 600x512x512 CT, 14 classes, the paper's grid (72x324x396), all that `mre_predict` does but the network,
-which is a stub: its own memory is bounded by its tiles, and `python -m benchmarks` shows it.
+A synthetic 600x512x512 CT, 14 classes, the paper's grid (72x324x396), all that `mre_predict` does with the paper's
+recipe (nothing is registered, pooled or mended) but the network, which is a stub: its own memory is bounded by its
+tiles, and `python -m benchmarks` shows it.
 """
 
 from __future__ import annotations

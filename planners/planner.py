@@ -222,10 +222,9 @@ def _preprocessing(
     # whatever this recipe aligns: recipes that are compared on one device have one grid
     placed = rules.alignment_rule("deformable", list(facts.labels), median)[0] != "none"
     limit = None if recipe.name in OF_THE_PAPER else rules.voxel_limit_rule(device, placed)
-    if np.allclose(spacings, spacings[0], rtol=1e-3) and (not limit or np.prod(median) <= limit):
-        reasons["grid"] = "all scans have one spacing: their own grid"
-        return spec
     spacing, reasons["grid"] = rules.spacing_rule(spacings, shapes * spacings, limit)
+    if np.allclose(spacings, spacing, rtol=1e-3):
+        reasons["grid"] = "the one spacing of all scans: they stay on their own grid, a scan with another is resampled"
     return replace(spec, grid="spacing", spacing=spacing)
 
 

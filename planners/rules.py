@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from mre_lowshot.preprocessing.resampling import spacing_with
 from mre_lowshot.specs import ChannelNormalization, InferenceSpec, PatchSpec
 
 CT_NAMES = ("ct",)
@@ -17,6 +18,7 @@ MRI_NAMES = ("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flai
 OTHER_NAMES = ("us", "ultrasound", "pet", "r", "g", "b", "red", "green", "blue", "nonct", "zscore", "gray", "grey")
 
 PAPER_BUDGET = 12 * 36 * 36  # voxels of the paper's patch
+PAPER_GRID = 72 * 324 * 396  # of its CT; 14 classes' probabilities on it are .5 GB, and prediction keeps a few such
 COARSE = 2.0  # an axis more than this many times coarser than the finest is not pooled twice
 CropRule = Literal["none", "nonzero", "body", "centre", "given"]
 Alignment = Literal["none", "affine", "deformable"]
@@ -34,6 +36,24 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
         reason = f"NOTE channel name {channel!r} is unknown (CT, MRI, T1, FLAIR, US ... are known): taken as z-score, "
         reason += f'{where}; if it is CT, write "CT" in dataset.json'
     return ChannelNormalization("zscore", inside_only=stripped), reason
+
+
+SHIFTED_HU, FLAT_HU = 800.0, 20.0
+
+
+def hu_rule(channel: str, low: float, high: float) -> str | None:
+    """What speaks against a CT channel being in HU, by the scan's 0.5th and 99.5th percentiles: nothing below water
+    and much above bone (stored with an offset, as +1024), or hardly any range (scaled to 0 to 1). Clipping to the
+    window would leave nothing of either. None for other channels, and where nothing does."""
+    if channel.strip().lower() not in CT_NAMES:
+        return None
+    if (low < 0 or high < SHIFTED_HU) and high - low >= FLAT_HU:
+        return None
+    mend = "subtract the offset that it is stored with (often 1024)" if high >= SHIFTED_HU else "undo its scaling"
+    return (
+        f"channel {channel!r} is not in HU: most values lie between {low:.4g} and {high:.4g}; {mend}, "
+        "or name the channel otherwise (it is z-scored then)"
+    )
 
 
 MEASURED = ("adc",)  # an MRI's maps of a quantity: what looks like shading there is not
@@ -81,14 +101,7 @@ def spacing_rule(
     extent = np.median(extents_mm, axis=0)
     reason = f"median spacing of the scans, {_mm(target)} mm"
     if voxel_limit and np.prod(extent / target) > voxel_limit:
-        low, high = float(target.min()), float(target.max()) * 16
-        for _ in range(60):  # bisection on a floor under all spacings; a coarse axis is left alone while it can be
-            middle = (low * high) ** 0.5
-            if np.prod(extent / np.maximum(target, middle)) > voxel_limit:
-                low = middle
-            else:
-                high = middle
-        target = np.maximum(target, high)
+        target = spacing_with(voxel_limit, target, extent)
         reason += f", made coarser to {_mm(target)} mm so that the median scan has at most {voxel_limit:,} voxels"
     return tuple(float(f"{v:.5g}") for v in target), reason
 
@@ -291,7 +304,7 @@ class NetworkSize:
     mixer_width: int
     batch_size: int
     budget: int  # voxels a patch
-    voxel_limit: int | None  # voxels of a median preprocessed scan; None: no limit
+    voxel_limit: int  # voxels of a median preprocessed scan
     pixel_limit: int  # pixels of a median preprocessed 2D image, and of a 2D patch
 
 
@@ -299,7 +312,7 @@ class NetworkSize:
 # all the same, and small organs need the voxels (docs/LOG.md, 2026-11-25).
 FINER = 3
 
-PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, None, 128 * 128)
+PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDGET, PAPER_GRID, 128 * 128)
 SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000, 96 * 96)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
 PAPER_GB_A_PATCH = 1.7
@@ -313,11 +326,11 @@ def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size) -> int:
     return int(min(wanted, max(2, device.memory_gb * 0.9 // PAPER_GB_A_PATCH)))
 
 
-def voxel_limit_rule(device: Device, placed: bool) -> int | None:
-    """The most voxels of a median preprocessed scan, None for no limit; `FINER` times as many where structures have
+def voxel_limit_rule(device: Device, placed: bool) -> int:
+    """The most voxels of a median preprocessed scan; for the small network `FINER` times as many where structures have
     a place that registration finds (``placed``)."""
-    limit = size_rule(device)[0].voxel_limit
-    return limit * FINER if limit and placed else limit
+    size = size_rule(device)[0]
+    return size.voxel_limit * (FINER if placed and size.name == SMALL_SIZE.name else 1)
 
 
 def size_rule(device: Device) -> tuple[NetworkSize, str]:

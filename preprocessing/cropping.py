@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 Box = tuple[tuple[int, int], ...]
+RINGING = 1e-4  # of the range: what resampling by splines, or storing with a slope, makes of a constant
 
 
 def full_box(shape: tuple[int, ...]) -> Box:
@@ -22,12 +23,14 @@ def as_slices(box: Box) -> tuple[slice, ...]:
 def foreground_mask(image: np.ndarray) -> np.ndarray:
     """Where any channel differs from its background value (the median of its eight corners): (D, H, W) bool.
 
-    A skull-stripped scan has a constant background; on any other scan the mask is nearly the whole grid.
+    A skull-stripped scan has a constant background; on any other scan the mask is nearly the whole grid. Up to
+    `RINGING` of the channel's range is no difference.
     """
     mask = np.zeros(image.shape[1:], dtype=bool)
     for channel in image:
-        corners = channel[np.ix_(*[[0, -1]] * channel.ndim)]
-        mask |= channel != np.median(corners)
+        background = np.median(channel[np.ix_(*[[0, -1]] * channel.ndim)])
+        ringing = RINGING * float(np.ptp(channel))
+        mask |= (channel > background + ringing) | (channel < background - ringing)
     return mask
 
 
@@ -55,17 +58,26 @@ def _voxels(margin_mm: float, spacing: tuple[float, ...]) -> tuple[int, ...]:
 def _thin_object(image: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, tuple[int, ...]] | None:
     """The largest connected object brighter than air on a thinned grid, and every how many voxels that grid has one.
 
-    The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the first
-    channel, thinned (towards 4 mm, keeping 48 voxels a side) and smoothed, is split by Otsu's method into three
-    classes (air, fat, soft tissue), and the darkest is air. An opening cuts thin bridges to the table. None for an
-    image that Otsu cannot split.
+    Of several channels all that is such an object in one: PET beside CT shows hot spots alone. None where no channel
+    shows one.
+    """
+    step = tuple(max(1, min(int(4.0 // s), n // 48)) for s, n in zip(spacing, image.shape[1:], strict=True))
+    thin = image[(slice(None), *(slice(None, None, s) for s in step))]
+    found = [mask for channel in thin if (mask := _object(channel)) is not None]
+    return (np.logical_or.reduce(found), step) if found else None
+
+
+def _object(channel: np.ndarray) -> np.ndarray | None:
+    """The largest connected object of a (D, H, W) channel of some 4 mm that is brighter than air.
+
+    The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the channel,
+    smoothed, is split by Otsu's method into three classes (air, fat, soft tissue), and the darkest is air. An opening
+    cuts thin bridges to the table. None for an image that Otsu cannot split.
     """
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu
 
-    step = tuple(max(1, min(int(4.0 // s), n // 48)) for s, n in zip(spacing, image.shape[1:], strict=True))
-    thin = image[0][tuple(slice(None, None, s) for s in step)]
-    smooth = ndimage.gaussian_filter(thin, 0.5)
+    smooth = ndimage.gaussian_filter(channel, 0.5)
     try:
         air = threshold_multiotsu(smooth, classes=3, nbins=128)[0]
     except ValueError:  # fewer than three grey levels: nothing to tell apart
@@ -74,7 +86,7 @@ def _thin_object(image: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndar
     parts, count = ndimage.label(opened)
     if count == 0:
         return None
-    return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])), step
+    return parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
 
 
 def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0.0) -> Box:

@@ -13,8 +13,8 @@ from mre_lowshot.dataset import Case, RawDataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.losses import IGNORE
-from mre_lowshot.preprocessing.cropping import Box
-from mre_lowshot.preprocessing.pipeline import forward, forward_labels
+from mre_lowshot.preprocessing.cropping import Box, as_slices
+from mre_lowshot.preprocessing.pipeline import GridTransform, forward, forward_labels
 from mre_lowshot.preprocessing.store import PreparedCase, save_case
 from mre_lowshot.specs import Plan
 from mre_lowshot.volume import Volume, read_channels, read_labels, write_volume
@@ -61,8 +61,24 @@ def prepare_case(name: str, image: Volume, label: Volume | None, plan: Plan, cro
         marked = label.array
         if plan.ignore_label is not None:
             marked = np.where(marked == plan.ignore_label, IGNORE, marked)
+        if plan.preprocessing.crop in ("body", "nonzero"):
+            _check_crop(name, marked, transform)
         target = forward_labels(marked, transform).astype(np.int16)
     return PreparedCase(name, array, target, transform, image.geometry.to_json())
+
+
+LOST = 0.01  # of the labelled voxels may be cut off: the patient is found on a coarse grid
+
+
+def _check_crop(name: str, marked: np.ndarray, transform: GridTransform) -> None:
+    """Refuse a scan whose labels (D, H, W) the crop found from the image would cut off: they are never lost unseen."""
+    labelled = int(np.count_nonzero(marked > 0))
+    lost = labelled - int(np.count_nonzero(marked[as_slices(transform.box)] > 0))
+    if lost > LOST * labelled:
+        raise UserError(
+            f"case {name}: {lost} of {labelled} labelled voxels lie outside the box {transform.box} (z, y, x) that the "
+            "image is cropped to; plan with -p NAME --set preprocessing.crop=none"
+        )
 
 
 def prepare_dataset(
@@ -83,7 +99,7 @@ def prepare_dataset(
             continue
         image, label = read_channels(list(case.images)), read_labels(case.label)
         save_case(cases, prepare_case(case.name, image, label, plan, crops.get(case.name)))
-        reference = folder / REFERENCES / case.label.name
+        reference = folder / REFERENCES / f"{case.name}{dataset.file_ending}"  # a file may be called .PNG
         if reference.suffix.lower() == ".mhd":  # a header only: its voxels lie in another file
             write_volume(reference, label.array, label.geometry)
         else:

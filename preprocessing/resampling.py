@@ -57,3 +57,20 @@ def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     values = np.unique(labels)
     winners = argmax_resized(((labels == v).astype(np.float32) for v in values), size)
     return values[winners]
+
+
+def spacing_with(voxels: int, spacing: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """``spacing`` made coarser, the finest axes first, until ``extent`` (both in mm, an axis each) holds at most that
+    many ``voxels``; itself where it does."""
+    if np.prod(extent / spacing) <= voxels:
+        return spacing
+    low, high = float(spacing.min()), float(spacing.max()) * 16
+    while np.prod(extent / np.maximum(spacing, high)) > voxels:
+        high *= 16
+    for _ in range(60):  # bisection on a floor under all spacings; a coarse axis is left alone while it can be
+        middle = (low * high) ** 0.5
+        if np.prod(extent / np.maximum(spacing, middle)) > voxels:
+            low = middle
+        else:
+            high = middle
+    return np.maximum(spacing, high)

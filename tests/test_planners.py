@@ -11,6 +11,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
 from mre_lowshot.planners.planner import DatasetFacts, make_plan, with_changes
+from mre_lowshot.preprocessing.pipeline import grid_size
 from mre_lowshot.specs import AugmentationSpec, ChannelNormalization, Recipe
 
 CPU, GPU12, GPU24, GPU80 = ("cpu", 16.0), ("cuda", 12.0), ("cuda", 24.0), ("cuda", 80.0)
@@ -48,24 +49,24 @@ def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False,
 GOLDEN = {
     "brain, cpu": (BRAIN, ("MRI",), CPU, "default", "body", "spacing", (3.0, 1.0661, 1.0661), (12, 36, 36),
                    (8, 28, 28), COARSE_Z, ((2, 6, 6), (4, 12, 12), (6, 18, 18))),
-    "brain, paper": (BRAIN, ("T1",), GPU80, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
-                     PAPER_DILATIONS),
+    "brain, paper": (BRAIN, ("T1",), GPU80, "paper", "centre", "spacing", (3.0, 0.958, 0.958), (12, 36, 36),
+                     (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
     "cube, cpu": (CUBE, ("MRI",), CPU, "default", "none", "spacing", (1.6812, 1.6812, 1.6812), (24, 24, 24),
                   (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
-    "cube, gpu": (CUBE, ("MRI",), GPU24, "default", "none", "native", (), (24, 24, 24), (18, 18, 18), CUBIC,
-                  ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
-    "cube, paper": (CUBE, ("MRI",), CPU, "paper", "centre", "native", (), (12, 36, 36), (8, 28, 28), COARSE_Z,
-                    PAPER_DILATIONS),
+    "cube, gpu": (CUBE, ("MRI",), GPU24, "default", "none", "spacing", (1.0, 1.0, 1.0), (24, 24, 24), (18, 18, 18),
+                  CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
+    "cube, paper": (CUBE, ("MRI",), CPU, "paper", "centre", "spacing", (1.0, 1.0, 1.0), (12, 36, 36), (8, 28, 28),
+                    COARSE_Z, PAPER_DILATIONS),
     "ct, cpu": (CT, ("CT",), CPU, "default", "body", "spacing", (3.0, 2.6808, 2.6808), (24, 24, 24), (18, 18, 18),
                 CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
-    "ct, gpu": (CT, ("CT",), GPU24, "default", "body", "spacing", (3.0, 0.75, 0.75), (10, 40, 40), (6, 32, 32),
-                COARSE_Z, ((2, 7, 7), (3, 13, 13), (5, 20, 20))),
+    "ct, gpu": (CT, ("CT",), GPU24, "default", "body", "spacing", (3.0, 1.0802, 1.0802), (12, 36, 36), (8, 28, 28),
+                COARSE_Z, ((2, 6, 6), (4, 12, 12), (6, 18, 18))),
     "ct, paper": (CT, ("ct",), CPU, "paper", "body", "size", (72, 324, 396), (12, 36, 36), (8, 28, 28), COARSE_Z,
                   PAPER_DILATIONS),
     "stripped": (STRIPPED, ("T1", "FLAIR"), CPU, "default", "nonzero", "spacing", (1.3048, 1.3048, 1.3048),
                  (24, 24, 24), (18, 18, 18), CUBIC, ((4, 4, 4), (8, 8, 8), (12, 12, 12))),
-    "stripped, paper": (STRIPPED, ("T1", "FLAIR"), GPU80, "paper", "nonzero", "native", (), (12, 36, 36),
-                        (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
+    "stripped, paper": (STRIPPED, ("T1", "FLAIR"), GPU80, "paper", "nonzero", "spacing", (1.0, 1.0, 1.0),
+                        (12, 36, 36), (8, 28, 28), COARSE_Z, PAPER_DILATIONS),
     "2d": (ULTRASOUND, ("US",), CPU, "default", "none", "spacing", (1.0, 3.6084, 3.6084), (80, 108), (62, 84),
            ((2, 2), (2, 2)), ((13, 18), (27, 36), (40, 54))),
     "2d, gpu": (ULTRASOUND, ("US",), GPU24, "default", "none", "spacing", (1.0, 2.7063, 2.7063), (108, 148),
@@ -251,7 +252,14 @@ def test_lesions_keep_the_coarser_grid_of_a_small_network():
         planned(CUBE, labels={"background": 0, name: 1}).preprocessing.spacing for name in ("edema", "hippocampus")
     ]
     assert grids == [(2.4247, 2.4247, 2.4247), (1.6812, 1.6812, 1.6812)]
-    assert planned(CUBE, device=GPU24, labels={"background": 0, "edema": 1}).preprocessing.grid == "native"
+    assert planned(CUBE, device=GPU24, labels={"background": 0, "edema": 1}).preprocessing.spacing == (1, 1, 1)
+
+
+def test_a_scan_of_another_spacing_is_resampled_where_all_planned_ones_had_one():
+    plan = planned([CUBE[0]], device=GPU24)
+    assert "the one spacing of all scans" in plan.reasons["grid"]
+    assert grid_size((178, 215, 178), (1.0, 1.0, 1.0), plan.preprocessing) == (178, 215, 178)
+    assert grid_size((356, 430, 89), (0.5, 0.5, 2.0), plan.preprocessing) == (178, 215, 178)
 
 
 def test_where_only_lesions_are_looked_for_the_network_is_the_plain_u_net():
@@ -374,3 +382,13 @@ def test_a_case_is_measured_from_its_image():
     other = {**measured, "background_share": 0.1}
     assert constant_background(dataset_fingerprint("D", {"a": measured}))
     assert not constant_background(dataset_fingerprint("D", {"a": measured, "b": other}))
+
+
+@pytest.mark.parametrize("cases", [CT, CUBE, BRAIN])
+def test_a_gpus_plan_keeps_the_memory_of_prediction_bounded(cases):
+    """At most as many voxels as the paper's CT grid, on which 14 classes' probabilities are half a gigabyte."""
+    plan = planned(cases, ("CT" if cases is CT else "T1",), GPU80)
+    boxes = [case["body_shape"] for case in cases]
+    extents = np.median([np.multiply(box, case["spacing"]) for box, case in zip(boxes, cases, strict=True)], axis=0)
+    spacing = plan.preprocessing.spacing if plan.preprocessing.grid == "spacing" else cases[0]["spacing"]
+    assert np.prod(extents / spacing) <= 72 * 324 * 396 * 1.01

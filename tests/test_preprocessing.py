@@ -24,7 +24,7 @@ from mre_lowshot.preprocessing.resampling import argmax_resized, resize_image, r
 from mre_lowshot.preprocessing.store import PreparedCase, load_case, save_case
 from mre_lowshot.specs import ChannelNormalization, NetworkSpec, PatchSpec, Plan, PreprocessingSpec, Recipe
 from mre_lowshot.synthetic import make_subject
-from mre_lowshot.volume import Geometry, write_volume
+from mre_lowshot.volume import Geometry, read_labels, write_volume
 
 ZSCORE, SPACING = (ChannelNormalization(),), (2.0, 1.0, 1.0)
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -162,6 +162,21 @@ def test_the_body_box_of_an_mri_with_noise_and_of_no_image():
     assert body_box(np.zeros((1, 5, 6, 7), np.float32), SPACING) == ((0, 5), (0, 6), (0, 7))
 
 
+def test_the_body_is_found_in_whichever_channel_shows_it():
+    """PET before CT: the first channel shows a hot spot alone."""
+    inside, hot = ball((24, 64, 64), (12, 30, 34), (30, 20, 22)), ball((24, 64, 64), (12, 30, 34), (4, 5, 5))
+    pet, ct = np.where(hot, 40.0, np.where(inside, 0.5, 0.0)), np.where(inside, 40.0, -1000.0)
+    rng = np.random.default_rng(0)
+    both = np.stack([pet + rng.normal(0, 0.05, pet.shape), ct + rng.normal(0, 20, ct.shape)]).astype(np.float32)
+    assert body_box(both, (3.0, 1.0, 1.0)) == body_box(both[1:], (3.0, 1.0, 1.0))
+
+
+def test_a_stripped_background_may_ring_a_little():
+    image = scan()
+    ringing = image + np.random.default_rng(0).uniform(-1e-5, 1e-5, image.shape).astype(np.float32) * np.ptp(image)
+    assert nonzero_box(ringing, SPACING) == nonzero_box(image, SPACING)
+
+
 def test_boxes_literally():
     image = scan(channels=2)
     image[1, 1, 1, 1] = 0  # one channel is enough
@@ -252,11 +267,13 @@ def test_a_damaged_store_is_refused_by_name(stored, tmp_path, harm):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Two labelled cases in two orientations and one without labels; label 3 is to be ignored."""
+    """Two labelled cases in two orientations and one without labels; label 3 is to be ignored. The image's constant
+    surroundings hold no label."""
     root = tmp_path / "raw/Dataset001_X"
     for number, code in enumerate(("RAS", "LPI", "LPS")):
         geometry = Geometry((14, 30, 26), SPACING, (0.0, 0.0, 0.0), IDENTITY, code)
-        labels = np.random.default_rng(number).integers(0, 4, geometry.shape)
+        labels = np.zeros(geometry.shape, np.int32)
+        labels[2:11, 2:27, 2:23] = np.random.default_rng(number).integers(0, 4, geometry.shape)[2:11, 2:27, 2:23]
         write_volume(root / f"imagesTr/c{number}_0000.nii.gz", scan(seed=number)[0], geometry)
         if number < 2:
             write_volume(root / f"labelsTr/c{number}.nii.gz", labels, geometry)
@@ -285,6 +302,16 @@ def test_a_dataset_is_prepared_and_recorded(dataset, tmp_path):
         copy = tmp_path / f"out/gt_segmentations/{name}.nii.gz"
         assert copy.read_bytes() == (dataset.folder / f"labelsTr/{name}.nii.gz").read_bytes()
     assert (tmp_path / "out/dataset.json").read_bytes() == (dataset.folder / "dataset.json").read_bytes()
+
+
+def test_labels_that_the_crop_would_cut_off_are_named(dataset, tmp_path):
+    path = dataset.folder / "labelsTr/c1.nii.gz"
+    marked = read_labels(path)
+    marked.array[0, :2] = 1
+    write_volume(path, marked.array, marked.geometry)
+    with pytest.raises(UserError, match=r"case c1: 52 of \d+ labelled voxels lie outside the box .*crop=none"):
+        prepare_dataset(dataset, plan_for(spec("nonzero")), tmp_path / "out")
+    prepare_dataset(dataset, plan_for(spec("none")), tmp_path / "whole")
 
 
 def test_cases_of_another_plan_or_of_an_interrupted_run_are_refused(dataset, tmp_path, monkeypatch):
