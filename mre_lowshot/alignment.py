@@ -122,9 +122,11 @@ class Former:
     shares: np.ndarray
 
     @classmethod
-    def each(cls, fields: Sequence[np.ndarray | None], probabilities: np.ndarray) -> list[Former | None]:
-        """One for each model's coordinates, from the class probabilities (K, *size) of them all."""
-        shares = resize_image(probabilities, thinned_size(probabilities.shape[1:]), order=1)
+    def each(
+        cls, fields: Sequence[np.ndarray | None], probabilities: np.ndarray, spacing: tuple[float, ...]
+    ) -> list[Former | None]:
+        """One for each model's coordinates, from the class probabilities (K, *size) of them all; ``spacing`` in mm."""
+        shares = resize_image(probabilities, thinned_size(probabilities.shape[1:], spacing), order=1)
         return [None if field is None else cls(field, shares) for field in fields]
 
     def of_each_atlas(self, atlases: int) -> list[Former]:

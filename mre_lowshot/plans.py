@@ -44,9 +44,9 @@ def claim(path: Path, plan: Plan) -> None:
     if path.is_file():
         there = load_plan(path)
         if not same_plan(there, plan):
-            one, other = (to_json(_before_training(p)) for p in (there, plan))
+            why = first_difference(_before_training(there), _before_training(plan))
             raise UserError(
-                f"{path.parent}: holds results of another plan ({_first_difference(one, other)}); "
+                f"{path.parent}: holds results of another plan ({why}); "
                 "give this plan another name (-p), or move the folder away"
             )
         return
@@ -60,7 +60,14 @@ def same_plan(one: Plan, other: Plan) -> bool:
 
 def _before_training(plan: Plan) -> Plan:
     """Reasons are prose: another wording is no other plan. Nor is what is found when training has ended."""
-    return replace(plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}, prior_weight=None))
+    return replace(
+        plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}, prior_weight=None, neighbour_weight=None)
+    )
+
+
+def first_difference(one: Plan, other: Plan) -> str:
+    """The first field in which two plans differ, with both values."""
+    return _first_difference(to_json(one), to_json(other))
 
 
 def _first_difference(one: object, other: object, where: str = "") -> str:

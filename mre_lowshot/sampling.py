@@ -55,6 +55,7 @@ def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 IMAGE_WEIGHT = 0.5  # of what a mirror image says: no half is quite like the other (docs/LOG.md)
+OUTSIDE = np.float32(1e-6)  # of an atlas's say, where a place lies outside it: the others have it
 UNKNOWN = -2  # an ignored voxel of the atlas, as distinct from `IGNORE`, which stands for a place outside it
 
 
@@ -103,26 +104,31 @@ class Prior:
     def posterior(self, coordinates: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
         """(K, *patch) float32: the same of all atlases, background too, interpolated linearly. Of several atlases each
         counts, place by place, as much as it looks there like the scan's ``image`` (C, *patch), where that is given:
-        an atlas that was registered badly, or is another kind of body, looks unlike (locally weighted voting)."""
+        an atlas that was registered badly, or is another kind of body, looks unlike (locally weighted voting). Outside
+        itself an atlas knows nothing; where none does, every class has the same share."""
         total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
         counted = np.zeros(coordinates.shape[1:], dtype=np.float32)
         own = None
         if image is not None and self.scans and len(self.labels) > 1:
             own = normalised(image.mean(axis=0))
         for number, (label, places) in enumerate(self._places(coordinates)):
-            shares = np.stack(
-                [take_image((label == k).astype(np.float32)[None], places)[0] for k in range(self.classes)]
-            )
+            shares = np.empty_like(total)
+            for k in range(self.classes):
+                shares[k] = take_image((label == k).astype(np.float32)[None], places)[0]
             if (label == UNKNOWN).any():
                 shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
             base = 1 if number < len(self.labels) - self.images else IMAGE_WEIGHT
             counts = np.full(counted.shape, base, dtype=np.float32)
             if own is not None:
                 counts *= likeness(own, normalised(take_image(self.scans[number][None], places)[0]))
+            outside = _outside(np.rint(places), label.shape)
+            shares[:, outside] = 1 / self.classes
+            counts[outside] *= OUTSIDE
             shares *= counts
             total += shares
             counted += counts
-        return total / counted
+        total /= counted
+        return total
 
 
 def location_maps(coordinates: np.ndarray, prior: Prior | None, without: int | None = None) -> np.ndarray:
@@ -253,10 +259,15 @@ def take_image(image: np.ndarray, source: np.ndarray) -> np.ndarray:
 def take_label(label: np.ndarray, source: np.ndarray) -> np.ndarray:
     """(*size) at the nearest voxel of ``source`` (axes, *patch), int64; `IGNORE` outside the volume."""
     nearest = np.rint(source)
-    size = np.asarray(label.shape).reshape(-1, *[1] * (source.ndim - 1))
     taken = label[_clipped(nearest, label.shape)].astype(np.int64)
-    taken[((nearest < 0) | (nearest >= size)).any(axis=0)] = IGNORE
+    taken[_outside(nearest, label.shape)] = IGNORE
     return taken
+
+
+def _outside(whole: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Which voxels ``whole`` (axes, *patch) lie outside a volume of ``size``, (*patch) bool."""
+    last = np.asarray(size).reshape(-1, *[1] * (whole.ndim - 1)) - 1
+    return np.any((whole < 0) | (whole > last), axis=0)
 
 
 def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -122,6 +122,24 @@ def test_a_ragged_border_comes_to_lie_on_the_edge():
     assert ((probabilities[1] > 0.5) != truth).sum() < before / 10
 
 
+def test_constant_surroundings_do_not_break_the_bonds_inside():
+    """Most of a skull-stripped scan is one value, give or take what resampling leaves of it."""
+    rng = np.random.default_rng(0)
+    truth = np.zeros((16, 16, 16), bool)
+    truth[6:10, 6:10, 6:10] = True
+    image = np.zeros((1, 16, 16, 16), np.float32)
+    inside = (slice(4, 12),) * 3
+    image[0][inside] = 5 + 3 * truth[inside] + rng.normal(0, 0.2, (8, 8, 8))
+    organ = np.clip(0.3 + 0.4 * truth + rng.normal(0, 0.15, truth.shape), 0.03, 0.99)
+    probabilities = np.stack([1 - organ, organ]).astype(np.float32)
+    alone = probabilities[(slice(None), *inside)].copy()
+    agree_with_neighbours(probabilities, image, 2.0)
+    agree_with_neighbours(alone, image[(slice(None), *inside)], 2.0)
+    wrong, without = ((p[1] > 0.5) != truth[inside] for p in (probabilities[(slice(None), *inside)], alone))
+    assert (organ[inside] > 0.5).astype(bool).shape == wrong.shape
+    assert wrong.sum() <= without.sum() + 3 < ((organ[inside] > 0.5) != truth[inside]).sum() / 4
+
+
 def test_where_there_is_nothing_to_learn_nothing_changes():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1], (3, 3, 3)).transpose(3, 0, 1, 2).astype(np.float32)

@@ -1,5 +1,6 @@
 """``mre_predict`` with the model of three tiny phantoms: grids, refusals, exit codes, what is said."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -167,6 +168,33 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(space, tmp_path, capsys):
         path.write_bytes(content)
         assert space.predict(space.raw / "imagesTr", tmp_path / "out") == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_an_interrupted_run_wrote_is_rated_and_what_is_not_rated_is_named(space, tmp_path, monkeypatch, capsys):
+    from mre_lowshot.inference import export
+
+    scans, out, whole = space.raw / "imagesTr", tmp_path / "out", export.predict_ready
+
+    def stopped(case, *arguments):
+        if case.name == "phantom_002":
+            raise KeyboardInterrupt
+        return whole(case, *arguments)
+
+    monkeypatch.setattr(export, "predict_ready", stopped)
+    with contextlib.suppress(KeyboardInterrupt):
+        space.predict(scans, out)
+    assert [line.split(",")[0] for line in (out / "quality.csv").read_text().splitlines()] == ["case", "phantom_001"]
+    (out / "quality.csv").unlink()
+    monkeypatch.setattr(export, "predict_ready", whole)
+    assert space.predict(scans, out, "--continue_prediction") == 0
+    assert "note: quality.csv has no line of phantom_001: to rate them" in capsys.readouterr().out
+    assert len((out / "quality.csv").read_text().splitlines()) == 3
+
+
+def test_a_single_file_that_is_not_read_is_refused(trained, tmp_path, capsys):
+    (tmp_path / "one.dcm").write_bytes(b"DICM")
+    assert trained.predict(tmp_path / "one.dcm", tmp_path / "out") == 2
+    assert "one.dcm: is none of .nii.gz" in capsys.readouterr().err
 
 
 def test_the_demo_replaces_nothing_but_a_demo(tmp_path, capsys):

@@ -57,6 +57,10 @@ def test_agreement_is_the_dice_of_the_two_opinions():
     assert quality.score == pytest.approx(np.mean(list(quality.classes.values())))
     assert estimate(p, p).score == 1
     assert estimate(p, None).basis == "expected_dice"
+    partly = q.copy()
+    partly[:, 2:] = 1 / 4  # an atlas that is annotated in two slices says nothing of the others
+    assert dict(estimate(p, partly).classes) == label_agreement(p[:, :2].argmax(axis=0), q[:, :2].argmax(axis=0), 4)
+    assert estimate(p, np.full_like(q, 1 / 4)) == estimate(p, None)
     nothing = np.zeros((3, 4, 4, 4), np.float32)
     nothing[0] = 1
     assert estimate(nothing, nothing).score == 0  # nothing found at all: to be looked at

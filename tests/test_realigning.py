@@ -39,7 +39,7 @@ def test_what_was_predicted_is_brought_to_the_atlas_labels():
     right = []
     field = None
     for told in (False, True):
-        former = Former.each([field], class_shares(truth, 3))[0] if told else None
+        former = Former.each([field], class_shares(truth, 3), atlas.spacing)[0] if told else None
         field = align((atlas,), other, atlas.spacing, plan, former)
         right.append((prior.posterior(field).argmax(axis=0) == truth)[inside].mean())
     assert right[0] < 0.9

@@ -181,6 +181,21 @@ def test_what_the_atlas_does_not_know_is_as_unlike_one_class_as_another(known):
     np.testing.assert_allclose(((mine - its) ** 2).sum(axis=0), 2 / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("size", "spacing", "wanted"),
+    [
+        ((30, 40, 50), (3.0, 1.0, 1.0), (30, 40, 50)),
+        ((20, 512, 512), (9.0, 0.8, 0.8), (20, 158, 158)),  # thick slices stay
+        ((200, 200, 200), (1.0, 1.0, 1.0), (79, 79, 79)),
+    ],
+)
+def test_large_scans_are_thinned_along_their_finest_axes(size, spacing, wanted):
+    from mre_lowshot.registration.images import MOST_VOXELS, thinned_size
+
+    assert thinned_size(size, spacing) == wanted
+    assert np.prod(wanted) <= MOST_VOXELS
+
+
 def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
     import SimpleITK as sitk
 
@@ -194,7 +209,7 @@ def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
     moving = to_image(organ[None].astype(np.float32), spacing)
     assert np.prod(size) > MOST_VOXELS  # images are thinned, labels are not
     move = sitk.TranslationTransform(3, (6.0, -4.5, 9.0))
-    shares = np.zeros((2, *thinned_size(size)), np.float32)
+    shares = np.zeros((2, *thinned_size(size, spacing)), np.float32)
     _, carried = Classes(shares, label_image(organ, spacing)).both(fixed, move)
     image = sitk.GetArrayFromImage(brought(fixed, moving, move))
     assert carried.shape == shares.shape

@@ -20,14 +20,14 @@ from mre_lowshot import checkpoint
 from mre_lowshot.alignment import Atlas, align, make_atlases
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.models import load_model
-from mre_lowshot.inference.pooling import PRIOR_FLOOR, joint_weight, pooled, to_weigh
+from mre_lowshot.inference.pooling import PRIOR_FLOOR, joint_rule, pooled, to_weigh
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import Prior
 from mre_lowshot.specs import AugmentationSpec, Plan
 from mre_lowshot.trainers import weighing
 from mre_lowshot.trainers.trainer import MRETrainer
-from mre_lowshot.trainers.weighing import WEIGHTS, found_weight
+from mre_lowshot.trainers.weighing import WEIGHTS, found_weights
 
 CPU = torch.device("cpu")
 
@@ -57,9 +57,9 @@ def test_the_better_of_the_two_weighs_more():
     """The heads are noisy at their rims: registration is wrong elsewhere than intensities."""
     plan = mirrored()
     atlases = make_atlases([brain(0)], plan)
-    right, why = found_weight(plan, Says(6.0), atlases, CPU)
-    wrong, _ = found_weight(plan, Says(6.0, right=False), atlases, CPU)
-    unsure, _ = found_weight(plan, Says(0.0), atlases, CPU)
+    right, _, why = found_weights(plan, Says(6.0), atlases, CPU)
+    wrong, _, _ = found_weights(plan, Says(6.0, right=False), atlases, CPU)
+    unsure, _, _ = found_weights(plan, Says(0.0), atlases, CPU)
     assert right <= 0.5 < wrong == WEIGHTS[-1]
     assert unsure == 0.4  # each weight labels alike: the recipe's stands
     assert f"weighs {right:g}" in why
@@ -70,8 +70,8 @@ def test_the_table_is_what_each_weight_gives():
     plan, case = mirrored(), brain(1)
     case.label[:2] = IGNORE
     atlases = make_atlases([case], plan)
-    _, why = found_weight(plan, Says(2.0), atlases, CPU)
-    told = dict(pair.split() for pair in why.split("(Dice): ")[1].split(", "))
+    _, _, why = found_weights(plan, Says(2.0), atlases, CPU)
+    told = dict(pair.split() for pair in why.split("by 0: ")[1].split(", "))
     flipped = Atlas(atlases[0].image[..., ::-1].copy(), atlases[0].label[..., ::-1].copy(), case.spacing)
     brought = Prior((case.label,), 3).posterior(align(atlases, flipped.image, case.spacing, plan))
     network = torch.softmax(Says(2.0)(torch.from_numpy(flipped.image[None]), None), dim=1)[0].numpy()
@@ -89,9 +89,26 @@ def test_several_scans_count_alike(monkeypatch):
     plan = mirrored()
     tables = iter([[0.5, 0.5, 0.5, 0.9, 0.5, 0.5, 0.8], [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.8]])
     monkeypatch.setattr(weighing, "_dice", lambda *_: next(tables))
-    weight, why = weighing.found_weight(plan, Says(2.0), make_atlases([brain(0), brain(3)], plan), CPU)
+    weight, _, why = weighing.found_weights(plan, Says(2.0), make_atlases([brain(0), brain(3)], plan), CPU)
     assert weight == 0.8
     assert "0.4 0.5000, 0.5 0.7000, 0.6 0.5000, 0.7 0.5000, 0.8 0.8000" in why
+
+
+@pytest.mark.parametrize(("gain", "agree"), [(-0.01, 0.0), (0.0, 2.0), (0.01, 2.0)])
+def test_neighbours_agree_unless_mirror_images_are_better_without(gain, agree, monkeypatch):
+    plan = mirrored()
+    plan = replace(plan, recipe=replace(plan.recipe, inference=replace(plan.recipe.inference, neighbour_weight=2.0)))
+    monkeypatch.setattr(
+        weighing,
+        "_dice",
+        lambda *given: [0.8 + gain * (r.neighbour_weight > 0) - (r.prior_weight != 0.6) * 0.1 for r in given[3]],
+    )
+    weight, found, why = weighing.found_weights(plan, Says(2.0), make_atlases([brain(0)], plan), CPU)
+    assert (weight, found) == (0.6, agree)
+    assert f"like neighbours agree by {agree:g} (recipe: 2)" in why
+    fold = replace(plan.fold, prior_weight=weight, neighbour_weight=found)
+    rule = joint_rule([replace(plan, fold=fold), plan])
+    assert (rule.prior_weight, rule.neighbour_weight) == (pytest.approx(0.5), (agree + 2) / 2)
 
 
 def test_it_is_sought_once_and_where_nobody_has_seen_the_image():
@@ -110,8 +127,8 @@ def test_it_is_sought_once_and_where_nobody_has_seen_the_image():
 @given(st.lists(st.sampled_from([None, 0.0, 0.2, 0.5, 0.8]), min_size=1, max_size=4))
 def test_folds_are_averaged_and_the_recipe_stands_in(found):
     plans = [mirrored(weight) for weight in found]
-    assert joint_weight(plans) == pytest.approx(np.mean([0.4 if w is None else w for w in found]))
-    assert joint_weight([replace(plan, fold=None) for plan in plans]) == pytest.approx(0.4)
+    assert joint_rule(plans).prior_weight == pytest.approx(np.mean([0.4 if w is None else w for w in found]))
+    assert joint_rule([replace(plan, fold=None) for plan in plans]).prior_weight == pytest.approx(0.4)
 
 
 @given(st.integers(0, 99), st.floats(0.05, 0.95), st.sampled_from([1, 1.5, 2]))
@@ -124,6 +141,11 @@ def test_pooling_adds_the_odds_of_each_opinion(seed, weight, registrations):
     of_network, of_other = np.log(network[0] / network[1]), np.log((brought[0] + 0.01) / (brought[1] + 0.01))
     wanted = (1 - weight) * of_network + weight * registrations * of_other
     np.testing.assert_allclose(np.log(both[0] / both[1]), wanted, atol=1e-9)
+    ends = brought.copy()
+    ends[:, 2] = 1 / 3  # where no atlas knows anything the network alone is asked
+    told = pooled(network, ends, weight, registrations)
+    assert np.array_equal(told[:, 2], network[:, 2])
+    assert np.array_equal(np.delete(told, 2, axis=1), np.delete(both, 2, axis=1))
     assert pooled(network, None, weight) is network
     assert pooled(network, brought, 0) is network
 
@@ -163,7 +185,7 @@ def test_a_network_that_answers_nonsense_is_not_final(tmp_path, monkeypatch):
     def fails(*_: object) -> None:
         raise NumericalError("the network gave non-finite probabilities")
 
-    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weight", fails)
+    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weights", fails)
     with pytest.raises(NumericalError):
         trained(tmp_path)
     assert (tmp_path / checkpoint.LATEST).is_file()
@@ -180,7 +202,7 @@ def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mre_lowshot.trainers.trainer.found_weight", interrupted)
+        patch.setattr("mre_lowshot.trainers.trainer.found_weights", interrupted)
         assert command("train", *common) == 130
     fold = root / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_0"
     assert load_model(fold.parent, None, CPU).unfinished == (0,)
@@ -193,7 +215,7 @@ def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
         assert checkpoint.load(fold / name, CPU)[0].fold.prior_weight == told["prior_weight"]
     assert load_model(fold.parent, None, CPU).unfinished == ()
     scores = (fold / "validation/summary.json").read_text()
-    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weight", interrupted)  # not sought again
+    monkeypatch.setattr("mre_lowshot.trainers.trainer.found_weights", interrupted)  # not sought again
     for more in ("--val", "--c"):
         assert command("train", *common, more) == 0
         assert decisions(fold) == told

@@ -21,7 +21,7 @@ from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference.confidence import soften, temperature
 from mre_lowshot.inference.export import kept_single, located, native_labels
 from mre_lowshot.inference.floors import joint_floors
-from mre_lowshot.inference.pooling import joint_weight
+from mre_lowshot.inference.pooling import joint_rule
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.mirroring import with_images
@@ -125,6 +125,7 @@ def _as_begun(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
         decisions,
         mirror_images=begun.fold.mirror_images,
         prior_weight=begun.fold.prior_weight,
+        neighbour_weight=begun.fold.neighbour_weight,
         reasons={**decisions.reasons, **told},
     )
 
@@ -159,7 +160,7 @@ def validate(
         [trainer.best_network],
         plan.network,
         plan.patch,
-        replace(plan.recipe.inference, prior_weight=joint_weight([trainer.plan])),
+        joint_rule([trainer.plan]),
         job.device,
         priors=priors,
         floors=joint_floors([trainer.plan]),

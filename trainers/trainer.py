@@ -33,7 +33,7 @@ from mre_lowshot.trainers.distributed import ALONE, Processes
 from mre_lowshot.trainers.logbook import Logbook
 from mre_lowshot.trainers.memory import Memory, together
 from mre_lowshot.trainers.precision import Precision
-from mre_lowshot.trainers.weighing import found_weight
+from mre_lowshot.trainers.weighing import found_weights
 
 SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
 
@@ -179,15 +179,16 @@ class MRETrainer:
         self.save(checkpoint.FINAL)
 
     def _weigh(self, fold: FoldDecisions) -> None:
-        """Add to the fold's decisions what registration weighs, found on mirror images, or why it was not found."""
-        weight = None
+        """Add to the fold's decisions what was found on mirror images, or why it was not found."""
+        weight = agreement = None
         try:
-            weight, reason = found_weight(self.plan, self.best_network, self.atlases, self.device)
+            weight, agreement, reason = found_weights(self.plan, self.best_network, self.atlases, self.device)
         except UserError as problem:
             told = self.plan.recipe.inference.prior_weight
             reason = f"registration weighs the recipe's {told:g} against the network: on a mirror image: {problem}"
         self.logbook.say(reason)
-        fold = replace(fold, prior_weight=weight, reasons={**fold.reasons, "prior_weight": reason})
+        reasons = {**fold.reasons, "prior_weight": reason}
+        fold = replace(fold, prior_weight=weight, neighbour_weight=agreement, reasons=reasons)
         self.plan = replace(self.plan, fold=fold)
         write_json(self.folder / "plans.json", to_json(self.plan))
 

@@ -106,10 +106,10 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
     from mre_lowshot import devices
     from mre_lowshot.alignment import make_prior
     from mre_lowshot.inference.floors import joint_floors
-    from mre_lowshot.inference.pooling import joint_weight
+    from mre_lowshot.inference.pooling import joint_rule
     from mre_lowshot.inference.predictor import Predictor
 
-    rule = replace(model.plan.recipe.inference, prior_weight=joint_weight(model.plans))
+    rule = joint_rule(model.plans)
     if options.centre:
         rule = replace(rule, tiling="centre")
     if options.step_size is not None:
@@ -134,10 +134,12 @@ def _predictor(options: argparse.Namespace, model: Model) -> Predictor:
 
 
 def _cases(options: argparse.Namespace, channels: int) -> tuple[list[Case], list[str]]:
-    from mre_lowshot.dataset import COLOUR_ENDINGS, Case, find_cases
-    from mre_lowshot.volume import file_ending
+    from mre_lowshot.dataset import COLOUR_ENDINGS, CONVERT, Case, find_cases
+    from mre_lowshot.volume import READABLE_ENDINGS, file_ending
 
     if options.i.is_file():
+        if not file_ending(options.i):
+            raise UserError(f"-i {options.i}: is none of {', '.join(READABLE_ENDINGS)}; {CONVERT}")
         if channels != 1 and file_ending(options.i) not in COLOUR_ENDINGS:  # one colour image holds all channels
             raise UserError(f"-i {options.i}: the model takes {channels} channels; give a folder with case_0000, ...")
         name = options.i.name[: -len(file_ending(options.i)) or None].removesuffix("_0000")
@@ -167,10 +169,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     predictor = _predictor(options, model)
     single = kept_single(model.plans)
     quality_file = f"quality_part{options.part_id}.csv" if options.num_parts > 1 else "quality.csv"
-    read_rows(options.o / quality_file)  # a foreign file of that name is told before hours of work
+    rated = read_rows(options.o / quality_file)  # a foreign file of that name is told before hours of work
     qualities = {}
     there = {c.name for c in cases if (options.o / f"{c.name}{file_ending(c.images[0])}").is_file()}
     todo = [case for case in cases if not (options.continue_prediction and case.name in there)]
+    unrated = sorted(there - set(rated)) if options.continue_prediction else []
+    if unrated:
+        print(f"note: {quality_file} has no line of {', '.join(unrated)}: to rate them, remove their label maps first")
     done = len(cases) - len(todo)
 
     def make(case: Case) -> Ready:
@@ -187,13 +192,13 @@ def _main(arguments: Sequence[str] | None) -> int:
                 text = str(problem)
                 problems.append(text if text.startswith("case ") else f"case {case.name}: {text}")
             else:
-                done += 1
+                done += 1  # listed at once, so that an interrupted run has a line of all that it wrote
+                write_qualities(options.o, {case.name: qualities[case.name]}, model.plan.labels, quality_file)
                 for warning in ready.warnings:
                     tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
             bar.update()
     if qualities:
-        listed = write_qualities(options.o, qualities, model.plan.labels, quality_file)
-        print(f"least trusted, look at these first: {first_to_check(qualities)}; all in {listed}")
+        print(f"least trusted, look at these first: {first_to_check(qualities)}; all in {options.o / quality_file}")
     for text in problems:
         print(f"failed: {text}", file=sys.stderr)
     print(f"{done} of {done + len(problems)} scans segmented, label maps in {options.o}")

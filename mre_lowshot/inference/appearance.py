@@ -14,6 +14,7 @@ RANGE = (0.5, 99.5)
 COMMON = 0.02  # of the distribution over all classes, mixed into each class's: no intensity is impossible
 ROUNDS = 3  # of mean field
 EDGE = 1.5  # median steps between neighbours that are one sigma of the bond between them
+CONSTANT = 1e-4  # of normalised intensities: a step no larger is resampling's ringing in what is one value
 LEAST = 1e-6  # probability
 
 
@@ -53,8 +54,8 @@ def agree_with_neighbours(probabilities: np.ndarray, image: np.ndarray, weight: 
 
     Mean field of a conditional random field with Potts bonds (Boykov and Jolly 2001) between neighbours along each
     axis: log q_k = log p_k + weight * sum over neighbours n of b_n q_k(n), with b = exp(-(x - x_n)^2 / (2 sigma^2)) and
-    sigma `EDGE` times the median step between neighbours, so that borders come to lie on the scan's edges. The mean of
-    the squares over the channels is taken where there are several.
+    sigma `EDGE` times the median step between neighbours (constant surroundings do not count), so that borders come to
+    lie on the scan's edges. The mean of the squares over the channels is taken where there are several.
     """
     near = 1 - probabilities[0] > DOUBT
     if not weight or not near.any():
@@ -81,6 +82,7 @@ def _bonds(image: np.ndarray) -> list[np.ndarray]:
     """For each axis of an image (C, *size) (*size less one along it) float32: 1 between voxels of one intensity,
     towards 0 across an edge."""
     usual = [np.abs(np.diff(channel, axis=-1)) for channel in image]  # within slices, which may lie far apart
+    usual = [steps[steps > CONSTANT] for steps in usual]
     sigma = np.array([EDGE * float(np.median(steps)) + LEAST if steps.size else LEAST for steps in usual], image.dtype)
     scaled = image / sigma.reshape(-1, *[1] * (image.ndim - 1))
     steps_along = (np.diff(scaled, axis=axis) for axis in range(1, image.ndim))

@@ -84,7 +84,7 @@ def located(atlases: Sequence[Atlases], prepared: PreparedCase, plan: Plan) -> t
     image, spacing = prepared.image, prepared.transform.spacing
 
     def realign(fields: Fields, probabilities: np.ndarray) -> Fields:
-        formers = Former.each(fields, probabilities)
+        formers = Former.each(fields, probabilities, spacing)
         return [align(a, image, spacing, plan, former) for a, former in zip(atlases, formers, strict=True)]
 
     fields = [align(of_fold, image, spacing, plan) for of_fold in atlases]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mre_lowshot.sampling import Prior
-from mre_lowshot.specs import Plan
+from mre_lowshot.specs import InferenceSpec, Plan
 
+EVEN = 1e-4  # shares no further apart are the same
 PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
 
 
@@ -21,7 +23,15 @@ def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float, reg
     both = posterior ** (1 - weight)
     both *= (brought + PRIOR_FLOOR) ** (weight * registrations)
     both /= both.sum(axis=0)
+    unknown = ~told(brought)
+    both[:, unknown] = posterior[:, unknown]
     return both
+
+
+def told(brought: np.ndarray) -> np.ndarray:
+    """Where the labels ``brought`` by registration (K, *size) say anything, (*size) bool: not where the atlases are
+    ignored or end, and every class has the same share."""
+    return brought.max(axis=0) - brought.min(axis=0) > EVEN
 
 
 def to_weigh(plan: Plan) -> bool:
@@ -33,12 +43,17 @@ def to_weigh(plan: Plan) -> bool:
     return recipe.inference.prior_weight > 0 and plan.network.axes - 1 not in recipe.augmentation.mirror_axes
 
 
-def joint_weight(plans: Sequence[Plan]) -> float:
-    """What one registration weighs in the mean of several folds' networks: the mean of what each fold found on mirror
-    images of its training scans (`trainers.weighing`), the recipe's ``prior_weight`` where it found nothing."""
-    own = [plan.fold.prior_weight if plan.fold else None for plan in plans]
-    rules = [plan.recipe.inference.prior_weight for plan in plans]
-    return float(np.mean([rule if found is None else found for found, rule in zip(own, rules, strict=True)]))
+def joint_rule(plans: Sequence[Plan]) -> InferenceSpec:
+    """The recipe's inference with the weights of several folds' networks together: ``prior_weight``, of one
+    registration, and ``neighbour_weight`` are the means of what each fold found on mirror images of its training scans
+    (`trainers.weighing`), the recipe's where it found nothing."""
+    prior, neighbour = (_mean_of(plans, name) for name in ("prior_weight", "neighbour_weight"))
+    return replace(plans[0].recipe.inference, prior_weight=prior, neighbour_weight=neighbour)
+
+
+def _mean_of(plans: Sequence[Plan], name: str) -> float:
+    own = [(getattr(plan.fold, name, None), getattr(plan.recipe.inference, name)) for plan in plans]
+    return float(np.mean([rule if found is None else found for found, rule in own]))
 
 
 def registrations_of(priors: Sequence[Prior | None]) -> float:

@@ -142,7 +142,8 @@ class Predictor:
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
         fields = list(coordinates or [None] * len(self.networks))
-        fields = [f if f is None else _continued(f, padding) for f in fields]
+        if padded is not image:
+            fields = [f if f is None else _continued(f, padding) for f in fields]
         whole = self._cover(padded, _Frame(image.shape[1:], before, fields), progress)
         posterior = whole[(slice(None), *inner)]
         if not all(np.isfinite(channel).all() for channel in posterior):
@@ -167,23 +168,23 @@ class Predictor:
     def _brought(self, fields: Fields, inner: tuple[slice, ...], image: np.ndarray) -> np.ndarray | None:
         """The labels that registration brings an ``image`` (C, *size) from the atlases, (K, *size); None where nothing
         was registered."""
-        brought = [
-            prior.posterior(field[(slice(None), *inner)], image)
-            for field, prior in zip(fields, self.priors, strict=True)
-            if field is not None and prior is not None
-        ]
-        return np.mean(brought, axis=0) if brought else None
+        total, count = None, 0
+        for field, prior in zip(fields, self.priors, strict=True):
+            if field is not None and prior is not None:
+                brought = prior.posterior(field[(slice(None), *inner)], image)
+                total, count = brought if total is None else np.add(total, brought, out=total), count + 1
+        return None if total is None else np.divide(total, count, out=total)
 
     def mended(
-        self, posterior: np.ndarray, brought: np.ndarray | None, image: np.ndarray, prior_weight: float | None = None
+        self, posterior: np.ndarray, brought: np.ndarray | None, image: np.ndarray, rule: InferenceSpec | None = None
     ) -> np.ndarray:
-        """The posterior (K, *size), pooled with the labels that registration ``brought`` by ``prior_weight`` (None: the
-        spec's) and mended by the image (C, *size)."""
-        weight = self.inference.prior_weight if prior_weight is None else prior_weight
-        probabilities = pooled(posterior, brought, weight, registrations_of(self.priors))
+        """The posterior (K, *size), pooled with the labels that registration ``brought`` and mended by the image
+        (C, *size), with the weights of ``rule`` (None: the predictor's)."""
+        rule = rule or self.inference
+        probabilities = pooled(posterior, brought, rule.prior_weight, registrations_of(self.priors))
         keep_above(probabilities, image, self.floors)
-        adapt(probabilities, image, self.inference.intensity_weight)
-        agree_with_neighbours(probabilities, image, self.inference.neighbour_weight)
+        adapt(probabilities, image, rule.intensity_weight)
+        agree_with_neighbours(probabilities, image, rule.neighbour_weight)
         return probabilities
 
     def _padding(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_text
+from mre_lowshot.inference.pooling import told
 
 FILE = "quality.csv"
 OWN_COLUMNS = ("case", "score", "basis")
@@ -39,11 +40,13 @@ class Quality:
 
 def estimate(posterior: np.ndarray, brought: np.ndarray | None) -> Quality:
     """Estimate from the network's own class posterior (K, *size) and the labels ``brought`` by registration
-    (K, *size), None where there was none."""
-    if brought is None:
+    (K, *size), None where there was none. Where these say nothing (`pooling.told`), nothing is compared."""
+    known = None if brought is None else told(brought)
+    if brought is None or known is None or not known.any():
         values, basis = expected_dice(posterior), "expected_dice"
     else:
-        values, basis = label_agreement(posterior.argmax(axis=0), brought.argmax(axis=0), len(posterior)), "agreement"
+        one, other = posterior.argmax(axis=0)[known], brought.argmax(axis=0)[known]
+        values, basis = label_agreement(one, other, len(posterior)), "agreement"
     defined = [v for v in values.values() if not math.isnan(v)]
     return Quality(basis, float(np.mean(defined)) if defined else 0.0, values)
 

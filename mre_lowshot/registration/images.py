@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mre_lowshot.likeness import normalised
-from mre_lowshot.preprocessing.resampling import resize_image
+from mre_lowshot.preprocessing.resampling import resize_image, spacing_with
 
 MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
 
@@ -18,7 +18,7 @@ def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
     import SimpleITK as sitk
 
     size = array.shape[1:]
-    thinned = thinned_size(size)
+    thinned = thinned_size(size, spacing)
     mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
     image = sitk.GetImageFromArray(mean.astype(np.float32))
     coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
@@ -27,10 +27,12 @@ def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
     return image
 
 
-def thinned_size(size: tuple[int, ...]) -> tuple[int, ...]:
-    """``size`` itself, or as much smaller as `MOST_VOXELS` asks."""
-    factor = max(1.0, (np.prod(size) / MOST_VOXELS) ** (1 / 3))
-    return tuple(max(1, int(n / factor)) for n in size)
+def thinned_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+    """``size`` itself, or as much smaller as `MOST_VOXELS` asks: the finest axes are made coarser first, so that thick
+    slices stay."""
+    own = np.asarray(spacing, dtype=float)
+    coarse = spacing_with(MOST_VOXELS, own, own * size)
+    return tuple(max(1, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, coarse, strict=True))
 
 
 def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:

@@ -98,7 +98,8 @@ class FoldDecisions:
 
     ``majority`` is OHEM's majority group, ``single_component`` the classes that are one piece in every training scan,
     ``hu_floors`` keeps classes off what is too dark for them in a CT. ``mirror_images``: the training scans' mirror
-    images are atlases too; ``prior_weight``, found on them when training has ended, takes the place of the recipe's.
+    images are atlases too; ``prior_weight`` and ``neighbour_weight``, found on them when training has ended, take the
+    place of the recipe's.
     """
 
     level: str
@@ -113,10 +114,12 @@ class FoldDecisions:
     hu_floors: tuple[HuFloor, ...] = ()
     mirror_images: bool = False
     prior_weight: float | None = None
+    neighbour_weight: float | None = None
 
     def __post_init__(self) -> None:
-        weight = self.prior_weight
+        weight, agree = self.prior_weight, self.neighbour_weight
         need(weight is None or 0 <= weight < 1, f"prior_weight is {weight}; must lie in [0, 1)")
+        need(agree is None or 0 <= agree <= 9, f"neighbour_weight is {agree}; must lie in [0, 9]")
 
 
 @dataclass(frozen=True)
