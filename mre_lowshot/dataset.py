@@ -18,6 +18,10 @@ from mre_lowshot.volume import READABLE_ENDINGS
 from mre_lowshot.volume import file_ending as ending_of
 
 COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # one file of these may hold all channels (RGB)
+# Images that are not read. A file of another ending is taken for none, and passed over.
+FOREIGN_ENDINGS = (".dcm", ".dicom", ".ima", ".mgz", ".mgh", ".img", ".hdr", ".nhdr", ".mnc", ".par", ".gipl", ".vtk",
+                   ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".mat", ".h5", ".bz2")  # fmt: skip
+CONVERT = "convert it first (DICOM to NIfTI by dcm2niix, for example)"
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 
@@ -138,20 +142,24 @@ def _files(folder: Path, ending: str | None) -> dict[str, list[Path]]:
 
 
 def _other_endings(folder: Path, ending: str | None) -> list[str]:
+    foreign = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in FOREIGN_ENDINGS and p.name[0] != "."]
+    found = [f"{folder}: {name} is not read ({', '.join(READABLE_ENDINGS)} are); {CONVERT}" for name in foreign[:3]]
+    if foreign[3:]:
+        found.append(f"{folder}: {len(foreign) - 3} more such files are not read; convert or move them")
     others = [p.name for paths in _files(folder, None).values() for p in paths if ending and ending_of(p) != ending]
-    if not others:
-        return []
-    names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return [
-        f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; convert or move them, or set file_ending"
-    ]
+    if others:
+        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        mend = "convert or move them, or set file_ending"
+        found.append(f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; {mend}")
+    return found
 
 
 def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, dict[int, Path]], list[str]]:
     """Case name -> channel number -> file, and problems."""
     files, problems = _files(folder, ending), []
     if not files:
-        problems.append(f"{folder}: holds no image ending in {ending or ', '.join(READABLE_ENDINGS)}; put them there")
+        holds = f"{folder}: holds no image ending in {ending or ', '.join(READABLE_ENDINGS)}"
+        problems.append(f"{holds}; put them there, converted where they are DICOM or of another format")
     problems += _other_endings(folder, ending)
     plain = channels == 1 and not any(stem.endswith("_0000") for stem in files)
     groups: dict[str, dict[int, Path]] = {}
@@ -229,8 +237,11 @@ def whole_labels(labels: Any, where: str) -> dict[str, int]:
 def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | None]:
     labels = whole_labels(_needed(data, "labels", where), where)
     if labels.get("background") != 0:
-        close = nearest("background", labels) if "background" not in labels and labels else "set it to 0"
-        raise UserError(f'{where}: labels {labels} lack "background": 0; {close}')
+        alike = difflib.get_close_matches("background", [str(name).lower() for name in labels], n=1, cutoff=0.8)
+        mend = f"rename {next(name for name in labels if name.lower() == alike[0])!r}" if alike else "add it"
+        if "background" in labels:
+            mend = "set it to 0"
+        raise UserError(f'{where}: labels {labels} lack "background": 0; {mend}')
     classes = dict(sorted(((n, v) for n, v in labels.items() if n != "ignore"), key=lambda item: item[1]))
     if list(classes.values()) != list(range(len(classes))) or len(classes) < 2:
         raise UserError(

@@ -10,7 +10,7 @@ from mre_lowshot.errors import UserError
 
 
 def resolve(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one, else the CPU; anything else as torch names it.
+    """``auto`` is CUDA where there is one, else the CPU; anything else as torch names it.
 
     Raises:
         UserError: the device is not there.

@@ -47,10 +47,10 @@ def verify(
         image = _image(case, dataset, found)
         label = _label(case.label, dataset, found, may_be_empty=not is_training) if case.label else None
         if image and label and (different := image.geometry.differences(label.geometry)):
-            found.append(
-                f"image and label map are not on one grid: {'; '.join(different)}; "
-                "resample the label map onto the image (nearest neighbour), or export the pair again"
-            )
+            mend = "resample the label map onto the image (nearest neighbour), or export the pair again"
+            if image.geometry.dimensions == 2 and image.geometry.shape == label.geometry.shape:
+                mend = "both have the same pixels, so give both files the same pixel size"
+            found.append(f"image and label map are not on one grid: {'; '.join(different)}; {mend}")
         problems += [f"case {case.name}: {text}" for text in found]
         if on_case and is_training and image and not found:
             on_case(case, image, label)
@@ -89,6 +89,12 @@ def _image(case: Case, dataset: RawDataset, found: list[str]) -> Volume | None:
         found += _intensities(title, channel)
     if any(volume.array.shape[1:] != first.array.shape[1:] for volume in volumes):
         return None
+    size = first.geometry.shape
+    if size[0] > 1 and 1 in size[1:]:
+        found.append(
+            f"size {size} (z, y, x): a single slice that is not axial; save it as a 2D image (.png, .tif), "
+            "or give the whole volume"
+        )
     return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path) if volumes[1:] else first
 
 
@@ -111,12 +117,14 @@ def _label(path: Path, dataset: RawDataset, found: list[str], may_be_empty: bool
     allowed = {*known, dataset.ignore_label}
     for value, count in zip(values, counts, strict=True):
         if value not in allowed:
+            mend = "add it there or relabel"
+            if values == [0, 255]:
+                mend = "it is a black and white mask: save it with 0 and 1"
             found.append(
                 f"label {value} ({count} voxels) is not in dataset.json labels {known}"
-                f"{f' (ignore {dataset.ignore_label})' if dataset.ignore_label is not None else ''}; "
-                "add it there or relabel"
+                f"{f' (ignore {dataset.ignore_label})' if dataset.ignore_label is not None else ''}; {mend}"
             )
-    if not may_be_empty and not any(value in allowed and value not in (0, dataset.ignore_label) for value in values):
+    if not may_be_empty and all(value in (0, dataset.ignore_label) for value in values):
         found.append(
             f"the label map {path.name} has no voxel of any class of dataset.json; annotate it, or remove the "
             "file so that the case counts as unlabelled"

@@ -52,12 +52,11 @@ class Geometry:
         return cls(shape, spacing, origin, direction, data["orientation"], data.get("dimensions", 3))
 
     def differences(self, other: Geometry) -> list[str]:
-        """What differs from ``other``, in words with both values; empty when both describe the same grid."""
-        found = []
-        if self.orientation != other.orientation:
-            found.append(f"orientation {self.orientation} against {other.orientation}")
+        """What differs from ``other``, in words with both values; empty when both describe the same grid, in whatever
+        order of axes their files store it."""
         if self.shape != other.shape:
-            return [*found, f"size {self.shape} against {other.shape} (z, y, x)"]
+            return [f"size {self.shape} against {other.shape} (z, y, x)"]
+        found = []
         for name in ("spacing", "origin", "direction"):
             mine, theirs = np.asarray(getattr(self, name)), np.asarray(getattr(other, name))
             if not np.allclose(mine, theirs, atol=GEOMETRY_TOLERANCE, rtol=1e-4):
@@ -176,7 +175,10 @@ def read_labels(path: Path) -> Volume:
     image, geometry = _to_lps(_read(path), path)
     array = sitk.GetArrayFromImage(image)
     if array.ndim != 3:
-        raise UserError(f"{path}: a label map must be scalar, not a colour image with {array.shape[-1]} components")
+        raise UserError(
+            f"{path}: a label map must be scalar, not a colour image with {array.shape[-1]} components; save it in "
+            "grey values, a number a class"
+        )
     if not np.issubdtype(array.dtype, np.integer):
         whole = np.rint(array)
         bad = ~np.isfinite(array) | (np.abs(array - whole) > 1e-3)

@@ -44,6 +44,9 @@ class Workspace:
         """
         if kind == "raw" and Path(name, "dataset.json").is_file():
             return Path(name).resolve()
+        if kind == "raw" and os.sep in name and Path(name).is_dir():
+            there = ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
+            raise UserError(f"{name}: has no dataset.json (there: {there}); write one, see the README")
         root: Path = getattr(self, kind)
         wanted = Path(name).name if os.sep in name else name
         folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

@@ -99,7 +99,8 @@ def test_the_old_key_modality(raw):
         ({"labels": {"0": "background"}}, [], "label '0' is 'background'; turn the entries round"),
         ({"labels": {"background": 0, "a": [1, 2]}}, [], r"label 'a' is the region \[1, 2\]; region-based labels"),
         ({"labels": {"background": 0, "a": 1.5}}, [], "label 'a' is 1.5; give it"),
-        ({"labels": {"Background": 0, "a": 1}}, [], "lack \"background\": 0; did you mean 'Background'"),
+        ({"labels": {"Background": 0, "a": 1}}, [], "lack \"background\": 0; rename 'Background'"),
+        ({"labels": {"a": 1}}, [], 'lack "background": 0; add it'),
         ({"labels": {"background": 1, "a": 0}}, [], 'lack "background": 0; set it to 0'),
         ({"labels": {"background": 0, "a": 1, "b": 3}}, [], r"labels \[0, 1, 3\] must be the consecutive numbers"),
         ({"labels": {"background": 0}}, [], "at least one class beside background"),
@@ -251,9 +252,44 @@ def test_find_cases_for_prediction(tmp_path):
     assert [case.name for case in cases] == ["btcv_0001"]
     assert problem.startswith("case btcv_0002: is there more than once (btcv_0002.mha, btcv_0002.nii)")
     [problem] = find_cases(tmp_path, 1, ".png")[1][:1]
-    assert problem.endswith("holds no image ending in .png; put them there")
+    assert problem.endswith(
+        "holds no image ending in .png; put them there, converted where they are DICOM or of another format"
+    )
     (tmp_path / "x_0000.nii").write_bytes(b"")
     assert any("case btcv: btcv_0000.nii missing" in p for p in find_cases(tmp_path, 1, ".nii")[1])
+
+
+def test_images_of_formats_that_are_not_read_are_named_and_other_files_passed_over(raw, tmp_path):
+    for name in ("a.dcm", "b.MGZ", "c.jpg", "d.hdr", "notes.txt", "table.csv", ".hidden.dcm"):
+        (raw / "imagesTr" / name).write_bytes(b"")
+    problems = verify(RawDataset.load(raw))
+    assert [problem.split(": ")[1].split(" (")[0] for problem in problems] == [
+        "a.dcm is not read", "b.MGZ is not read", "c.jpg is not read",
+        "1 more such files are not read; convert or move them",
+    ]  # fmt: skip
+    assert "dcm2niix" in problems[0]
+    write(tmp_path / "one_0000.nii.gz", image_array())
+    (tmp_path / "two.mgz").write_bytes(b"")
+    cases, [problem] = find_cases(tmp_path, 1, None)
+    assert ([case.name for case in cases], problem.split(" (")[0]) == (["one"], f"{tmp_path}: two.mgz is not read")
+
+
+def test_masks_as_drawing_programs_save_them(tmp_path):
+    folder = tmp_path / "Dataset009_Drawn"
+    drawn = np.zeros((1, 8, 9), np.uint8)
+    drawn[0, 2:5, 2:5] = 255
+    write(folder / "imagesTr/a_0000.png", np.arange(72, dtype=np.uint8).reshape(1, 8, 9))
+    write(folder / "labelsTr/a.png", drawn)
+    describe(folder, file_ending=".png", numTraining=1, channel_names={"0": "US"})
+    [problem] = problems_of(folder)
+    assert problem.startswith("case a: label 255 (9 voxels) is not in dataset.json labels [0, 1, 2]; it is a black and")
+
+
+def test_a_single_slice_that_is_not_axial_is_refused(raw):
+    write(raw / "imagesTr/a_0000.nii.gz", image_array()[..., :1])
+    write(raw / "labelsTr/a.nii.gz", label_array(1, 2)[..., :1])
+    [problem] = problems_of(raw)
+    assert "size (4, 6, 1) (z, y, x): a single slice that is not axial; save it as a 2D image" in problem
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared datasets are not at {DATA}")

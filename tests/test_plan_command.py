@@ -16,7 +16,7 @@ def test_references_kept_in_two_files_are_copied_whole(space):
     for folder in ("imagesTr", "labelsTr"):
         for path in list((space.raw / folder).iterdir()):
             volume = read_image(path)
-            kind = np.uint8 if folder == "labelsTr" else np.int16
+            kind = np.uint8 if folder == "labelsTr" else np.float32
             write_volume(path.with_name(path.name.replace(".nii.gz", ".mhd")), volume.array[0].astype(kind),
                          volume.geometry)  # fmt: skip
             path.unlink()
@@ -47,7 +47,9 @@ def test_a_plan_edited_by_hand_is_kept_or_refused_never_lost(space, capsys):
     edit(path, recipe={"iterations": 5})
     mine = path.read_bytes()
     assert space.plan() == 2
-    assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "(recipe.iterations: 5 there, 3 now: edited by hand" in told
+    assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in told
     assert space.plan("--keep_plan", settings=()) == 0
     assert path.read_bytes() == mine
     assert space.plan("--overwrite", "--no_pp") == 0
@@ -121,6 +123,30 @@ def test_a_broken_dataset_is_refused_with_every_problem(space, capsys):
     assert "2 problems to mend" in told
     assert "case phantom_002: imagesTr/phantom_002_0000.nii.gz" in told
     assert "case phantom_003: labelsTr/phantom_003.nii.gz" in told
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "words"),
+    [(1.0, 1024.0, "subtract the offset that it is stored with (often 1024)"), (0.001, 0.5, "undo its scaling")],
+)
+def test_a_ct_that_is_not_in_hu_is_refused(space, scale, shift, words, capsys):
+    for path in (space.raw / "imagesTr").iterdir():
+        volume = read_image(path)
+        write_volume(path, volume.array[0] * scale + shift, volume.geometry)
+    assert space.plan(name="New") == 2
+    told = capsys.readouterr().err
+    assert "3 problems to mend" in told
+    assert "case phantom_001: channel 'CT' is not in HU: most values lie between" in told
+    assert words in told
+    edit(space.raw / "dataset.json", channel_names={"0": "other"})
+    assert space.plan("--no_pp", name="New") == 0
+
+
+def test_references_are_found_whatever_the_case_of_their_endings(space):
+    for path in [*(space.raw / "labelsTr").iterdir(), *(space.raw / "imagesTr").iterdir()]:
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    assert space.plan("--overwrite") == 0
+    assert {path.name for path in (space.prepared / "gt_segmentations").iterdir()} >= {"phantom_001.nii.gz"}
 
 
 def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_image(space, capsys):

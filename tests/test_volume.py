@@ -143,7 +143,7 @@ def test_geometry_survives_json_and_differences_are_named():
     assert Geometry.from_json(one.to_json()) == one
     shifted = Geometry((4, 5, 6), (2.5, 1.0, 1.0), (0.0, 7.0, 0.0), IDENTITY, "LPS")
     assert one.differences(shifted) == [
-        "orientation RAS against LPS", "spacing (3.0, 1.0, 1.0) against (2.5, 1.0, 1.0)",
+        "spacing (3.0, 1.0, 1.0) against (2.5, 1.0, 1.0)",
         "origin (0.0, 0.0, 0.0) against (0.0, 7.0, 0.0)",
     ]  # fmt: skip
     nearly = Geometry((4, 5, 6), (3.00004, 1.0, 1.0), (0.0004, 0.0, 0.0), IDENTITY, "RAS")
@@ -151,6 +151,16 @@ def test_geometry_survives_json_and_differences_are_named():
     assert one.differences(Geometry((4, 5, 7), *list(one.__dict__.values())[1:])) == [
         "size (4, 5, 6) against (4, 5, 7) (z, y, x)"
     ]
+
+
+def test_one_grid_stored_in_two_orders_of_axes_is_one_grid(tmp_path):
+    image = sitk.DICOMOrient(sitk_image(labels()), "LPS")
+    sitk.WriteImage(image, str(tmp_path / "lps.nii.gz"))
+    sitk.WriteImage(sitk.DICOMOrient(image, "RAS"), str(tmp_path / "ras.nii.gz"))
+    one, other = (read_labels(tmp_path / f"{code}.nii.gz") for code in ("lps", "ras"))
+    assert one.geometry.orientation != other.geometry.orientation
+    assert one.geometry.differences(other.geometry) == []
+    assert np.array_equal(one.array, other.array)
 
 
 def test_channels_of_one_case_must_lie_on_one_grid(tmp_path):

@@ -106,3 +106,11 @@ def test_a_missing_dataset_says_what_is_there_and_what_to_do(space):
         space.find("BTC", "raw")
     with pytest.raises(UserError, match=r"there: nothing\); run mre_plan_and_preprocess first"):
         space.find("BTCV", "preprocessed")
+
+
+def test_a_folder_without_its_description_is_told_so(tmp_path):
+    folder = tmp_path / "Dataset001_Mine"
+    folder.mkdir()
+    (folder / "Dataset.json").touch()
+    with pytest.raises(UserError, match=r"Dataset001_Mine: has no dataset.json \(there: Dataset.json\); write one"):
+        Workspace.resolve(None).find(str(folder), "raw")

@@ -42,7 +42,11 @@ def add_workspace(made: argparse.ArgumentParser) -> None:
 
 def add_device(made: argparse.ArgumentParser) -> None:
     """Add ``-device``, nnU-Net's flag."""
-    made.add_argument("-device", default="auto", help="cuda, cuda:1, mps, cpu or auto (default: a GPU if there is one)")
+    made.add_argument(
+        "-device",
+        default="auto",
+        help="cuda, cuda:1, mps, cpu or auto (default: CUDA where there is one, else the CPU)",
+    )
 
 
 def add_cohort(made: argparse.ArgumentParser) -> None:

@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "(6, 12, 18; or patch: shares of the patch's sides); needs a -p of its own",
     )  # fmt: skip
     common.add_device(made)
-    made.add_argument("--memory", type=float, metavar="GB", help="memory to plan for (default: the device's)")
+    made.add_argument(
+        "--memory", type=float, metavar="GB", help="GPU memory to plan for (default: the GPU's; a CPU's has no say)"
+    )
     made.add_argument("--keep_plan", action="store_true", help="use the plan that is there (perhaps edited by hand)")
     made.add_argument("--overwrite", action="store_true", help="replace a plan that is there and differs")
     made.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
@@ -84,6 +86,7 @@ def verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
 
     from mre_lowshot.dataset import RawDataset
     from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
+    from mre_lowshot.planners.rules import hu_rule
     from mre_lowshot.verification import refuse, verify
 
     dataset = RawDataset.load(raw)
@@ -93,7 +96,12 @@ def verified(raw: Path) -> tuple[RawDataset, dict[str, Any]]:
         geometry = image.geometry
         measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation)
 
-    refuse(dataset, verify(dataset, measure, partial(tqdm, desc="verify", unit="scan", disable=None, delay=2)))
+    problems = verify(dataset, measure, partial(tqdm, desc="verify", unit="scan", disable=None, delay=2))
+    for case, found in measured.items():
+        for channel, its in zip(dataset.channel_names, found["channels"], strict=True):
+            if against := hu_rule(channel, its["percentile_00_5"], its["percentile_99_5"]):
+                problems.append(f"case {case}: {against}")
+    refuse(dataset, problems)
     return dataset, dataset_fingerprint(dataset.name, measured)
 
 
@@ -133,7 +141,7 @@ def _one(options: argparse.Namespace, name: str) -> None:
 
     from mre_lowshot.codec import to_json
     from mre_lowshot.files import write_json
-    from mre_lowshot.plans import load_plan
+    from mre_lowshot.plans import first_difference, load_plan
     from mre_lowshot.preprocessing.prepare import prepare_dataset
     from mre_lowshot.workspace import Workspace
 
@@ -150,9 +158,10 @@ def _one(options: argparse.Namespace, name: str) -> None:
     else:
         plan = _planned(options, dataset, fingerprint)
         if path.is_file() and not options.overwrite and load_plan(path) != plan:
+            why = first_difference(load_plan(path), plan)
             raise UserError(
-                f"{path}: is there and differs from what would be planned now (edited by hand, or other options); "
-                "--keep_plan uses it, --overwrite replaces it, -p NAME makes another"
+                f"{path}: is there and differs from what would be planned now ({why}: edited by hand, other options, "
+                "or other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
             )
         write_json(path, to_json(plan))
     unlabelled = len(dataset.cases) - len(dataset.labelled)
