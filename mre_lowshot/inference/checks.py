@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mre_lowshot.planners.fingerprint import CONSTANT_BACKGROUND_SHARE
+from mre_lowshot.preprocessing.cropping import foreground_mask
 from mre_lowshot.specs import Plan
 from mre_lowshot.volume import Volume
 
@@ -11,7 +13,7 @@ TOLERANCE = 1.5  # times outside the range seen in planning before a warning is 
 
 
 def unlike_training(image: Volume, plan: Plan) -> list[str]:
-    """What about the scan lies far from the scans that were planned on: spacing, extent, CT intensities."""
+    """What about the scan lies far from the scans that were planned on: spacing, extent, background, CT intensities."""
     warnings = []
     seen, names = plan.seen, ("z", "y", "x")
     spacing = np.asarray(image.geometry.spacing)
@@ -22,6 +24,12 @@ def unlike_training(image: Volume, plan: Plan) -> list[str]:
             warnings.append(
                 f"{what} along {names[axis]} is {values[axis]:.3g} {unit}, planned on "
                 f"{low[axis]:.3g} to {high[axis]:.3g} {unit}"
+            )
+    if plan.preprocessing.crop == "nonzero":
+        constant = 1 - float(foreground_mask(image.array).mean())
+        if constant < CONSTANT_BACKGROUND_SHARE:
+            warnings.append(
+                f"{constant:.0%} of it is constant background, planned on skull-stripped scans; strip it as they were"
             )
     for index, scheme in enumerate(plan.preprocessing.normalization):
         if scheme.scheme != "clip":
