@@ -1,12 +1,12 @@
 """Random changes of training patches: where the voxels are taken from, and what becomes of their intensities.
 
 Spatial changes are sampling positions in the whole volume (so that a turned patch meets real anatomy, not padding);
-intensity changes are batchgenerators' transforms; boxes of patches are copied into others of their mini-batch.
+intensity changes are batchgenerators' transforms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,26 +127,3 @@ class Intensity:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return images if self.compose is None else self.compose(data=images)["data"]
-
-
-CUTMIX_SHARE = (0.3, 0.7)  # of a patch that is another one's
-
-
-def cutmix(batch: Sequence[np.ndarray], probability: float, rng: np.random.Generator) -> None:
-    """CutMix (Yun et al. 2019) in a mini-batch, arrays (B, ..., *patch): with ``probability`` each patch gets, in place
-    of what lies there, a box of another patch as that one was drawn. Images, location maps and labels are cut alike, so
-    that each voxel keeps its own place and label while its surroundings are another's."""
-    patches = len(batch[0])
-    if not probability or patches < 2:
-        return
-    drawn, patch = [array.copy() for array in batch], batch[-1].shape[1:]
-    for number in range(patches):
-        if rng.random() >= probability:
-            continue
-        other = int(rng.choice([n for n in range(patches) if n != number]))
-        share = rng.uniform(*CUTMIX_SHARE) ** (1 / len(patch))
-        sides = [max(1, int(share * n)) for n in patch]
-        corner = [int(rng.integers(0, n - side + 1)) for n, side in zip(patch, sides, strict=True)]
-        box = (..., *(slice(c, c + side) for c, side in zip(corner, sides, strict=True)))
-        for array, source in zip(batch, drawn, strict=True):
-            array[number][box] = source[other][box]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from mre_lowshot.augmentation import cutmix, deform, intensity_transform, jitter
+from mre_lowshot.augmentation import deform, intensity_transform, jitter
 from mre_lowshot.likeness import likeness, normalised
 from mre_lowshot.losses import IGNORE
 from mre_lowshot.specs import Recipe
@@ -182,7 +182,6 @@ class BatchSampler(Dataset):
             random.setstate(before[1])
         coordinates = np.stack([d[1] for d in drawn])
         targets = np.stack([d[2] for d in drawn])
-        cutmix((images, coordinates, targets), self.recipe.augmentation.cutmix_probability, rng)
         return torch.from_numpy(images), torch.from_numpy(coordinates), torch.from_numpy(targets)
 
     def _corner(self, index: int, rng: np.random.Generator) -> list[int]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import EVERYTHING, NONE, PATCH, STILL, box, corner_of, numbered_case, sampler, single_thread, tiny_case  # noqa: F401
 
-from mre_lowshot.augmentation import cutmix, deform, intensity_transform
+from mre_lowshot.augmentation import deform, intensity_transform
 from mre_lowshot.sampling import take_image, take_label, voxel_positions
 from mre_lowshot.specs import AugmentationSpec
 
@@ -142,42 +142,6 @@ def test_intensity_changes_touch_images_only(name):
     assert ((plain[0] - changed[0]).abs().flatten(1).max(dim=1).values > 1e-3).float().mean() > 0.4
     assert np.array_equal(case.image, untouched[0])
     assert np.array_equal(case.label, untouched[1])
-
-
-@pytest.mark.parametrize("patch", [(6, 8, 10), (9, 12)])
-def test_cutmix_puts_a_box_of_another_patch_into_each_with_its_place_and_labels(patch):
-    images = np.stack([np.full((2, *patch), float(n), np.float32) for n in range(4)])
-    places, targets = 10 * images[:, :1], images[:, 0].astype(np.int64)
-    shares, partners = [], set()
-    for seed in range(40):
-        batch = images.copy(), places.copy(), targets.copy()
-        cutmix(batch, 1.0, np.random.default_rng(seed))
-        assert np.array_equal(batch[0][:, 0], batch[2])  # cut alike
-        assert np.array_equal(batch[0][:, 1], batch[2])
-        assert np.array_equal(batch[1][:, 0], 10 * batch[2])
-        for number, target in enumerate(batch[2]):
-            (other,) = set(np.unique(target)) - {number}
-            where = np.nonzero(target == other)
-            assert len(where[0]) == np.prod([np.ptp(axis) + 1 for axis in where])  # one box, whole
-            shares.append(len(where[0]) / target.size)
-            partners.add((number, int(other)))
-    assert 0.15 < min(shares) < 0.35  # sides are rounded down
-    assert 0.5 < max(shares) <= 0.7
-    assert len(partners) == 12  # each gets of every other
-    untouched = images.copy(), targets.copy()
-    cutmix(untouched, 0.0, np.random.default_rng(0))
-    assert np.array_equal(untouched[0], images)
-    changed = [np.ptp(b) > 0 for seed in range(100) for b in mixed(targets, 0.5, seed)]
-    assert 0.4 < np.mean(changed) < 0.6
-    alone = images[:1].copy(), targets[:1].copy()
-    cutmix(alone, 1.0, np.random.default_rng(0))  # no other patch to cut from
-    assert np.array_equal(alone[0], images[:1])
-
-
-def mixed(targets, probability, seed):
-    batch = targets.copy()
-    cutmix((batch,), probability, np.random.default_rng(seed))
-    return batch
 
 
 def test_intensity_probability_zero_changes_nothing():

@@ -17,7 +17,6 @@ class AugmentationSpec:
     the patch side; ``shift`` moves the content against the coordinate map by up to that share of the volume's side.
     ``location_jitter`` bends the location maps (coordinates and atlas prior) of every patch as alignment to the atlas
     will be wrong: a smooth field of up to that standard deviation, again as a share of the patch side.
-    ``cutmix_probability``: of a patch to get a box of another one of its batch, image, place and labels together.
     """
 
     spatial_probability: float = 0.0
@@ -39,7 +38,6 @@ class AugmentationSpec:
     blur: tuple[float, ...] = (0.5, 1.0)
     low_resolution_probability: float = 0.0
     low_resolution: tuple[float, ...] = (0.5, 1.0)
-    cutmix_probability: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
