@@ -60,6 +60,8 @@ def make_plan(
     if flat:
         median_size, spacing = median_size[1:], spacing[1:]
     size, reasons["network"] = rules.size_rule(device)
+    if reason := rules.memory_rule(len(facts.labels), median_size):
+        reasons["memory"] = reason
     of_the_paper = recipe.name in OF_THE_PAPER
     beyond_the_paper = recipe.name not in (*OF_THE_PAPER, *SMALL)
     if of_the_paper:

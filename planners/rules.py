@@ -316,6 +316,7 @@ PAPER_SIZE = NetworkSize("paper", (64, 128, 256), 256, 2048, 512, 24, PAPER_BUDG
 SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_BUDGET, 500_000, 96 * 96)
 # The paper's network took 4 x 10.2 GB for 24 patches (its Table III): 1.7 GB a patch, N_e = 2048.
 PAPER_GB_A_PATCH = 1.7
+TOLD_GB = 0.5  # for a class map of a scan: several such are no matter on a machine of 8 GB
 POOLED_NORM_BATCH = 16  # smaller batches leave the image-level branch's norm, one vector a patch, too few to average
 
 
@@ -331,6 +332,17 @@ def voxel_limit_rule(device: Device, placed: bool) -> int:
     a place that registration finds (``placed``)."""
     size = size_rule(device)[0]
     return size.voxel_limit * (FINER if placed and size.name == SMALL_SIZE.name else 1)
+
+
+def memory_rule(classes: int, median_size: tuple[int, ...]) -> str | None:
+    """What to say of the memory that prediction needs on a median scan's grid; None where it is little."""
+    gigabytes = 4 * classes * float(np.prod(median_size)) / 1e9
+    if gigabytes < TOLD_GB:
+        return None
+    return (
+        f"prediction keeps several arrays of {gigabytes:.1f} GB ({classes} classes on a median scan's grid) in the "
+        "machine's memory; a coarser one (-p NAME --set preprocessing.spacing=[z,y,x]) needs less"
+    )
 
 
 def size_rule(device: Device) -> tuple[NetworkSize, str]:

@@ -392,3 +392,6 @@ def test_a_gpus_plan_keeps_the_memory_of_prediction_bounded(cases):
     extents = np.median([np.multiply(box, case["spacing"]) for box, case in zip(boxes, cases, strict=True)], axis=0)
     spacing = plan.preprocessing.spacing if plan.preprocessing.grid == "spacing" else cases[0]["spacing"]
     assert np.prod(extents / spacing) <= 72 * 324 * 396 * 1.01
+    many = {"background": 0, **{f"part {n}": n for n in range(1, 60)}}
+    told = planned(cases, ("CT" if cases is CT else "T1",), GPU80, labels=many).reasons.get("memory", "")
+    assert ("GB (60 classes on a median scan's grid)" in told) == (60 * 4 * np.prod(extents / spacing) > 5e8)
