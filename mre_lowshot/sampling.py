@@ -104,8 +104,9 @@ class Prior:
     def posterior(self, coordinates: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
         """(K, *patch) float32: the same of all atlases, background too, interpolated linearly. Of several atlases each
         counts, place by place, as much as it looks there like the scan's ``image`` (C, *patch), where that is given:
-        an atlas that was registered badly, or is another kind of body, looks unlike (locally weighted voting). Outside
-        itself an atlas knows nothing; where none does, every class has the same share."""
+        an atlas that was registered badly, or is another kind of body, looks unlike (locally weighted voting). Where
+        its edge cuts a structure, an atlas does not know how that goes on: every class has the same share there. Others
+        that reach further have the say."""
         total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
         counted = np.zeros(coordinates.shape[1:], dtype=np.float32)
         own = None
@@ -122,8 +123,8 @@ class Prior:
             if own is not None:
                 counts *= likeness(own, normalised(take_image(self.scans[number][None], places)[0]))
             outside = _outside(np.rint(places), label.shape)
-            shares[:, outside] = 1 / self.classes
             counts[outside] *= OUTSIDE
+            shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
             shares *= counts
             total += shares
             counted += counts

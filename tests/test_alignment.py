@@ -216,19 +216,20 @@ def test_several_atlases_share_the_say_and_one_can_be_left_out():
     np.testing.assert_allclose(posterior.sum(axis=0), 1, atol=1e-6)
 
 
-def test_outside_itself_an_atlas_knows_nothing_and_the_others_have_its_say():
-    """A class on the atlas's last slices does not go on for ever in a scan that is twice as long."""
+def test_how_a_structure_goes_on_that_its_edge_cuts_an_atlas_does_not_know_and_the_others_have_its_say():
+    """A class on the atlas's last slices does not go on for ever in a scan that is twice as long; background does."""
     label = np.zeros((6, 4, 4), np.int16)
-    label[4:] = 1
+    label[4:, :2] = 1
     longer = voxel_positions((0, 0, 0), (12, 4, 4))
     alone = Prior((label,), 3).posterior(coordinate_maps(longer, label.shape))
     assert np.array_equal(alone[1, :6], (label == 1).astype(np.float32))
-    np.testing.assert_allclose(alone[:, 6:], 1 / 3)
+    np.testing.assert_allclose(alone[:, 6:, :2], 1 / 3)
+    np.testing.assert_allclose(alone[0, 6:, 2:], 1)
     whole = np.full((12, 4, 4), 2, np.int16)
     at = np.concatenate([coordinate_maps(longer, size) for size in (label.shape, whole.shape)])
     both = Prior((label, whole), 3).posterior(at)
     np.testing.assert_allclose(both[2, 6:], 1, atol=1e-5)
-    np.testing.assert_allclose(both[1:, 5], 0.5, atol=1e-5)
+    np.testing.assert_allclose(both[1:, 5, :2], 0.5, atol=1e-5)
 
 
 def test_of_several_atlases_the_one_that_looks_like_the_scan_there_is_believed():
