@@ -29,8 +29,8 @@ def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float, reg
 
 
 def told(brought: np.ndarray) -> np.ndarray:
-    """Where the labels ``brought`` by registration (K, *size) say anything, (*size) bool: not where the atlases are
-    ignored or end, and every class has the same share."""
+    """Where the labels ``brought`` by registration (K, *size) say anything, (*size) bool: not where every class has the
+    same share, for the atlases are not annotated there, or their edge cuts a structure."""
     return brought.max(axis=0) - brought.min(axis=0) > EVEN
 
 
