@@ -131,11 +131,16 @@ def test_a_changed_plan_does_not_mix_with_older_results(space, capsys):
         assert space.train(*arguments) == 2
         assert f"recipe.learning_rate: {DEFAULT.learning_rate} there, 0.5 now" in capsys.readouterr().err
         assert (space.model() / "fold_0/checkpoint_final.pth").read_bytes() == before
-    shutil.rmtree(space.model() / "fold_1")
+    assert space.train("--overwrite", "--no_val", fold="all") == 0  # no fold of the old plan is left then
+    for fold in range(3):
+        assert json.loads((space.model() / f"fold_{fold}/plans.json").read_text())["recipe"]["learning_rate"] == 0.5
+    edit(space.prepared / "Tiny.json", recipe={"learning_rate": 0.25})
+    for fold in (1, 2):
+        shutil.rmtree(space.model() / f"fold_{fold}")
     assert space.train(fold="1") == 2
     assert not (space.model() / "fold_1/checkpoint_latest.pth").exists()
     assert space.train("--overwrite", "--no_val") == 0  # nothing of the old plan is left then
-    assert json.loads((space.model() / "plans.json").read_text())["recipe"]["learning_rate"] == 0.5
+    assert json.loads((space.model() / "plans.json").read_text())["recipe"]["learning_rate"] == 0.25
 
 
 def test_all_folds_go_on_where_they_were_interrupted(space, monkeypatch, capsys):

@@ -41,7 +41,8 @@ from mre_lowshot.volume import Geometry, read_labels, write_volume
 
 @dataclass(frozen=True)
 class FoldJob:
-    """Where a fold reads and writes: ``prepared`` is preprocessed/DatasetXXX_Name, ``results`` the results root."""
+    """Where a fold reads and writes: ``prepared`` is preprocessed/DatasetXXX_Name, ``results`` the results root.
+    ``replaced``: the folds that the same run trains anew, whose results of an older plan need no keeping."""
 
     plan: Plan
     level: str
@@ -52,6 +53,7 @@ class FoldJob:
     device: torch.device
     seed: int = 0
     processes: Processes = ALONE
+    replaced: tuple[int, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -134,7 +136,8 @@ def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:
     """Make the model's and the fold's folder this plan's; with ``overwrite`` delete what the fold holds."""
     model = job.folder.parent
     if overwrite:  # only now that all that is needed was read
-        if any(path.parent != job.folder for path in model.glob("fold_*/*.pth")):
+        gone = {job.folder.name, *(f"fold_{n}" for n in job.replaced)}
+        if any(path.parent.name not in gone for path in model.glob("fold_*/*.pth")):
             claim(model / "plans.json", job.plan)  # refused before anything is deleted
         else:
             (model / "plans.json").unlink(missing_ok=True)

@@ -88,8 +88,10 @@ def _jobs(options: argparse.Namespace, processes: Processes, device: torch.devic
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
     seeds = {n: _seed(options, there.parent, n) for n in numbers}
+    replaced = tuple(numbers) if options.overwrite else ()
     return [
-        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, seeds[n], processes) for n in numbers
+        FoldJob(plan, level, n, splits[n], prepared, workspace.results, device, seeds[n], processes, replaced)
+        for n in numbers
     ]
 
 
