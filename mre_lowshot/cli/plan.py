@@ -157,8 +157,9 @@ def _one(options: argparse.Namespace, name: str) -> None:
         _check_plan(plan, path, dataset)
     else:
         plan = _planned(options, dataset, fingerprint)
-        if path.is_file() and not options.overwrite and load_plan(path) != plan:
-            why = first_difference(load_plan(path), plan)
+        there = load_plan(path) if path.is_file() and not options.overwrite else plan
+        if there != plan:
+            why = first_difference(there, plan)
             raise UserError(
                 f"{path}: is there and differs from what would be planned now ({why}: edited by hand, other options, "
                 "or other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
