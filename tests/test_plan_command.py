@@ -1,6 +1,7 @@
 """``mre_plan_and_preprocess`` on three tiny phantoms: files, refusals, exit codes, what is said."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -145,8 +146,11 @@ def test_a_ct_that_is_not_in_hu_is_refused(space, scale, shift, words, capsys):
 def test_references_are_found_whatever_the_case_of_their_endings(space):
     for path in [*(space.raw / "labelsTr").iterdir(), *(space.raw / "imagesTr").iterdir()]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    references = space.prepared / "gt_segmentations"
+    wanted = {path.name for path in references.iterdir()}
+    shutil.rmtree(references)  # of the plan before
     assert space.plan("--overwrite") == 0
-    assert {path.name for path in (space.prepared / "gt_segmentations").iterdir()} >= {"phantom_001.nii.gz"}
+    assert {path.name for path in references.iterdir()} == wanted
 
 
 def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_image(space, capsys):

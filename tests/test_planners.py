@@ -390,7 +390,7 @@ def test_a_gpus_plan_keeps_the_memory_of_prediction_bounded(cases):
     plan = planned(cases, ("CT" if cases is CT else "T1",), GPU80)
     boxes = [case["body_shape"] for case in cases]
     extents = np.median([np.multiply(box, case["spacing"]) for box, case in zip(boxes, cases, strict=True)], axis=0)
-    spacing = plan.preprocessing.spacing if plan.preprocessing.grid == "spacing" else cases[0]["spacing"]
+    spacing = plan.preprocessing.spacing
     assert np.prod(extents / spacing) <= 72 * 324 * 396 * 1.01
     many = {"background": 0, **{f"part {n}": n for n in range(1, 60)}}
     told = planned(cases, ("CT" if cases is CT else "T1",), GPU80, labels=many).reasons.get("memory", "")
