@@ -38,13 +38,14 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
     return ChannelNormalization("zscore", inside_only=stripped), reason
 
 
+# With nothing below 0 (no air, no fat), so bright a scan is stored with an offset; so narrow a range is no CT's.
 SHIFTED_HU, FLAT_HU = 800.0, 20.0
 
 
 def hu_rule(channel: str, low: float, high: float) -> str | None:
     """What speaks against a CT channel being in HU, by the scan's 0.5th and 99.5th percentiles: nothing below water
     and much above bone (stored with an offset, as +1024), or hardly any range (scaled to 0 to 1). Clipping to the
-    window would leave nothing of either. None for other channels, and where nothing does."""
+    window would leave little of either. None for other channels, and where nothing does."""
     if channel.strip().lower() not in CT_NAMES:
         return None
     if (low < 0 or high < SHIFTED_HU) and high - low >= FLAT_HU:

@@ -41,8 +41,7 @@ class Quality:
 def estimate(posterior: np.ndarray, brought: np.ndarray | None) -> Quality:
     """Estimate from the network's own class posterior (K, *size) and the labels ``brought`` by registration
     (K, *size), None where there was none. Where these say nothing (`pooling.told`), nothing is compared."""
-    known = None if brought is None else told(brought)
-    if brought is None or known is None or not known.any():
+    if brought is None or not (known := told(brought)).any():
         values, basis = expected_dice(posterior), "expected_dice"
     else:
         one, other = posterior.argmax(axis=0)[known], brought.argmax(axis=0)[known]
