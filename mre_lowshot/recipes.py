@@ -67,7 +67,7 @@ PAPER_SMALL = replace(
 )
 PAPER_AUG_SMALL = replace(PAPER_SMALL, name="paper_aug_small", augmentation=_AUG)
 
-# The U-Net baseline (SPEC 4): the paper's literal schedule, whose rate is 1e-7 after 6,000 iterations; the same with
+# The U-Net baseline: the paper's literal schedule, whose rate is 1e-7 after 6,000 iterations; the same with
 # the drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe `default` without MRE-Net.
 UNET = replace(PAPER, name="unet", iterations=20_000, batch_size=64, ohem=False)
 UNET_SPREAD = replace(UNET, name="unet_spread", step_every=10_000)

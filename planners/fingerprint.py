@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mre_lowshot.files import read_json, write_json
 from mre_lowshot.preprocessing.cropping import body_box, foreground_mask, mask_box
 
 # A scan counts as skull-stripped (constant background) from this share of background voxels on: the stripped scans
@@ -63,6 +65,16 @@ def dataset_fingerprint(name: str, cases: dict[str, dict[str, Any]]) -> dict[str
         "median_shape": np.median(shapes, axis=0).tolist(),
         "cases": cases,
     }
+
+
+def write_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> Path:
+    """Write it to ``folder/dataset_fingerprint.json``; where nnU-Net has its own of that name, which it would trust
+    unread, to ``mre_fingerprint.json``. Gives the path."""
+    path = folder / "dataset_fingerprint.json"
+    if path.is_file() and "cases" not in read_json(path, f"the fingerprint in {folder}"):
+        path = folder / "mre_fingerprint.json"
+    write_json(path, fingerprint)
+    return path
 
 
 def seen_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:

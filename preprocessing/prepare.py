@@ -61,7 +61,7 @@ def prepare_case(name: str, image: Volume, label: Volume | None, plan: Plan, cro
         marked = label.array
         if plan.ignore_label is not None:
             marked = np.where(marked == plan.ignore_label, IGNORE, marked)
-        if plan.preprocessing.crop in ("body", "nonzero"):
+        if plan.preprocessing.crop != "given":
             _check_crop(name, marked, transform)
         target = forward_labels(marked, transform).astype(np.int16)
     return PreparedCase(name, array, target, transform, image.geometry.to_json())
@@ -71,7 +71,7 @@ LOST = 0.01  # of the labelled voxels may be cut off: the patient is found on a 
 
 
 def _check_crop(name: str, marked: np.ndarray, transform: GridTransform) -> None:
-    """Refuse a scan whose labels (D, H, W) the crop found from the image would cut off: they are never lost unseen."""
+    """Refuse a scan whose labels (D, H, W) a crop that nobody gave would cut off: they are never lost unseen."""
     labelled = int(np.count_nonzero(marked > 0))
     lost = labelled - int(np.count_nonzero(marked[as_slices(transform.box)] > 0))
     if lost > LOST * labelled:

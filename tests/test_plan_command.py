@@ -170,3 +170,13 @@ def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_
         inside = even > -2  # not the air, which lies many standard deviations below
         assert 0.2 < inside.mean() < 1
         assert np.corrcoef(even[inside], coil[inside])[0, 1] > 0.95
+
+
+def test_nnunets_own_fingerprint_is_left_alone(space):
+    """Folders of nnU-Net's variables are used where ours are not set, and nnU-Net trusts a fingerprint that is there."""
+    ours = space.prepared / "dataset_fingerprint.json"
+    theirs = json.dumps({"spacings": [[1, 1, 1]], "shapes_after_crop": [[8, 8, 8]]})
+    ours.write_text(theirs)
+    assert space.plan("--overwrite", "--no_pp") == 0
+    assert ours.read_text() == theirs
+    assert "cases" in json.loads((space.prepared / "mre_fingerprint.json").read_text())

@@ -43,6 +43,20 @@ def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, t
     assert json.loads((out / "summary.json").read_text())["number_of_cases"] == 3
 
 
+def test_overlays_are_drawn_for_each_scan(trained, tmp_path):
+    from matplotlib.image import imread
+
+    scans, out = trained.raw / "imagesTr", tmp_path / "out"
+    assert trained.predict(scans, out, "--overlays") == 0
+    assert {path.name for path in (out / "overlays").iterdir()} == {f"{name}.png" for name in NAMES}
+    picture = imread(out / "overlays" / f"{NAMES[1]}.png")
+    coloured = np.ptp(picture[..., :3], axis=-1) > 0.2  # outlines; the scan itself is grey
+    assert coloured.mean() > 0.002
+    assert (
+        coloured[:, : picture.shape[1] // 2].sum() < coloured[:, picture.shape[1] // 2 :].sum()
+    )  # the label map's side
+
+
 def test_one_corrupt_scan_is_named_and_the_others_are_done(trained, tmp_path, capsys):
     scans = shutil.copytree(trained.raw / "imagesTr", tmp_path / "in")
     path = scans / "phantom_002_0000.nii.gz"

@@ -311,6 +311,8 @@ def test_labels_that_the_crop_would_cut_off_are_named(dataset, tmp_path):
     write_volume(path, marked.array, marked.geometry)
     with pytest.raises(UserError, match=r"case c1: 52 of \d+ labelled voxels lie outside the box .*crop=none"):
         prepare_dataset(dataset, plan_for(spec("nonzero")), tmp_path / "out")
+    with pytest.raises(UserError, match=r"case c[01]: \d+ of \d+ labelled voxels lie outside the box .*crop=none"):
+        prepare_dataset(dataset, plan_for(spec("centre")), tmp_path / "out")
     prepare_dataset(dataset, plan_for(spec("none")), tmp_path / "whole")
 
 

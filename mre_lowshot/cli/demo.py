@@ -50,23 +50,6 @@ def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
     return scans, references, names[1:]
 
 
-def _overlay(root: Path, scans: Path, references: Path, predictions: Path, name: str) -> Path:
-    from mre_lowshot.evaluation.figures import overlay
-    from mre_lowshot.evaluation.metrics import case_metrics
-    from mre_lowshot.synthetic import LABELS
-    from mre_lowshot.volume import read_image, read_labels
-
-    image = read_image(scans / f"{name}_0000.nii.gz")
-    truth, predicted = read_labels(references / f"{name}.nii.gz"), read_labels(predictions / f"{name}.nii.gz")
-    spacing = image.geometry.spacing
-    organs = {organ: value for organ, value in LABELS.items() if value}
-    metrics = case_metrics(truth.array, predicted.array, organs, spacing)
-    scores = {organ: metrics[value]["Dice"] for organ, value in organs.items()}
-    path = root / f"overlay_{name}.png"
-    overlay(path, image.array[0], truth.array, predicted.array, LABELS, spacing, f"{name}: one-shot", scores)
-    return path
-
-
 def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     root: Path = options.o
@@ -78,6 +61,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         shutil.rmtree(root)
 
     from mre_lowshot.cli import evaluate, plan, predict, train
+    from mre_lowshot.evaluation.overlays import draw_case
+    from mre_lowshot.synthetic import LABELS
 
     begun = time.monotonic()
     print("making seven synthetic subjects ...", flush=True)
@@ -95,7 +80,11 @@ def _main(arguments: Sequence[str] | None) -> int:
     _command(
         evaluate.main, "mre_evaluate", [str(references), str(predictions), "-djfile", str(dataset / "dataset.json")]
     )
-    picture = _overlay(root, scans, references, predictions, others[0])
+    picture, drawn = root / f"overlay_{others[0]}.png", f"{others[0]}.nii.gz"
+    draw_case(
+        picture, [scans / f"{others[0]}_0000.nii.gz"], predictions / drawn, LABELS, f"{others[0]}: one-shot",
+        references / drawn,
+    )  # fmt: skip
     results = next((root / "results").glob("*/*/fold_0"))
     print(f"\ndone in {time.monotonic() - begun:.0f} s: one annotated scan, six others segmented")
     print(f"  scans        {scans}\n  predictions  {predictions}\n  model        {results}")

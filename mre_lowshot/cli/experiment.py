@@ -42,7 +42,9 @@ Examples:
   mre_experiment table2 -d Hippocampus --folds 0 1 2
   mre_experiment table2 -d BTCV --folds 0 --rows b e f --labels paper
   mre_experiment table2 -d Hippocampus --print
-  mre_experiment candidates -d Hippocampus BTCV --folds 0 1 --cohort develop --cohorts benchmarks/halves.json"""
+  mre_experiment candidates -d Hippocampus BTCV --folds 0 1 --cohort develop --cohorts benchmarks/halves.json
+
+Exit code: 0 done, 1 some scans failed (named) or a training diverged, 2 wrong use, 130 interrupted (run it again)."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,10 +99,10 @@ def _chosen(options: argparse.Namespace, table: Table) -> list[Row]:
 def _fingerprint(raw: RawDataset, folder: Path) -> dict[str, Any]:
     """The scans as they are now, each read and checked."""
     from mre_lowshot.cli.plan import verified
-    from mre_lowshot.files import write_json
+    from mre_lowshot.planners.fingerprint import write_fingerprint
 
     _, fingerprint = verified(raw.folder)
-    write_json(folder / "dataset_fingerprint.json", fingerprint)
+    write_fingerprint(folder, fingerprint)
     return fingerprint
 
 

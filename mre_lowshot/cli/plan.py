@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mre_lowshot.volume import Volume
 
 EPILOG = """Writes, into preprocessed/DatasetXXX_Name/:
-  dataset_fingerprint.json   what the images are like (labels are not looked at)
+  dataset_fingerprint.json   what the images are like (labels are not looked at); mre_fingerprint.json where
+                             nnU-Net's own is there
   MREPlans.json              what is done with them, each decision with its reason; edit it by hand if you like,
                              then run this command again with --keep_plan
   MREPlans/CASE.npz          the preprocessed cases
@@ -25,7 +26,9 @@ EPILOG = """Writes, into preprocessed/DatasetXXX_Name/:
 Examples:
   mre_plan_and_preprocess -d BTCV
   mre_plan_and_preprocess -d path/to/Dataset017_BTCV 4
-  mre_plan_and_preprocess -d BTCV -p Modes1 --set network.modes=1"""
+  mre_plan_and_preprocess -d BTCV -p Modes1 --set network.modes=1
+
+Exit code: 0 done, 2 wrong use or data (each problem is named)."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     common.add_device(made)
     made.add_argument(
-        "--memory", type=float, metavar="GB", help="GPU memory to plan for (default: the GPU's; a CPU's has no say)"
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="GPU memory to plan for (default: what it has; without a GPU it changes nothing)",
     )
     made.add_argument("--keep_plan", action="store_true", help="use the plan that is there (perhaps edited by hand)")
     made.add_argument("--overwrite", action="store_true", help="replace a plan that is there and differs")
@@ -141,6 +147,7 @@ def _one(options: argparse.Namespace, name: str) -> None:
 
     from mre_lowshot.codec import to_json
     from mre_lowshot.files import write_json
+    from mre_lowshot.planners.fingerprint import write_fingerprint
     from mre_lowshot.plans import first_difference, load_plan
     from mre_lowshot.preprocessing.prepare import prepare_dataset
     from mre_lowshot.workspace import Workspace
@@ -150,7 +157,7 @@ def _one(options: argparse.Namespace, name: str) -> None:
     folder = workspace.preprocessed / raw.name
     print(f"{raw.name}: from {raw} to {folder}")
     dataset, fingerprint = verified(raw)
-    write_json(folder / "dataset_fingerprint.json", fingerprint)
+    write_fingerprint(folder, fingerprint)
     path = folder / f"{options.p}.json"
     if options.keep_plan:
         plan = load_plan(path)
@@ -172,7 +179,9 @@ def _one(options: argparse.Namespace, name: str) -> None:
     print(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")
     if not options.no_pp:
         prepare_dataset(dataset, plan, folder, partial(tqdm, desc="preprocess", unit="scan", disable=None, delay=2))
-        print(f"  {len(dataset.labelled)} cases preprocessed; next: mre_train {raw.name} 1shot fold0")
+        labelled = len(dataset.labelled)
+        more = f"; or on all of them: mre_train {raw.name} all fold0" if labelled in (2, 3) else ""
+        print(f"  {labelled} cases preprocessed; next: mre_train {raw.name} 1shot fold0{more}")
 
 
 def _main(arguments: Sequence[str] | None) -> int:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from mre_lowshot.inference.predictor import Predictor
 
 EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); with a one-channel model plain case.nii.gz
-too. NIfTI, NRRD, MHA, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a case,
+too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a case,
 named and formatted like its input, on its grid.
 quality.csv ranks the scans, those to check first on top: a score between 0 and 1 a scan and label, the agreement of
-the network with the registered labels (where scans are registered) or the Dice that the probabilities expect.
+the network with the registered labels (where scans are registered) or the Dice that the probabilities expect. It is no
+Dice itself and has no pass mark: look at scans from the top until they are right. With -num_parts: quality_part0.csv ...
 With no model named, the only trained one is used, else the one trained last; which one is said.
 
 Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
@@ -50,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run the network through torch.compile (on CUDA with CUDA graphs), where that works and "
         "gives the same; takes a minute or more first. Measured on a CPU: no faster. Not tried on a GPU",
     )
-    made.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
+    made.add_argument("--overlays", action="store_true",
+                      help="also draw overlays/CASE.png: slices with the labels' outlines, to check them by")  # fmt: skip
+    made.add_argument("--save_probabilities", action="store_true",
+                      help="also write CASE.npz: probabilities (class, z, y, x) turned to LPS, whatever the file's "
+                      "orientation")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map is there")
     made.add_argument("-num_parts", type=int, default=1, help="share the cases among this many runs")
     made.add_argument("-part_id", type=int, default=0, help="which part this run does, from 0")
@@ -158,6 +163,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     from tqdm import tqdm
 
+    from mre_lowshot.evaluation.overlays import draw_case
     from mre_lowshot.inference.export import each_ready, kept_single, make_ready, predict_ready
     from mre_lowshot.inference.quality import first_to_check, read_rows, write_qualities
     from mre_lowshot.preprocessing.prepare import read_crops
@@ -194,6 +200,12 @@ def _main(arguments: Sequence[str] | None) -> int:
             else:
                 done += 1  # listed at once, so that an interrupted run has a line of all that it wrote
                 write_qualities(options.o, {case.name: qualities[case.name]}, model.plan.labels, quality_file)
+                if options.overlays:
+                    title = f"{case.name}: quality score {qualities[case.name].score:.2f}"
+                    written = options.o / f"{case.name}{file_ending(case.images[0])}"
+                    draw_case(
+                        options.o / "overlays" / f"{case.name}.png", case.images, written, model.plan.labels, title
+                    )
                 for warning in ready.warnings:
                     tqdm.write(f"warning: case {case.name}: {warning}", file=sys.stderr)
             bar.update()

@@ -1,0 +1,35 @@
+"""A scan's files and its label map to a picture that a person can check it by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mre_lowshot.evaluation.figures import overlay
+from mre_lowshot.evaluation.metrics import case_metrics
+from mre_lowshot.volume import read_channels, read_labels
+
+
+def draw_case(
+    path: Path,
+    images: Sequence[Path],
+    prediction: Path,
+    labels: Mapping[str, int],
+    title: str,
+    reference: Path | None = None,
+) -> None:
+    """Draw the first channel of a scan with its label map, and beside its ``reference`` with each label's Dice where
+    there is one, to ``path`` (PNG). ``labels`` is name to value.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    image, predicted = read_channels(list(images)), read_labels(prediction).array
+    spacing = image.geometry.spacing
+    truth = scores = None
+    if reference is not None:
+        truth = read_labels(reference).array
+        foreground = {name: value for name, value in labels.items() if value}
+        metrics = case_metrics(truth, predicted, foreground, spacing)
+        scores = {name: metrics[value]["Dice"] for name, value in foreground.items()}
+    overlay(path, image.array[0], truth, predicted, labels, spacing, title, scores)
