@@ -1,8 +1,8 @@
 """Images and label maps with their geometry: always LPS inside, always back on the file's own grid outside.
 
-SimpleITK and its (x, y, z) order live here, in `preprocessing.shading` and in `registration` only; everywhere else arrays are (C, D, H, W)
-or (D, H, W) and spacings are (z, y, x) in mm. SimpleITK is imported when a file is touched, so that the modules which
-only handle arrays work where it is not installed.
+SimpleITK and its (x, y, z) order live here, in `preprocessing.shading` and in `registration` only; everywhere else
+arrays are (C, D, H, W) or (D, H, W) and spacings are (z, y, x) in mm. SimpleITK is imported when a file is touched, so
+that the modules which only handle arrays work where it is not installed.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_
 
 
 def test_nnunets_own_fingerprint_is_left_alone(space):
-    """Folders of nnU-Net's variables are used where ours are not set, and nnU-Net trusts a fingerprint that is there."""
+    """nnU-Net's folders are used where ours are not set, and it trusts a fingerprint that is there."""
     ours = space.prepared / "dataset_fingerprint.json"
     theirs = json.dumps({"spacings": [[1, 1, 1]], "shapes_after_crop": [[8, 8, 8]]})
     ours.write_text(theirs)

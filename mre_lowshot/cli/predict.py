@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from mre_lowshot.inference.predictor import Predictor
 
 EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); with a one-channel model plain case.nii.gz
-too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a case,
-named and formatted like its input, on its grid.
+too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map a
+case, named and formatted like its input, on its grid.
 quality.csv ranks the scans, those to check first on top: a score between 0 and 1 a scan and label, the agreement of
 the network with the registered labels (where scans are registered) or the Dice that the probabilities expect. It is no
-Dice itself and has no pass mark: look at scans from the top until they are right. With -num_parts: quality_part0.csv ...
+Dice itself and has no pass mark: look at scans from the top until they are right. (-num_parts: quality_part0.csv ...)
 With no model named, the only trained one is used, else the one trained last; which one is said.
 
 Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "gives the same; takes a minute or more first. Measured on a CPU: no faster. Not tried on a GPU",
     )
     made.add_argument("--overlays", action="store_true",
-                      help="also draw overlays/CASE.png: slices with the labels' outlines, to check them by")  # fmt: skip
+                      help="also draw overlays/CASE.png: slices with the labels' outlines, to check by")  # fmt: skip
     made.add_argument("--save_probabilities", action="store_true",
                       help="also write CASE.npz: probabilities (class, z, y, x) turned to LPS, whatever the file's "
                       "orientation")  # fmt: skip
