@@ -82,7 +82,9 @@ class RawDataset:
         if not _is_count(number):
             raise UserError(f"{where}: numTraining is {number!r}; it must be the number of training cases")
         cases, problems = _paired(folder, "Tr", len(channels), ending)
-        tests, more = _paired(folder, "Ts", len(channels), ending) if (folder / "imagesTs").is_dir() else ([], [])
+        unlabelled = folder / "imagesTs"  # nnU-Net's users often have an empty one
+        has_tests = unlabelled.is_dir() and any(p.name[0] != "." for p in unlabelled.iterdir())
+        tests, more = _paired(folder, "Ts", len(channels), ending) if has_tests else ([], [])
         both = sorted({case.name for case in cases} & {case.name for case in tests})
         problems += more + [f"case {n}: is in imagesTr and in imagesTs; keep it in one of them" for n in both]
         if not any(case.label for case in cases):

@@ -13,14 +13,14 @@ import numpy as np
 
 from mre_lowshot.alignment import Atlas, Atlases
 from mre_lowshot.losses import IGNORE
-from mre_lowshot.planners.rules import other_side
+from mre_lowshot.planners.rules import other_side, spelled
 from mre_lowshot.specs import Plan
 
 
 def partners(labels: Mapping[str, int]) -> list[int]:
     """For each class, background first, the class that it is in a mirror image: ``left_kidney`` for ``right_kidney``,
     else itself."""
-    numbers = {name.lower(): number for name, number in labels.items()}
+    numbers = {spelled(name): number for name, number in labels.items()}
     found = {number: numbers.get(other_side(name) or "", number) for name, number in labels.items()}
     return [found[number] for number in range(len(labels))]
 

@@ -94,6 +94,11 @@ def _read(path: Path) -> sitk.Image:
         image = sitk.ReadImage(str(path))
     except RuntimeError as problem:
         reason = str(problem).strip().splitlines()[-1].strip()
+        if "orthonormal" in reason:
+            raise UserError(
+                f"{path}: its axes are not at right angles (a tilted gantry, or a registration left in the header): "
+                "resample it to a grid without shear"
+            ) from None
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); export it again as one of {', '.join(READABLE_ENDINGS)}"
         ) from None

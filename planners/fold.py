@@ -136,7 +136,7 @@ def decide(
     if likeness:
         mirrored, reasons["mirror_images"] = mirror_images_rule(likeness)
     if missing:
-        reasons["missing"] = f"not in the training scans, so they cannot be learned: {', '.join(missing)}"
+        reasons["missing"] = f"no voxel in the training scans, so they cannot be learned: {', '.join(missing)}"
     total = max(1, int(counts.sum()))
     shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
     return FoldDecisions(

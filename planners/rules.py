@@ -13,8 +13,9 @@ from mre_lowshot.preprocessing.resampling import spacing_with
 from mre_lowshot.specs import ChannelNormalization, InferenceSpec, PatchSpec
 
 CT_NAMES = ("ct",)
-MRI_NAMES = ("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "t2-flair", "adc", "dwi", "pd",
-             "t1ir", "ir", "swi", "bold", "cine")  # fmt: skip
+MRI_WORDS = ("mri", "mr", "flair", "adc", "dwi", "pd", "pdw", "ir", "swi", "bold", "cine", "mprage", "dixon", "gre",
+             "tof", "stir", "bravo", "spgr")  # fmt: skip
+MRI_BEGINNINGS = ("t1", "t2")  # t1w, T1-IR, T1DUAL, T2SPIR, T2*
 OTHER_NAMES = ("us", "ultrasound", "pet", "r", "g", "b", "red", "green", "blue", "nonct", "zscore", "gray", "grey")
 
 PAPER_BUDGET = 12 * 36 * 36  # voxels of the paper's patch
@@ -32,10 +33,18 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
         return ChannelNormalization("clip"), f"channel {channel!r} is CT: clip HU to [-210, 290], scale to [0, 1]"
     where = "inside the non-constant region" if stripped else "over the whole crop"
     reason = f"channel {channel!r}: z-score {where}"
-    if name not in MRI_NAMES + OTHER_NAMES:
+    if name not in OTHER_NAMES and not is_mri(channel):
         reason = f"NOTE channel name {channel!r} is unknown (CT, MRI, T1, FLAIR, US ... are known): taken as z-score, "
-        reason += f'{where}; if it is CT, write "CT" in dataset.json'
+        reason += f"{where}; if it is CT or MRI, write so in dataset.json"
     return ChannelNormalization("zscore", inside_only=stripped), reason
+
+
+def is_mri(channel: str) -> bool:
+    """Whether a word of the channel's name tells a sequence of MRI, and none another modality."""
+    words = re.findall(r"[a-z0-9]+", channel.lower())
+    if any(word in CT_NAMES + OTHER_NAMES for word in words):
+        return False
+    return any(word in MRI_WORDS or word.startswith(MRI_BEGINNINGS) for word in words)
 
 
 # With nothing below 0 (no air, no fat), so bright a scan is stored with an offset; so narrow a range is no CT's.
@@ -66,8 +75,7 @@ def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndar
     """Whether scans, (n, 3) ``extents_mm``, have their bias field divided out: MRI of a body or a head. ``lowest``:
     the least of their 0.5th percentiles, in shares of the 99.5th. Skull-stripped scans have been through that already
     (docs/LOG.md, 2026-11-26)."""
-    named = [name.strip().lower() for name in channels]
-    if not all(name in MRI_NAMES and name not in MEASURED for name in named):
+    if not all(is_mri(name) and not any(word in name.lower() for word in MEASURED) for name in channels):
         return False, f"left as it is: {', '.join(channels)} is not MRI alone"
     if stripped:
         return False, "left as it is: a constant background tells scans that were prepared already"
@@ -181,15 +189,20 @@ def paper_dilations(patch: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...]
 DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 
 
-_SIDES = {"left": "right", "l": "r", "lh": "rh"}
+_SIDES = {"left": "right", "l": "r", "lh": "rh", "lt": "rt"}
 _OPPOSITE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
 _SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OPPOSITE)})(?![a-z])")
 
 
+def spelled(name: str) -> str:
+    """A label's name in lower case, words that a capital begins parted: ``left_kidney`` for ``LeftKidney``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
 def other_side(name: str) -> str | None:
-    """The name of the same structure on the other side, in lower case: ``left_kidney`` for ``Right_Kidney``. None
-    where the name tells no side (left and right, l and r, lh and rh)."""
-    swapped, found = _SIDE.subn(lambda side: _OPPOSITE[side[0]], name.lower())
+    """The name of the same structure on the other side, `spelled`: ``left_kidney`` for ``Right_Kidney``. None where
+    the name tells no side (left and right, l and r, lh and rh, lt and rt)."""
+    swapped, found = _SIDE.subn(lambda side: _OPPOSITE[side[0]], spelled(name))
     return swapped if found else None
 
 
@@ -198,7 +211,7 @@ def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, s
     sided = [name for name in labels if other_side(name)]
     if sided:
         return False, f"not mirrored: {', '.join(sided[:4])} would change sides"
-    if not all(name.strip().lower() in MRI_NAMES for name in channels):
+    if not all(is_mri(name) for name in channels):
         return False, f"not mirrored: {', '.join(channels)} is no MRI, and the paper mirrors brain MRI only"
     return True, "left and right are swapped in half of the patches"
 
@@ -233,10 +246,13 @@ def plain_rule(labels: Sequence[str]) -> tuple[bool, str]:
 def flat_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Axes (y, x) along which 2D training images are mirrored: x where all foreground labels are lesions, which have
     no side; top and bottom never (in ultrasound depth runs along y)."""
-    if only_lesions(labels):
+    if only_lesions(labels) and not any(other_side(name) for name in labels):
         named = ", ".join(lesions_of(labels))
         return (1,), f"2D images of lesions ({named}), which have no side: mirrored left and right"
-    return (), "not every label is a lesion: one of them may be a left or a right structure, so nothing is mirrored"
+    return (
+        (),
+        "not every label is a lesion without a side: one may be a left or a right structure, so nothing is mirrored",
+    )
 
 
 PASSES = 50  # how often training should have seen a scan's voxels, as far as `length_rule` lets it

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 Box = tuple[tuple[int, int], ...]
+AIR_HU = -1024.0  # nothing is less dense
+RING = 0.6  # of what it encloses: lungs and bowel leave more
 RINGING = 1e-4  # of the range: what resampling by splines, or storing with a slope, makes of a constant
 
 
@@ -71,13 +73,14 @@ def _object(channel: np.ndarray) -> np.ndarray | None:
     """The largest connected object of a (D, H, W) channel of some 4 mm that is brighter than air.
 
     The air level is not assumed (exported scans are often clipped: air may read -1024, -125 or 0): the channel,
-    smoothed, is split by Otsu's method into three classes (air, fat, soft tissue), and the darkest is air. An opening
-    cuts thin bridges to the table. None for an image that Otsu cannot split.
+    smoothed, is split by Otsu's method into three classes (air, fat, soft tissue), and the darkest is air; what a CT
+    scanner pads its circle with (-2048, -3024) is no class of its own. An opening cuts thin bridges to the table. None
+    for an image that Otsu cannot split.
     """
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu
 
-    smooth = ndimage.gaussian_filter(channel, 0.5)
+    smooth = ndimage.gaussian_filter(np.maximum(channel, AIR_HU), 0.5)
     try:
         air = threshold_multiotsu(smooth, classes=3, nbins=128)[0]
     except ValueError:  # fewer than three grey levels: nothing to tell apart
@@ -103,11 +106,17 @@ def body_box(image: np.ndarray, spacing: tuple[float, ...], margin_mm: float = 0
 
 def body_mask(image: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     """The patient, (D, H, W) bool, as `body_box` finds it, as fine as the grid it is found on; everything where none
-    is found. Air in the body is no part of it."""
+    is found. Air in the body is no part of it; but where the object is hardly more than a `RING`, which is fat so
+    bright, or coils so near, that the rest reads like air, the slices' holes belong to it."""
+    from scipy import ndimage
+
     found = _thin_object(image, spacing)
     if found is None:
         return np.ones(image.shape[1:], dtype=bool)
     mask, step = found
+    filled = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    if np.count_nonzero(mask) < RING * np.count_nonzero(filled):
+        mask = filled
     return mask[np.ix_(*(np.arange(n) // s for n, s in zip(image.shape[1:], step, strict=True)))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,23 +62,28 @@ def prepare_case(name: str, image: Volume, label: Volume | None, plan: Plan, cro
         if plan.ignore_label is not None:
             marked = np.where(marked == plan.ignore_label, IGNORE, marked)
         if plan.preprocessing.crop != "given":
-            _check_crop(name, marked, transform)
+            _check_crop(name, marked, transform, plan.labels)
         target = forward_labels(marked, transform).astype(np.int16)
     return PreparedCase(name, array, target, transform, image.geometry.to_json())
 
 
 LOST = 0.01  # of the labelled voxels may be cut off: the patient is found on a coarse grid
+LOST_OF_ONE = 0.05  # of one class
 
 
-def _check_crop(name: str, marked: np.ndarray, transform: GridTransform) -> None:
+def _check_crop(name: str, marked: np.ndarray, transform: GridTransform, labels: Mapping[str, int]) -> None:
     """Refuse a scan whose labels (D, H, W) a crop that nobody gave would cut off: they are never lost unseen."""
-    labelled = int(np.count_nonzero(marked > 0))
-    lost = labelled - int(np.count_nonzero(marked[as_slices(transform.box)] > 0))
-    if lost > LOST * labelled:
-        raise UserError(
-            f"case {name}: {lost} of {labelled} labelled voxels lie outside the box {transform.box} (z, y, x) that the "
-            "image is cropped to; plan with -p NAME --set preprocessing.crop=none"
-        )
+    before, after = (
+        np.bincount(m[m > 0], minlength=1 + max(labels.values())) for m in (marked, marked[as_slices(transform.box)])
+    )
+    found = {"labelled": (int(before.sum()), int(after.sum()), LOST)}
+    found |= {label: (int(before[k]), int(after[k]), LOST_OF_ONE) for label, k in labels.items() if k}
+    for label, (all_of_it, kept, limit) in found.items():
+        if all_of_it - kept > limit * all_of_it:
+            raise UserError(
+                f"case {name}: {all_of_it - kept} of {all_of_it} {label} voxels lie outside the box {transform.box} "
+                "(z, y, x) that the image is cropped to; plan with -p NAME --set preprocessing.crop=none"
+            )
 
 
 def prepare_dataset(
@@ -86,19 +91,23 @@ def prepare_dataset(
     plan: Plan,
     folder: Path,
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
-) -> None:
+) -> list[str]:
     """Preprocess all labelled cases into ``folder/<plan's name>/`` and copy their label maps to
-    ``folder/gt_segmentations/``; what was done is recorded in ``preprocessing.json``."""
+    ``folder/gt_segmentations/``; what was done is recorded in ``preprocessing.json``. Gives what a person should know:
+    structures too small for the plan's grid."""
     cases = folder / plan.plans_name
     record = cases / "preprocessing.json"
     record.unlink(missing_ok=True)  # until all cases are there, the folder does not count as preprocessed
     crops = read_crops(dataset.folder)
     (folder / REFERENCES).mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
     for case in progress(dataset.labelled):
         if case.label is None:
             continue
         image, label = read_channels(list(case.images)), read_labels(case.label)
-        save_case(cases, prepare_case(case.name, image, label, plan, crops.get(case.name)))
+        prepared = prepare_case(case.name, image, label, plan, crops.get(case.name))
+        save_case(cases, prepared)
+        notes += _vanished(prepared, label.array, plan)
         reference = folder / REFERENCES / f"{case.name}{dataset.file_ending}"  # a file may be called .PNG
         if reference.suffix.lower() == ".mhd":  # a header only: its voxels lie in another file
             write_volume(reference, label.array, label.geometry)
@@ -106,6 +115,18 @@ def prepare_dataset(
             shutil.copyfile(case.label, reference)
     shutil.copyfile(dataset.folder / "dataset.json", folder / "dataset.json")
     write_json(record, {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]})
+    return notes
+
+
+def _vanished(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> list[str]:
+    """The classes of a label map (D, H, W) that have no voxel left on the plan's grid, in words."""
+    left = np.unique(prepared.label) if prepared.label is not None else ()
+    return [
+        f"case {prepared.name}: {name} ({np.count_nonzero(marked == number)} voxels) falls between the voxels of the "
+        "plan's grid and cannot be learned from it; a finer one keeps it (-p NAME --set preprocessing.spacing=[z,y,x])"
+        for name, number in plan.labels.items()
+        if number and number not in left and (marked == number).any()
+    ]
 
 
 def check_prepared(plan: Plan, folder: Path) -> list[str]:

@@ -74,7 +74,7 @@ def test_halves_that_are_alike_are_seen_and_others_are_not(sided):
     assert not decided
     assert "mirror images are not used" in reason
     if sided:  # names that do not tell the side: what is right in the image would be called left
-        nameless = replace(plan, labels={"background": 0, "LeftBall": 1, "RightBall": 2})
+        nameless = replace(plan, labels={"background": 0, "PrimaBall": 1, "SecundaBall": 2})
         assert max(measured([brain(0, sided)], nameless)[0].values()) < 0.1
 
 

@@ -313,7 +313,28 @@ def test_labels_that_the_crop_would_cut_off_are_named(dataset, tmp_path):
         prepare_dataset(dataset, plan_for(spec("nonzero")), tmp_path / "out")
     with pytest.raises(UserError, match=r"case c[01]: \d+ of \d+ labelled voxels lie outside the box .*crop=none"):
         prepare_dataset(dataset, plan_for(spec("centre")), tmp_path / "out")
-    prepare_dataset(dataset, plan_for(spec("none")), tmp_path / "whole")
+    assert prepare_dataset(dataset, plan_for(spec("none")), tmp_path / "whole") == []
+
+
+def test_a_small_class_that_the_crop_would_cut_off_is_named_though_it_is_a_small_share_of_all(dataset, tmp_path):
+    path = dataset.folder / "labelsTr/c1.nii.gz"
+    marked = read_labels(path)
+    marked.array[marked.array == 2] = 1
+    marked.array[0, 0, :2] = marked.array[7, 12, 12:16] = 2
+    write_volume(path, marked.array, marked.geometry)
+    with pytest.raises(UserError, match=r"case c1: 2 of 6 y voxels lie outside the box"):
+        prepare_dataset(dataset, plan_for(spec("nonzero")), tmp_path / "out")
+
+
+def test_a_class_that_falls_between_the_voxels_of_the_grid_is_told(dataset, tmp_path):
+    path = dataset.folder / "labelsTr/c1.nii.gz"
+    marked = read_labels(path)
+    marked.array[:] = 1
+    marked.array[7, 12, 12] = 2
+    write_volume(path, marked.array, marked.geometry)
+    coarse = spec("none", grid="spacing", spacing=tuple(4 * s for s in marked.geometry.spacing))
+    (note,) = prepare_dataset(dataset, plan_for(coarse), tmp_path / "out")
+    assert note.startswith("case c1: y (1 voxels) falls between the voxels")
 
 
 def test_cases_of_another_plan_or_of_an_interrupted_run_are_refused(dataset, tmp_path, monkeypatch):

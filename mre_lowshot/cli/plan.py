@@ -178,7 +178,9 @@ def _one(options: argparse.Namespace, name: str) -> None:
         print(f"  {decision}: {reason}")
     print(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")
     if not options.no_pp:
-        prepare_dataset(dataset, plan, folder, partial(tqdm, desc="preprocess", unit="scan", disable=None, delay=2))
+        bar = partial(tqdm, desc="preprocess", unit="scan", disable=None, delay=2)
+        for note in prepare_dataset(dataset, plan, folder, bar):
+            print(f"  NOTE {note}")
         labelled = len(dataset.labelled)
         more = f"; or on all of them: mre_train {raw.name} all fold0" if labelled in (2, 3) else ""
         print(f"  {labelled} cases preprocessed; next: mre_train {raw.name} 1shot fold0{more}")

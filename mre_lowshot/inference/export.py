@@ -25,20 +25,24 @@ from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.specs import Plan
 from mre_lowshot.volume import Geometry, file_ending, read_channels, write_volume
 
+LIKE_THE_LARGEST = 0.5  # so large a piece is no stray: halves that touch on the plan's grid may part on the scan's own
+
 
 def native_labels(
     probabilities: np.ndarray, transform: GridTransform, single_component: Sequence[int] = ()
 ) -> np.ndarray:
     """Class probabilities (K, *size) to the label map on the scan's grid, (D, H, W); of the classes in
-    ``single_component`` only the largest connected piece is kept, the rest becomes background."""
+    ``single_component`` only the largest connected piece is kept (and any `LIKE_THE_LARGEST`), the rest becomes
+    background."""
     labels = inverse_labels(probabilities, transform)
     if single_component:
-        from acvl_utils.morphology.morphology_helper import remove_all_but_largest_component
+        from acvl_utils.morphology.morphology_helper import label_with_component_sizes
 
         for label in single_component:
-            mask = labels == label
-            if mask.any():
-                labels[mask & ~remove_all_but_largest_component(mask)] = 0
+            pieces, sizes = label_with_component_sizes(labels == label)
+            strays = [n for n, size in sizes.items() if size < LIKE_THE_LARGEST * max(sizes.values())]
+            if strays:
+                labels[np.isin(pieces, strays)] = 0
     return labels
 
 

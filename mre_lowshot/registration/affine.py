@@ -17,18 +17,20 @@ def affine(fixed: Any, moving: Any) -> Any:
 
     Scans cover different lengths of the body, people differ in size, and a start too far off ends in a wrong place:
     several starts along the body (z), as large as they are and scaled to each other's width and depth, are followed on
-    a coarse grid. The one whose outcome correlates best over all of ``fixed``, both normalised by their surroundings
-    (without that, more of the darkness around a body counts as much as its organs), goes on.
+    a coarse grid. The one whose outcome correlates best, over all of ``fixed`` and over all of ``moving``, goes on: a
+    start that lays one scan's end on the other's may fit there by chance. Both are normalised by their surroundings
+    (without that, more of the darkness around a body counts as much as its organs).
     """
     one, other = coarser(fixed, 2), coarser(moving, 2)
-    normalised = locally_normalised(one)
+    normalised, others = locally_normalised(one), locally_normalised(other)
     best, best_score = None, -np.inf
     for start in _starts(fixed, moving):
         try:
             found = _descend(one, other, start, [2], [1])
-        except RuntimeError:  # this start leaves too little in common
+            back = found.GetInverse()
+        except RuntimeError:  # this start leaves too little in common, or flattens a scan
             continue
-        score = _correlation(normalised, other, found)
+        score = _correlation(normalised, other, found) + _correlation(others, one, back)
         if score > best_score:
             best, best_score = found, score
     if best is None:

@@ -1,0 +1,33 @@
+"""Which start an affine registration follows."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, zoom
+
+from mre_lowshot.registration import affine
+
+sitk = pytest.importorskip("SimpleITK")
+
+
+def test_a_start_that_fits_one_end_of_the_other_scan_only_is_not_followed(monkeypatch):
+    """``fixed`` lies in ``moving`` twice: small and clear at one end, which leaves most of ``moving`` unexplained, and
+    less clear all along it. Seen from ``fixed`` alone the small one fits better."""
+    random = np.random.default_rng(0)
+    scan = gaussian_filter(random.normal(size=(48, 24, 24)), 1.5)
+    scan /= scan.std()
+    noise = gaussian_filter(random.normal(size=(80, 24, 24)), 1.5)
+    long = zoom(scan, (80 / 48, 1, 1), order=1) + 0.7 * noise / noise.std()
+    moving = np.concatenate([zoom(scan, (16 / 48, 1, 1), order=1), long]).astype(np.float32)
+    starts = []
+    for low, length in ((0, 16), (16, 80)):
+        start = sitk.AffineTransform(3)
+        start.SetMatrix((1, 0, 0, 0, 1, 0, 0, 0, (length - 1) / 47))
+        start.SetTranslation((0, 0, low))
+        starts.append(start)
+    monkeypatch.setattr(affine, "_starts", lambda *_: starts)
+    monkeypatch.setattr(affine, "_descend", lambda fixed, moving, start, *_: start)
+    monkeypatch.setattr(affine, "coarser", lambda image, _: image)
+    one, other = sitk.GetImageFromArray(scan.astype(np.float32)), sitk.GetImageFromArray(moving)
+    small, whole = (affine._correlation(affine.locally_normalised(one), other, start) for start in starts)
+    assert small > whole
+    assert affine.affine(one, other) is starts[1]

@@ -1,0 +1,45 @@
+"""Where the patient is, on images that mislead."""
+
+import numpy as np
+import pytest
+
+from mre_lowshot.preprocessing.cropping import body_box, body_mask
+
+SPACING = (4.0, 4.0, 4.0)
+
+
+def ellipse(shape, centre, radii):
+    places = np.indices(shape)
+    return sum(((p - c) / r) ** 2 for p, c, r in zip(places, centre, radii, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("padding", [-1024.0, -2048.0, -3024.0])
+def test_what_a_scanner_pads_its_circle_with_is_air(padding):
+    """The scan circle reads -1000, beyond it stands the padding; fat is -100, what is inside 40."""
+    shape, noise = (20, 80, 80), np.random.default_rng(0).normal(0, 8, (20, 80, 80))
+    image = np.where(ellipse(shape, (10, 40, 40), (99, 40, 40)), -1000 + noise, padding)
+    image = np.where(ellipse(shape, (10, 40, 40), (99, 14, 24)), -100 + noise, image)
+    image = np.where(ellipse(shape, (10, 40, 40), (99, 11, 20)), 40 + noise, image)
+    _, (top, bottom), (right, left) = body_box(image[None].astype(np.float32), SPACING)
+    found = np.array([top, bottom, right, left])
+    assert np.abs(found - [26, 55, 16, 65]).max() <= 3
+
+
+def test_an_mri_whose_fat_outshines_all_else_is_seen_whole():
+    shape, noise = (20, 80, 80), np.random.default_rng(0).normal(0, 3, (20, 80, 80))
+    body, inner = ellipse(shape, (10, 40, 40), (99, 22, 32)), ellipse(shape, (10, 40, 40), (99, 18, 28))
+    image = np.where(inner, 60, np.where(body, 1500, 5)) + noise
+    mask = body_mask(image[None].astype(np.float32), SPACING)
+    assert np.count_nonzero(mask & inner) > 0.95 * np.count_nonzero(inner)
+    assert np.count_nonzero(mask & ~body) < 0.1 * np.count_nonzero(body)
+
+
+def test_lungs_are_no_part_of_the_patient():
+    shape, noise = (20, 80, 80), np.random.default_rng(0).normal(0, 3, (20, 80, 80))
+    body = ellipse(shape, (10, 40, 40), (99, 24, 34))
+    lungs = ellipse(shape, (10, 40, 26), (99, 12, 8)) | ellipse(shape, (10, 40, 54), (99, 12, 8))
+    fat = body & ~ellipse(shape, (10, 40, 40), (99, 20, 30))
+    image = np.where(fat, 600, np.where(lungs, 10, np.where(body, 300, 5))) + noise
+    mask = body_mask(image[None].astype(np.float32), SPACING)
+    assert np.count_nonzero(mask & lungs) < 0.1 * np.count_nonzero(lungs)
+    assert np.count_nonzero(mask & body & ~lungs) > 0.9 * np.count_nonzero(body & ~lungs)
