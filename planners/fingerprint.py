@@ -13,6 +13,7 @@ from mre_lowshot.preprocessing.cropping import body_box, foreground_mask, mask_b
 # A scan counts as skull-stripped (constant background) from this share of background voxels on: the stripped scans
 # looked at have 81-88 %, others below 1 % (MRI) or, exported with clipped air, up to 76 % (CT, decided by name).
 CONSTANT_BACKGROUND_SHARE = 0.5
+BRAIN_MM = 200.0  # no brain is longer; heads and bodies are
 
 
 def case_fingerprint(image: np.ndarray, spacing: tuple[float, ...], orientation: str) -> dict[str, Any]:
@@ -102,5 +103,12 @@ def seen_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def constant_background(fingerprint: dict[str, Any]) -> bool:
-    """Whether every scan has a constant background (skull-stripped and alike)."""
-    return all(c["background_share"] >= CONSTANT_BACKGROUND_SHARE for c in fingerprint["cases"].values())
+    """Whether every scan has a constant background and no more than a brain inside (skull-stripped and alike): around
+    a larger object it is air that the scanner wrote as 0, in this scan and perhaps not in the next."""
+    return all(_stripped(case) for case in fingerprint["cases"].values())
+
+
+def _stripped(case: dict[str, Any]) -> bool:
+    longest = max(n * s for n, s in zip(case["nonzero_shape"], case["spacing"], strict=True))
+    brain = case["shape"][0] == 1 or longest <= BRAIN_MM
+    return bool(brain and case["background_share"] >= CONSTANT_BACKGROUND_SHARE)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
 from mre_lowshot.preprocessing.cropping import body_box, body_mask
 
 SPACING = (4.0, 4.0, 4.0)
@@ -43,3 +44,13 @@ def test_lungs_are_no_part_of_the_patient():
     mask = body_mask(image[None].astype(np.float32), SPACING)
     assert np.count_nonzero(mask & lungs) < 0.1 * np.count_nonzero(lungs)
     assert np.count_nonzero(mask & body & ~lungs) > 0.9 * np.count_nonzero(body & ~lungs)
+
+
+@pytest.mark.parametrize(("voxel", "stripped"), [(4.0, True), (8.0, False)])
+def test_air_written_as_zero_around_a_body_is_no_skull_stripping(voxel, stripped):
+    """The same picture once as small as a brain (160 mm) and once as large as a body."""
+    inside = ellipse((40, 60, 60), (20, 30, 30), (14, 20, 16))
+    image = np.where(inside, np.random.default_rng(0).uniform(100, 200, inside.shape), 0)
+    measured = case_fingerprint(image[None].astype(np.float32), (voxel, voxel, voxel), "LPS")
+    assert measured["background_share"] > 0.5
+    assert constant_background(dataset_fingerprint("D", {"a": measured})) == stripped
