@@ -207,6 +207,11 @@ def test_endings_and_names_that_do_not_fit(raw):
     assert "hidden" not in text
 
 
+def test_an_empty_folder_of_test_images_is_none(raw):
+    (raw / "imagesTs").mkdir()
+    assert verify(RawDataset.load(raw)) == []
+
+
 def test_test_cases_are_verified_but_never_handed_over(raw):
     write(raw / "imagesTs/t_0000.nii.gz", image_array())
     write(raw / "labelsTs/t.nii.gz", label_array())  # a test scan without the structure is allowed

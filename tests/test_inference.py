@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from mre_lowshot.dataset import Case
 from mre_lowshot.errors import NumericalError, UserError
-from mre_lowshot.inference.export import each_ready
+from mre_lowshot.inference.export import each_ready, native_labels
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.tiles import centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import build
+from mre_lowshot.preprocessing.pipeline import GridTransform
 from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
 PATCH = PatchSpec((4, 8, 8), (2, 4, 6))
@@ -351,3 +352,18 @@ def test_scans_made_ready_ahead_come_in_order_with_their_own_errors(ahead):
     assert made == list("abcd")
     if not ahead:
         assert before == [1, 2, 3, 4]  # one at a time
+
+
+@pytest.mark.parametrize(("second", "stays"), [(4, False), (8, True)])
+def test_strays_go_and_halves_stay(second, stays):
+    """A class of one piece: what is less than half as large as its largest piece is a stray."""
+    shape = (1, 12, 30)
+    drawn = np.zeros(shape, int)
+    drawn[0, 2:4, 2:12], drawn[0, 8:10, 20 : 20 + second], drawn[0, 6, 0] = 1, 1, 2
+    probabilities = np.stack([drawn == k for k in range(3)]).astype(np.float32)
+    transform = GridTransform(shape, (1.0, 1.0, 1.0), tuple((0, n) for n in shape), shape)
+    wanted = drawn.copy()
+    if not stays:
+        wanted[0, 8:10] = 0
+    assert np.array_equal(native_labels(probabilities, transform, (1, 2)), wanted)
+    assert np.array_equal(native_labels(probabilities, transform), drawn)

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import os
 import stat
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,17 @@ def test_unusual_but_whole_nifti_files_are_read(name, tmp_path):
         sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.float32)), str(path))
         path.write_bytes(path.read_bytes() + b"\xff" * 300)  # read as floats, these bytes would be NaN
     assert np.array_equal(read_image(path).array[0], array)
+
+
+def test_axes_that_are_not_at_right_angles_are_told_as_such(tmp_path):
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(labels().astype(np.uint8)), str(path))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<hh", data, 252, 0, 1)  # qform_code, sform_code
+    struct.pack_into("<12f", data, 280, 1, 0.2, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)  # srow_x, srow_y, srow_z
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.nii: its axes are not at right angles .*resample it"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
