@@ -107,7 +107,7 @@ def prepare_dataset(
         image, label = read_channels(list(case.images)), read_labels(case.label)
         prepared = prepare_case(case.name, image, label, plan, crops.get(case.name))
         save_case(cases, prepared)
-        notes += _vanished(prepared, label.array, plan)
+        notes += _vanished(prepared, label.array[as_slices(prepared.transform.box)], plan)
         reference = folder / REFERENCES / f"{case.name}{dataset.file_ending}"  # a file may be called .PNG
         if reference.suffix.lower() == ".mhd":  # a header only: its voxels lie in another file
             write_volume(reference, label.array, label.geometry)
@@ -119,7 +119,7 @@ def prepare_dataset(
 
 
 def _vanished(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> list[str]:
-    """The classes of a label map (D, H, W) that have no voxel left on the plan's grid, in words."""
+    """The classes of a label map, cut to the crop's box, that have no voxel left on the plan's grid, in words."""
     left = np.unique(prepared.label) if prepared.label is not None else ()
     return [
         f"case {prepared.name}: {name} ({np.count_nonzero(marked == number)} voxels) falls between the voxels of the "
