@@ -13,7 +13,7 @@ from mre_lowshot.preprocessing.cropping import body_box, foreground_mask, mask_b
 # A scan counts as skull-stripped (constant background) from this share of background voxels on: the stripped scans
 # looked at have 81-88 %, others below 1 % (MRI) or, exported with clipped air, up to 76 % (CT, decided by name).
 CONSTANT_BACKGROUND_SHARE = 0.5
-BRAIN_MM = 200.0  # no brain is longer; heads and bodies are
+BRAIN_MM = 200.0  # no brain is longer; an adult's head or body is
 
 
 def case_fingerprint(image: np.ndarray, spacing: tuple[float, ...], orientation: str) -> dict[str, Any]:
@@ -68,14 +68,13 @@ def dataset_fingerprint(name: str, cases: dict[str, dict[str, Any]]) -> dict[str
     }
 
 
-def write_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> Path:
+def write_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> None:
     """Write it to ``folder/dataset_fingerprint.json``; where nnU-Net has its own of that name, which it would trust
-    unread, to ``mre_fingerprint.json``. Gives the path."""
+    unread, to ``mre_fingerprint.json``."""
     path = folder / "dataset_fingerprint.json"
     if path.is_file() and "cases" not in read_json(path, f"the fingerprint in {folder}"):
         path = folder / "mre_fingerprint.json"
     write_json(path, fingerprint)
-    return path
 
 
 def seen_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:
