@@ -1,6 +1,6 @@
 """Which scans a fold trains on: 1shot, 2shot, 3shot, 5pct, leave-one-out, all. Seeded, saved, editable by hand.
 
-The protocol (paper, IV-A): one-shot trains on each scan in turn, more shots on seven random draws; every other
+The protocol (paper, IV-B): one-shot trains on each scan in turn, more shots on seven random draws; every other
 labelled scan is tested on.
 """
 
