@@ -1,10 +1,13 @@
-# make demo   the whole path on synthetic scans, in a virtual environment of its own
-# make test   the tests, lint and types, likewise (under ten minutes on two cores)
+# make demo     the whole pipeline on synthetic scans, in a virtual environment of its own
+# make test     lint, types and tests, likewise (two workers, one thread each)
+# make mutants  mutation testing of the method's modules (hours; docs: CONTRIBUTING.md)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One thread per worker: tiny networks gain nothing from threads, and two workers use both cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow mutants clean
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,10 +26,13 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/.test
+	$(BIN)/python -m tests.mutation
 
 clean:
 	rm -rf $(VENV) build dist mre_demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,45 @@
 """mre_lowshot: segment every scan of a kind from one to three annotated ones.
 
-The main path: raw dataset -> fingerprint -> plan -> preprocessed cases -> patches -> network -> loss -> trainer ->
-checkpoint -> predictor -> export -> evaluation. Data flows one way, and so do imports.
+>>> import mre_lowshot
+>>> sorted(name for name in dir(mre_lowshot) if not name.startswith("_"))
+['Dataset', 'Predictor', 'Volume', 'evaluate', 'plan', 'predict', 'train']
+
+Everything is loaded when it is first used; importing the package alone is fast.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mre_lowshot.data.dataset import Dataset
+    from mre_lowshot.data.volume import Volume
+    from mre_lowshot.inference.predictor import Predictor
+    from mre_lowshot.workflows.evaluate import evaluate
+    from mre_lowshot.workflows.plan import plan
+    from mre_lowshot.workflows.predict import predict
+    from mre_lowshot.workflows.train import train
+
+__version__ = "0.2.0"
+__all__ = ["Dataset", "Predictor", "Volume", "evaluate", "plan", "predict", "train"]
+
+_HOMES = {
+    "Dataset": "data.dataset",
+    "Predictor": "inference.predictor",
+    "Volume": "data.volume",
+    "evaluate": "workflows.evaluate",
+    "plan": "workflows.plan",
+    "predict": "workflows.predict",
+    "train": "workflows.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

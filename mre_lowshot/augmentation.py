@@ -1,7 +1,7 @@
-"""Random changes of training patches: where the voxels are taken from, and what becomes of their intensities.
+"""Random augmentation of training patches: spatial deformation of sampling positions, and intensity transforms.
 
-Spatial changes are sampling positions in the whole volume (so that a turned patch meets real anatomy, not padding);
-intensity changes are batchgenerators' transforms.
+Spatial augmentation moves the positions at which the volume is sampled, so that a rotated patch contains anatomy and
+not padding. Intensity augmentation uses the transforms of batchgenerators.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.specs import AugmentationSpec
+from mre_lowshot.config import AugmentationConfig
 
-CONTROL_POINTS = 4  # of the elastic field, along each side of a patch
+CONTROL_POINTS = 4  # of the elastic field, per axis of a patch
 
 
 def rotation_matrix(angles: np.ndarray, axes: int) -> np.ndarray:
-    """Rotation about each axis in turn (one angle in 2D, three in 3D; radians) as an (axes, axes) matrix."""
+    """Matrix (axes, axes) of successive rotations about each axis: one angle in 2D, three in 3D, in radians."""
     if axes == 2:
         c, s = np.cos(angles[0]), np.sin(angles[0])
         return np.array([[c, -s], [s, c]])
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         i, j = [a for a in range(3) if a != axis]
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
+        rotation = np.eye(3)
+        rotation[i, i] = rotation[j, j] = np.cos(angle)
+        rotation[i, j], rotation[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = rotation @ matrix
     return matrix
 
 
@@ -36,13 +36,23 @@ def deform(
     positions: np.ndarray,
     spacing: tuple[float, ...],
     volume: tuple[int, ...],
-    spec: AugmentationSpec,
+    spec: AugmentationConfig,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where to sample the volume for a patch whose voxels lie at ``positions``, both (axes, *patch) in voxels.
+    """Randomly deform the sampling positions of a patch, with probability ``spec.spatial_probability``.
 
-    Affine (rotation, isotropic scaling) about the patch's centre and a smooth elastic field, in mm so that
-    anisotropic voxels are turned rightly; then a shift. Gives the positions unchanged with 1 - spatial_probability.
+    Applies a rotation and an isotropic scaling about the centre of the patch, a smooth elastic field and a shift. All
+    are computed in mm, so that they are correct for anisotropic voxels.
+
+    Args:
+        positions: voxel coordinates of the patch in the volume (axes, *patch).
+        spacing: voxel size per axis in mm.
+        volume: size of the volume in voxels, per axis.
+        spec: ranges and probabilities.
+        rng: random generator.
+
+    Returns:
+        Deformed voxel coordinates (axes, *patch).
     """
     axes, patch = len(spacing), positions.shape[1:]
     if rng.random() >= spec.spatial_probability:
@@ -58,13 +68,17 @@ def deform(
         side_mm = (np.asarray(patch) * np.asarray(spacing)).reshape(column)
         offsets = offsets + elastic_field(patch, rng) * spec.elastic * side_mm
     if spec.shift:
-        moved = rng.uniform(-spec.shift, spec.shift, size=axes) * np.asarray(volume) * np.asarray(spacing)
-        offsets = offsets + moved.reshape(column)
-    return offsets / scale + centre
+        shift_mm = rng.uniform(-spec.shift, spec.shift, size=axes) * np.asarray(volume) * np.asarray(spacing)
+        offsets = offsets + shift_mm.reshape(column)
+    deformed: np.ndarray = offsets / scale + centre
+    return deformed
 
 
-def jitter(positions: np.ndarray, spec: AugmentationSpec, rng: np.random.Generator) -> np.ndarray:
-    """``positions`` (axes, *patch) bent by a smooth field whose strength is drawn up to ``spec.location_jitter``."""
+def jitter(positions: np.ndarray, spec: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:
+    """Deform location maps (axes, *patch) by a smooth random field, in voxels.
+
+    The strength is uniform in [0, ``spec.location_jitter``], as a fraction of the patch size.
+    """
     if not spec.location_jitter:
         return positions
     patch = positions.shape[1:]
@@ -73,29 +87,29 @@ def jitter(positions: np.ndarray, spec: AugmentationSpec, rng: np.random.Generat
 
 
 def elastic_field(patch: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A smooth random field (axes, *patch): unit normal displacements at a few control points, splined between."""
+    """A smooth random field (axes, *patch): cubic splines through standard normal values at the control points."""
     from scipy.interpolate import make_interp_spline
 
     field = rng.standard_normal((len(patch), *[CONTROL_POINTS] * len(patch)))
     for axis, n in enumerate(patch, start=1):
-        # the outermost points lie outside the patch, so that the field is as free at its border as inside
-        where = np.linspace(0.5, CONTROL_POINTS - 1.5, n)
-        basis = make_interp_spline(np.arange(CONTROL_POINTS), np.eye(CONTROL_POINTS), k=3)(where)  # (n, points)
+        # the outermost control points lie outside the patch, so that the field varies as much at its border as inside
+        at = np.linspace(0.5, CONTROL_POINTS - 1.5, n)
+        basis = make_interp_spline(np.arange(CONTROL_POINTS), np.eye(CONTROL_POINTS), k=3)(at)  # (n, points)
         field = np.moveaxis(np.tensordot(basis, field, axes=(1, axis)), 0, axis)
     return field
 
 
-def intensity_transform(spec: AugmentationSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """The recipe's intensity changes of a batch (B, C, *patch) float32, each patch and channel on its own.
+def intensity_transform(spec: AugmentationConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """The recipe's intensity augmentation of a batch (B, C, *patch) float32, independent per patch and channel.
 
-    Uses numpy's global random state, as batchgenerators does: seed it before each call.
+    Like batchgenerators it uses numpy's global random state: seed that before each call.
     """
     from batchgenerators.transforms import color_transforms as colour
     from batchgenerators.transforms import noise_transforms as noise
     from batchgenerators.transforms.abstract_transforms import Compose
     from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
-    steps: list = []
+    steps: list[Any] = []
     if spec.noise_probability:
         steps.append(noise.GaussianNoiseTransform((0, spec.noise_variance), p_per_sample=spec.noise_probability))
     if spec.blur_probability:
@@ -121,9 +135,13 @@ def intensity_transform(spec: AugmentationSpec) -> Callable[[np.ndarray], np.nda
 
 @dataclass(frozen=True)
 class Intensity:
-    """What `intensity_transform` gives: a class, for loader processes that are spawned get it pickled."""
+    """The composed transforms; a class, because spawned loader processes receive it pickled."""
 
-    compose: Any
+    compose: Any  # batchgenerators' Compose, or None for no intensity augmentation
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return images if self.compose is None else self.compose(data=images)["data"]
+        """Transform ``images`` (B, C, *patch)."""
+        if self.compose is None:
+            return images
+        transformed: np.ndarray = self.compose(data=images)["data"]
+        return transformed

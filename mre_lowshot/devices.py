@@ -1,4 +1,4 @@
-"""Which device to use, and how much memory it has."""
+"""Selection of the torch device, its memory, and deterministic computation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mre_lowshot.errors import UserError
 
 
 def resolve(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; anything else as torch names it.
+    """The torch device ``name``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -24,20 +24,23 @@ def resolve(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
-        raise UserError(f"-device {name}: not usable here ({reason}); use cpu or auto") from None
+        raise UserError(f"-device {name}: not available ({reason}); use cpu or auto") from None
     return device
 
 
 def make_deterministic() -> None:
-    """From now on the same computation on the same device gives the same numbers. On CUDA some kernels are replaced by
-    slower ones, and what has none is refused by torch with an error; call it before the device is used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is started
+    """Make computations reproducible: equal input gives equal results on the same device.
+
+    Call it before the device is used. On CUDA torch selects slower deterministic kernels, and raises an error for
+    operations without one.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at initialisation
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def memory_gb(device: torch.device) -> float:
-    """Total memory of the device (of the machine, for the CPU), in GB (10^9 bytes)."""
+    """Total memory of the device in GB (10^9 bytes); for the CPU, memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     try:

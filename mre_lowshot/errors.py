@@ -1,12 +1,12 @@
-"""What goes wrong in a user's hands, told without a traceback."""
+"""Errors that are reported without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message names the file or case, the rule, the value found and the mend.
+    """A mistake that the user can correct. The message names the file or case, the rule, the value found and the fix.
 
-    Commands print it on one line and leave with exit code 2 (wrong use).
+    Commands print it on one line and exit with code 2 (wrong use).
     """
 
 
 class NumericalError(RuntimeError):
-    """A non-finite loss, gradient or prediction: the computation is stopped, never turned into a label map."""
+    """A non-finite loss, gradient or prediction: the computation stops, and no label map is written."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON as people like to read it."""
+"""Atomic writing of files, and indented JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from mre_lowshot.errors import UserError
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (same ending); on success it replaces ``path``, on error it is removed."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``, with the same ending.
+
+    The temporary file replaces ``path`` on success and is deleted on error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
     handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}.", suffix=f".partial{ending}", dir=path.parent)
@@ -25,20 +28,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
+        temporary.chmod(0o666 & ~umask)  # mkstemp creates private files; results may be shared
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) so that ``path`` is either the old file or the whole new one."""
-    with whole_file(path) as temporary:
+    """Write ``text`` (UTF-8) atomically."""
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinities become ``null`` (JSON has no others)."""
+    """Write ``value`` as indented JSON, atomically; NaN and infinities become ``null``."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -53,14 +56,14 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file. ``what`` says what it is for, as in "dataset.json of Dataset017_BTCV".
+    """Read a JSON file; ``what`` describes it in messages, for example "dataset.json of Dataset017_BTCV".
 
     Raises:
-        UserError: the file is missing, or is no JSON (line and column named).
+        UserError: the file is missing or is not valid JSON; the message gives line and column.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what}: {path} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise UserError(f"{what}: {path} is not valid JSON ({problem}); mend or restore it") from None
+        raise UserError(f"{what}: {path} is not valid JSON ({problem}); correct or restore it") from None

@@ -1,14 +1,93 @@
-"""Resizing between the native and the planned grid, voxel centres aligned (half-pixel convention), edges repeated."""
+"""Voxel grids: positions, coordinate maps, interpolation and resizing, in one place.
+
+Two conventions. Coordinate maps run from -1 at the centre of the first voxel to 1 at the centre of the last one.
+Resizing aligns the grids' outer edges (half-pixel convention: voxel centres at (i + 0.5) * old / new - 0.5) and repeats
+edge voxels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+Box = tuple[tuple[int, int], ...]
+"""(low, high) voxel indices along each axis, high exclusive."""
+
+IGNORE = -1  # label of voxels that are not annotated, or that lie outside a volume
+
+
+def as_slices(box: Box | Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    """A box as slices, one per axis."""
+    return tuple(slice(low, high) for low, high in box)
+
+
+def full_box(shape: Sequence[int]) -> Box:
+    """The box of a whole grid of ``shape``."""
+    return tuple((0, int(n)) for n in shape)
+
+
+def union_box(boxes: Iterable[Box]) -> Box:
+    """The smallest box that holds all ``boxes``."""
+    return tuple((min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True))
+
+
+def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+    """Voxel indices (axes, *patch) of a patch whose first voxel is ``corner``; they may lie outside the volume."""
+    lines = [np.arange(c, c + n, dtype=np.float64) for c, n in zip(corner, patch, strict=True)]
+    positions: np.ndarray = np.stack(np.meshgrid(*lines, indexing="ij"))
+    return positions
+
+
+def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Cartesian coordinates of voxel ``positions`` (axes, *patch): each axis runs from -1 to 1 over the whole volume of
+    ``size`` voxels and continues linearly outside it (paper, III-C); 0 along an axis of one voxel. Float32, same shape.
+    """
+    last = np.asarray(size).reshape(-1, *[1] * (positions.ndim - 1)) - 1
+    maps: np.ndarray = ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)
+    return maps
+
+
+def sample_image(image: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """An image (C, *size) float32 at voxel ``positions`` (axes, *patch), interpolated linearly: (C, *patch).
+
+    Outside the volume the edge voxels are repeated.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    whole = np.rint(positions)
+    if np.array_equal(whole, positions):
+        return np.stack([channel[_clipped(whole, channel.shape)] for channel in image])
+    size = np.asarray(image.shape[1:]).reshape(-1, *[1] * (positions.ndim - 1))
+    grid = 2 * positions / np.maximum(size - 1, 1) - 1
+    ordered = torch.from_numpy(np.moveaxis(grid[::-1], 0, -1).astype(np.float32))  # grid_sample wants (x, y, z)
+    sampled = F.grid_sample(torch.from_numpy(image)[None], ordered[None], padding_mode="border", align_corners=True)
+    result: np.ndarray = sampled[0].numpy()
+    return result
+
+
+def sample_label(label: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """A label map (*size) at the voxels nearest to ``positions`` (axes, *patch): (*patch) int64, `IGNORE` outside."""
+    nearest = np.rint(positions)
+    sampled: np.ndarray = label[_clipped(nearest, label.shape)].astype(np.int64)
+    sampled[outside_volume(nearest, label.shape)] = IGNORE
+    return sampled
+
+
+def outside_volume(positions: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Which voxel ``positions`` (axes, *patch) lie outside a volume of ``size``: (*patch) bool."""
+    last = np.asarray(size).reshape(-1, *[1] * (positions.ndim - 1)) - 1
+    outside: np.ndarray = np.any((positions < 0) | (positions > last), axis=0)
+    return outside
+
+
+def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.clip(axis, 0, n - 1).astype(np.intp) for axis, n in zip(whole, size, strict=True))
+
 
 def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
-    """Resize (C, D, H, W) to ``size`` with splines of ``order``; axes made smaller are smoothed first."""
+    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32."""
     from skimage.transform import resize
 
     if tuple(image.shape[1:]) == tuple(size):
@@ -22,7 +101,7 @@ def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np
 
 
 def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Resize one (D, H, W) map trilinearly, without smoothing; float32."""
+    """Resize one map (D, H, W) trilinearly, without smoothing. Float32."""
     import torch
     from torch.nn import functional as F
 
@@ -33,9 +112,9 @@ def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
-    """The label of the largest map at each voxel after resizing: one (D, H, W) map a class, consumed one by one.
+    """Argmax over maps that are resized one by one: one map (D, H, W) per class in, a label map of ``size`` out.
 
-    Only two maps of the output size exist at a time, however many classes there are. Ties go to the lower label.
+    At most two maps of the output size exist at a time, whatever the number of classes. Ties go to the lower label.
     """
     best: np.ndarray | None = None
     labels = np.zeros(size, dtype=np.int16)
@@ -44,7 +123,7 @@ def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...]) -> np.ndar
         if best is None:
             best = resized.copy() if np.shares_memory(resized, channel) else resized
             continue
-        for plane, its, highest in zip(labels, resized, best, strict=True):  # by planes: no further map of that size
+        for plane, its, highest in zip(labels, resized, best, strict=True):  # plane by plane: no third map of that size
             plane[its > highest] = label
             np.maximum(highest, its, out=highest)
     return labels
@@ -56,21 +135,25 @@ def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
         return labels
     values = np.unique(labels)
     winners = argmax_resized(((labels == v).astype(np.float32) for v in values), size)
-    return values[winners]
+    resized: np.ndarray = values[winners]
+    return resized
 
 
-def spacing_with(voxels: int, spacing: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """``spacing`` made coarser, the finest axes first, until ``extent`` (both in mm, an axis each) holds at most that
-    many ``voxels``; itself where it does."""
+def coarsen_spacing(voxels: int, spacing: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """The spacing (mm, one value per axis) at which a volume of ``extent`` mm has at most ``voxels`` voxels.
+
+    The finest axes are coarsened first. ``spacing`` itself is returned where it already fits.
+    """
     if np.prod(extent / spacing) <= voxels:
         return spacing
     low, high = float(spacing.min()), float(spacing.max()) * 16
     while np.prod(extent / np.maximum(spacing, high)) > voxels:
         high *= 16
-    for _ in range(60):  # bisection on a floor under all spacings; a coarse axis is left alone while it can be
+    for _ in range(60):  # bisection on a lower limit of all spacings: coarse axes keep theirs as long as possible
         middle = (low * high) ** 0.5
         if np.prod(extent / np.maximum(spacing, middle)) > voxels:
             low = middle
         else:
             high = middle
-    return np.maximum(spacing, high)
+    coarsened: np.ndarray = np.maximum(spacing, high)
+    return coarsened

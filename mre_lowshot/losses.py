@@ -1,6 +1,6 @@
 """The per-category normalised cross-entropy with online hard-example mining (paper, III-E; equation 5), and Dice.
 
-Targets hold class numbers; ``IGNORE`` marks voxels that never count (the ignore label, and padding).
+Targets hold class numbers; `grid.IGNORE` marks voxels without a target (the ignore label, and padding).
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = -1
+from mre_lowshot.config import LossConfig
+from mre_lowshot.grid import IGNORE
 
 
-def hard_example_mask(nll: Tensor, target: Tensor, majority: Sequence[int], n_lg: int, floor: int) -> Tensor:
-    """Which voxels the loss keeps: all of the minority classes, and the hardest of the majority classes.
+def hard_example_mask(
+    nll: Tensor, target: Tensor, *, majority: Sequence[int], ohem_ratio: int, min_kept: int
+) -> Tensor:
+    """The voxels that the loss keeps: all of the minority classes, and the hardest of the majority classes.
 
     Args:
-        nll: -log P(true class) a voxel, any shape (a whole mini-batch: the ranking is pooled over it).
-        target: class numbers of the same shape, ``IGNORE`` where nothing counts.
+        nll: -log P(true class) per voxel, any shape: of a whole mini-batch, over which voxels are ranked.
+        target: class numbers of the same shape, `IGNORE` where there is no target.
         majority: class numbers of the majority group; all others are minority.
-        n_lg: N_Lg, how many majority voxels are kept for each minority voxel.
-        floor: how many majority voxels are kept when the batch holds no minority voxel.
+        ohem_ratio: N_Lg, majority voxels kept per minority voxel.
+        min_kept: majority voxels kept when the batch holds no minority voxel.
 
     Returns:
         A boolean mask of the same shape. Ties are broken by position, so the number kept is exact.
@@ -33,7 +36,7 @@ def hard_example_mask(nll: Tensor, target: Tensor, majority: Sequence[int], n_lg
         large |= target == label
     keep = valid & ~large
     minority_count = int(keep.sum())
-    count = n_lg * minority_count if minority_count else floor
+    count = ohem_ratio * minority_count if minority_count else min_kept
     ranked = nll.detach().masked_fill(~large, -torch.inf).flatten()
     count = min(count, int(large.sum()))
     if count:
@@ -43,12 +46,14 @@ def hard_example_mask(nll: Tensor, target: Tensor, majority: Sequence[int], n_lg
 
 
 def per_category_cross_entropy(
-    nll: Tensor, target: Tensor, keep: Tensor, classes: int, class_balance: float = 1.0
+    nll: Tensor, target: Tensor, *, keep: Tensor, classes: int, class_balance: float = 1.0
 ) -> Tensor:
     """Equation 5: sum over classes of the mean -log P over that class's kept voxels; an absent class adds 0.
 
     Args:
-        nll: -log P(true class) a voxel. target, keep: same shape. classes: K.
+        nll: -log P(true class) per voxel.
+        target, keep: class numbers and the kept voxels, of the same shape.
+        classes: K.
         class_balance: 1 is equation 5; below 1 the class means are weighted by N_k^(1 - class_balance), the weights
             averaging 1 over the classes present, so that 0 is the plain mean over voxels times their number.
 
@@ -64,9 +69,11 @@ def per_category_cross_entropy(
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Sum of 1 - soft Dice over the foreground classes present in the batch (pooled over it); 0 when none is.
+    """Sum of 1 - soft Dice over the foreground classes present in the batch, computed over the whole batch; 0 when none
+    is.
 
-    A sum over classes, as equation 5 is, so that both terms keep their proportion whatever the number of classes.
+    A sum over classes, as equation 5 is, so that the proportion of the two terms does not depend on the number of
+    classes.
     """
     classes = logits.shape[1]
     valid = (target != IGNORE).unsqueeze(1)
@@ -83,31 +90,31 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class MRELoss:
-    """Equation 5 over the voxels OHEM keeps, plus ``dice_weight`` times the soft Dice loss. Always in float32."""
+    """Equation 5 over the voxels that OHEM keeps, plus ``dice_weight`` times the soft Dice loss. Always in float32.
 
-    def __init__(
-        self,
-        classes: int,
-        majority: Sequence[int],
-        ohem: bool,
-        n_lg: int,
-        ohem_floor: int,
-        dice_weight: float = 0.0,
-        class_balance: float = 1.0,
-    ) -> None:
-        self.classes, self.majority = classes, tuple(majority)
-        self.ohem, self.n_lg, self.floor = ohem, n_lg, ohem_floor
-        self.dice_weight, self.class_balance = dice_weight, class_balance
+    Args:
+        classes: K.
+        majority: class numbers of OHEM's majority group.
+        config: the recipe's `LossConfig`.
+    """
+
+    def __init__(self, classes: int, majority: Sequence[int], config: LossConfig) -> None:
+        self.classes, self.majority, self.config = classes, tuple(majority), config
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """``logits`` (B, K, *size), ``target`` (B, *size) int64 -> scalar."""
+        config = self.config
         logits = logits if logits.dtype == torch.float64 else logits.float()
         nll = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
-        if self.ohem:
-            keep = hard_example_mask(nll, target, self.majority, self.n_lg, self.floor)
+        if config.ohem:
+            keep = hard_example_mask(
+                nll, target, majority=self.majority, ohem_ratio=config.ohem_ratio, min_kept=config.ohem_min_kept
+            )
         else:
             keep = target != IGNORE
-        loss = per_category_cross_entropy(nll, target, keep, self.classes, self.class_balance)
-        if self.dice_weight:
-            loss = loss + self.dice_weight * soft_dice_loss(logits, target)
+        loss = per_category_cross_entropy(
+            nll, target, keep=keep, classes=self.classes, class_balance=config.class_balance
+        )
+        if config.dice_weight:
+            loss = loss + config.dice_weight * soft_dice_loss(logits, target)
         return loss

@@ -1,4 +1,4 @@
-"""What is derived from labels: decided for each fold from its own training scans, and saved with the fold."""
+"""Decisions derived from labels: taken per fold from its own training scans, and saved with the fold."""
 
 from __future__ import annotations
 
@@ -6,39 +6,44 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mre_lowshot.losses import IGNORE
+from mre_lowshot.config import ChannelNormalization, FoldDecisions, MinHu, Plan
+from mre_lowshot.grid import IGNORE
 from mre_lowshot.preprocessing.normalization import smoothed
-from mre_lowshot.specs import ChannelNormalization, FoldDecisions, HuFloor, Plan
 
-# A class is in the OHEM majority group when it holds at least this share of the largest class's voxels.
+# A class is in the OHEM majority group when it has at least this share of the largest class's voxels.
 MAJORITY_SHARE = 0.1
-# A class counts as one piece when its largest piece holds this share: a few stray voxels do not make it two.
-ONE_PIECE_SHARE = 0.98
-# A class's floor in a CT: its DARKEST_PERCENTILE less HU_MARGIN, but no higher than HU_CEILING (water), so that a scan
+# A class counts as a single component when its largest component has this share: a few scattered voxels do not count.
+SINGLE_COMPONENT_SHARE = 0.98
+# A class's lower HU limit in CT: its MIN_HU_PERCENTILE minus HU_MARGIN, at most MAX_LIMIT_HU (water), so that a scan
 # without contrast agent, in which an organ is darker than in the labelled one, keeps it. Fat lies below -30 HU.
-DARKEST_PERCENTILE, HU_MARGIN, HU_CEILING = 2, 60.0, 0.0
-# Labels and their mirror image agree at least so well where left and right are alike (docs/LOG.md has figures): the
-# mean over classes, and each class, for one that is on one side only must not be brought to both.
-ALIKE, ALIKE_EACH = 0.7, 0.3
+MIN_HU_PERCENTILE, HU_MARGIN, MAX_LIMIT_HU = 2, 60.0, 0.0
+# Left-right symmetry: Dice of labels and their registered mirror image, the least mean over classes and the least of
+# any class (a class on one side only must not be copied to both). docs/LOG.md has the figures.
+SYMMETRIC_MEAN, SYMMETRIC_EACH = 0.7, 0.3
 
 
-def groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
-    """OHEM's majority group from voxel counts a class (background first): background, and every class with at least
-    a tenth of the largest class's voxels. Empty classes are minority (they never occur). Where that leaves no minority
-    voxel, the smallest class that occurs is the minority: OHEM would have nothing to measure its share by."""
+def ohem_groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """OHEM's majority group from voxel counts per class (background first): background, and every class with at least
+    a tenth of the largest class's voxels.
+
+    Classes without voxels are minority (they never occur). Where no minority voxel would be left, the smallest class
+    that occurs becomes the minority, as OHEM's ratio needs one.
+    """
     limit = MAJORITY_SHARE * counts.max()
     large = (counts >= limit) | (np.arange(len(counts)) == 0)
     reason = f"background and classes with at least {MAJORITY_SHARE:.0%} of the largest class's voxels"
     occurring = np.flatnonzero(counts[1:]) + 1
     if len(occurring) and large[occurring].all():
         large[occurring[np.argmin(counts[occurring])]] = False
-        reason += ", but for the smallest class, as none is smaller than that"
+        reason += ", except the smallest class, as none is smaller than that"
     return tuple(int(k) for k in np.flatnonzero(large)), reason
 
 
 def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[tuple[int, ...], str]:
-    """Classes whose largest connected piece holds nearly all of their voxels in every training scan that has them,
-    whatever stands under ignored voxels: those are counted as if they were a second piece."""
+    """Classes whose largest connected component has nearly all of their voxels in every training scan that has them.
+
+    Ignored voxels count as if they were a second component.
+    """
     from skimage.measure import label as components
 
     single = []
@@ -50,56 +55,62 @@ def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[t
             if mask.any():
                 sizes = np.bincount(components(mask, connectivity=mask.ndim).ravel())[1:]
                 shares.append(sizes.max() / (sizes.sum() + unknown))
-        if shares and min(shares) >= ONE_PIECE_SHARE:
+        if shares and min(shares) >= SINGLE_COMPONENT_SHARE:
             single.append(k)
-    reason = f"their largest piece holds at least {ONE_PIECE_SHARE:.0%} of them in every training scan"
+    reason = f"their largest component has at least {SINGLE_COMPONENT_SHARE:.0%} of them in every training scan"
     return tuple(single), reason + (", whatever the ignored voxels are" if any(hidden) else "")
 
 
-def hu_floors_rule(
+def min_hu_rule(
     images: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int, windows: Sequence[ChannelNormalization]
-) -> tuple[tuple[HuFloor, ...], str]:
-    """For each class and CT channel the HU below which no voxel is taken for it, from preprocessed images (C, *size)
-    and their labels. The darkest of the scans decides; no floor where the window ends above it."""
-    floors = []
+) -> tuple[tuple[MinHu, ...], str]:
+    """For each class and CT channel the HU below which no voxel belongs to the class.
+
+    Args:
+        images: preprocessed images (C, *size); the darkest of them determines the limit.
+        labels: their label maps (*size).
+        classes: K.
+        windows: the channels' normalisation. A limit at or below a window's lower end has no effect and is left out.
+    """
+    limits = []
     for channel, window in enumerate(windows):
         if window.scheme != "clip":
             continue
         grey = [smoothed(image[channel]) for image in images]
         for k in range(1, classes):
-            seen = [values[label == k] for values, label in zip(grey, labels, strict=True) if (label == k).any()]
-            if not seen:
+            inside = [values[label == k] for values, label in zip(grey, labels, strict=True) if (label == k).any()]
+            if not inside:
                 continue
-            darkest = min(float(np.percentile(values, DARKEST_PERCENTILE)) for values in seen)
-            hu = round(min(window.lower + darkest * window.width - HU_MARGIN, HU_CEILING), 1)
+            darkest = min(float(np.percentile(values, MIN_HU_PERCENTILE)) for values in inside)
+            hu = round(min(window.lower + darkest * window.width - HU_MARGIN, MAX_LIMIT_HU), 1)
             if hu > window.lower:
-                floors.append(HuFloor(k, channel, hu))
+                limits.append(MinHu(k, channel, hu))
     reason = (
-        f"{HU_MARGIN:g} HU below the {DARKEST_PERCENTILE}nd percentile of the class in the darkest training scan, "
-        f"{HU_CEILING:g} HU at most"
+        f"{HU_MARGIN:g} HU below the {MIN_HU_PERCENTILE}nd percentile of the class in the darkest training scan, "
+        f"at most {MAX_LIMIT_HU:g} HU"
     )
-    return tuple(floors), reason
+    return tuple(limits), reason
 
 
-def mirror_images_rule(likeness: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
-    """Whether the mirror images of the training scans are atlases too, from how well each one's labels,
-    mirrored and brought to it by affine registration, agree with its own: Dice of each class, by name."""
-    if not all(likeness):
-        why = "an image cannot be registered, or a class is ignored where it would lie in one"
-        return False, f"whether left and right are alike cannot be told ({why}): mirror images are not used"
-    mean = min(float(np.mean([*dice.values()])) for dice in likeness)
-    told = f"the labels of mirror images, registered, agree with the scans' own by {mean:.3f} (Dice)"
-    if mean < ALIKE:
-        return False, f"{told}, less than {ALIKE:g}: left and right differ, mirror images are not used"
-    least, name = min((value, name) for dice in likeness for name, value in dice.items())
-    if least < ALIKE_EACH:
-        told += f", but {name} by {least:.3f}, less than {ALIKE_EACH:g}"
-        return False, f"{told}: it is not on both sides, mirror images are not used"
-    return True, f"{told}: left and right are alike, and mirror images are registered too"
+def mirrored_atlases_rule(symmetry: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
+    """Whether the training scans' mirror images are atlases too, from each scan's left-right symmetry: Dice of each
+    class, by name, between the labels and their mirror image after affine registration."""
+    if not all(symmetry):
+        why = "a mirror image cannot be registered, or all of a class's voxels are ignored in one"
+        return False, f"left-right symmetry cannot be measured ({why}): no mirrored atlases"
+    mean = min(float(np.mean([*dice.values()])) for dice in symmetry)
+    reason = f"left-right symmetry of the labels (Dice after affine registration) is {mean:.3f}"
+    if mean < SYMMETRIC_MEAN:
+        return False, f"{reason}, below {SYMMETRIC_MEAN:g}: no mirrored atlases"
+    least, name = min((value, name) for dice in symmetry for name, value in dice.items())
+    if least < SYMMETRIC_EACH:
+        return False, f"{reason}, but that of {name} is {least:.3f}, below {SYMMETRIC_EACH:g}: no mirrored atlases"
+    return True, f"{reason}: mirrored atlases are used"
 
 
-def decide(
+def decide_fold(
     plan: Plan,
+    *,
     level: str,
     fold: int,
     train: Sequence[str],
@@ -107,38 +118,57 @@ def decide(
     labels: Sequence[np.ndarray],
     seed: int,
     images: Sequence[np.ndarray] = (),
-    likeness: Sequence[Mapping[str, float]] = (),
+    symmetry: Sequence[Mapping[str, float]] = (),
 ) -> FoldDecisions:
-    """Decide from the training scans' preprocessed ``labels`` ((*size), -1 ignored) and ``images`` (C, *size) alone;
-    without images nothing is decided that needs them. ``likeness`` is each scan's to its mirror image, where it was
-    measured (`trainers.symmetry`)."""
+    """Take the decisions of a fold.
+
+    Args:
+        plan: the dataset's plan.
+        level, fold: the fold's name, as in ``1shot``, 0.
+        train, test: names of its scans.
+        labels: the training scans' preprocessed label maps (*size), `IGNORE` where not annotated.
+        seed: of the training.
+        images: their preprocessed images (C, *size); without them no lower HU limit is decided.
+        symmetry: each scan's left-right symmetry, where it was measured (`trainers.symmetry`).
+    """
+    recipe = plan.recipe
     counts = np.zeros(plan.network.classes, dtype=np.int64)
     for label in labels:
         counts += np.bincount(label[label != IGNORE].ravel(), minlength=plan.network.classes)
     names = {number: name for name, number in plan.labels.items()}
-    if plan.recipe.majority:
-        majority = tuple(sorted(plan.labels[name] for name in plan.recipe.majority))
-        reason = "given by recipe.majority"
+    if recipe.loss.majority:
+        majority = tuple(sorted(plan.labels[name] for name in recipe.loss.majority))
+        reason = "given by recipe.loss.majority"
     else:
-        majority, reason = groups_rule(counts)
+        majority, reason = ohem_groups_rule(counts)
     single, single_reason = single_component_rule(labels, plan.network.classes)
     missing = [names[k] for k in range(1, len(counts)) if counts[k] == 0]
-    reasons = {"majority": f"{', '.join(names[k] for k in majority)}: {reason}"}
-    if plan.recipe.largest_component:
-        reasons["single_component"] = f"{', '.join(names[k] for k in single) or 'no class'}: {single_reason}"
-    floors: tuple[HuFloor, ...] = ()
-    if plan.recipe.hu_floors and len(images):
-        floors, floor_reason = hu_floors_rule(images, labels, plan.network.classes, plan.preprocessing.normalization)
-        if floors:
-            told = ", ".join(f"{names[f.label]} {f.hu:g}" for f in floors)
-            reasons["hu_floors"] = f"HU floors {told}: {floor_reason}"
+    reasons = {"majority": f"OHEM majority group {', '.join(names[k] for k in majority)}: {reason}"}
+    if recipe.refinement.largest_component:
+        listed = ", ".join(names[k] for k in single) or "no class"
+        reasons["single_component"] = f"only the largest component is kept of {listed}: {single_reason}"
+    limits: tuple[MinHu, ...] = ()
+    if recipe.refinement.min_hu and len(images):
+        limits, limit_reason = min_hu_rule(images, labels, plan.network.classes, plan.preprocessing.normalization)
+        if limits:
+            listed = ", ".join(f"{names[limit.label]} {limit.value:g}" for limit in limits)
+            reasons["min_hu"] = f"lower HU limits {listed}: {limit_reason}"
     mirrored = False
-    if likeness:
-        mirrored, reasons["mirror_images"] = mirror_images_rule(likeness)
+    if symmetry:
+        mirrored, reasons["mirrored_atlases"] = mirrored_atlases_rule(symmetry)
     if missing:
         reasons["missing"] = f"no voxel in the training scans, so they cannot be learned: {', '.join(missing)}"
     total = max(1, int(counts.sum()))
-    shares = {names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)}
     return FoldDecisions(
-        level, fold, tuple(train), tuple(test), majority, shares, reasons, seed, single, floors, mirrored
+        level=level,
+        fold=fold,
+        train=tuple(train),
+        test=tuple(test),
+        majority=majority,
+        voxel_shares={names[k]: round(int(n) / total, 6) for k, n in enumerate(counts)},
+        reasons=reasons,
+        seed=seed,
+        single_component=single,
+        min_hu=limits,
+        mirrored_atlases=mirrored,
     )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from mre_lowshot.config import ChannelNormalization
 from mre_lowshot.errors import UserError
 from mre_lowshot.preprocessing.cropping import foreground_mask
-from mre_lowshot.specs import ChannelNormalization
 
-SMOOTHING = 0.7  # voxels (sigma): one noisy voxel decides nothing
+SMOOTHING = 0.7  # sigma in voxels, so that no single noisy voxel decides
 
 
 def normalize(
     image: np.ndarray, schemes: tuple[ChannelNormalization, ...], inside: np.ndarray | None = None
 ) -> np.ndarray:
-    """Normalise a cropped (C, D, H, W) image channel by channel; gives a new float32 array (paper, IV-A). ``inside``
-    (D, H, W) bool are the voxels of which `inside_only` speaks, the non-zero ones if none are given.
+    """Normalise a cropped (C, D, H, W) image channel by channel: a new float32 array (paper, IV-A).
+
+    ``inside`` (D, H, W) bool is the foreground for ``foreground_only``; None: the non-zero voxels.
 
     Raises:
         UserError: the channel count differs from the plan's, or a channel is constant and cannot be z-scored.
@@ -24,24 +25,25 @@ def normalize(
     if len(image) != len(schemes):
         raise UserError(f"the image has {len(image)} channels, the plan {len(schemes)}; give the channels trained on")
     result = np.empty(image.shape, dtype=np.float32)
-    if inside is None and any(s.inside_only for s in schemes):
+    if inside is None and any(s.foreground_only for s in schemes):
         inside = foreground_mask(image)
     for index, (channel, scheme) in enumerate(zip(image, schemes, strict=True)):
         if scheme.scheme == "clip":
             np.clip(channel, scheme.lower, scheme.upper, out=result[index], casting="unsafe")
-            result[index] -= scheme.lower  # in place: a CT and its copies would not fit into a small memory
+            result[index] -= scheme.lower  # in place: copies of a large CT would not fit into a small memory
             result[index] /= scheme.width
             continue
-        values = channel[inside] if scheme.inside_only and inside is not None and inside.any() else channel
-        # float64 sums: some scans here hold values near a million, and float32 sums lose their spread
+        values = channel[inside] if scheme.foreground_only and inside is not None and inside.any() else channel
+        # float64 sums: with values near a million, float32 sums lose the spread
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         if not deviation > 0:
-            raise UserError(f"channel {index} is constant ({mean:g}); it holds no image, so export it again")
+            raise UserError(f"channel {index} is constant ({mean:g}); it holds no image; export it again")
         np.subtract(channel, mean, out=result[index], casting="unsafe")
         result[index] /= deviation
     return result
 
 
 def smoothed(channel: np.ndarray) -> np.ndarray:
-    """A channel (*size), float32, as intensities of classes are measured and compared: slightly smoothed."""
-    return gaussian_filter(np.asarray(channel, dtype=np.float32), SMOOTHING)
+    """A channel (*size), slightly smoothed, for comparing class intensities; float32."""
+    result: np.ndarray = gaussian_filter(np.asarray(channel, dtype=np.float32), SMOOTHING)
+    return result

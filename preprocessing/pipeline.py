@@ -1,4 +1,4 @@
-"""Crop, normalise, resample - and the way back to the scan's own grid."""
+"""Crop, normalise, resample, and the inverse to the scan's own grid."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from mre_lowshot.config import PreprocessingConfig
 from mre_lowshot.errors import UserError
-from mre_lowshot.preprocessing.cropping import (
-    Box,
-    as_slices,
-    body_box,
-    body_mask,
-    centre_box,
-    full_box,
-    nonzero_box,
-)
+from mre_lowshot.grid import Box, argmax_resized, as_slices, full_box, resize_image, resize_labels, resize_linear
+from mre_lowshot.preprocessing.bias_field import correct_bias_field
+from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, nonzero_box
 from mre_lowshot.preprocessing.normalization import normalize
-from mre_lowshot.preprocessing.resampling import argmax_resized, resize_image, resize_labels, resize_linear
-from mre_lowshot.preprocessing.shading import without_shading
-from mre_lowshot.specs import PreprocessingSpec
 
 
 @dataclass(frozen=True)
 class GridTransform:
-    """How a native (D, H, W) LPS grid became the network's: cut to ``box``, resized to ``size``; spacings in mm."""
+    """From a native (D, H, W) LPS grid to the network's: cropped to ``box``, resized to ``size``; spacings in mm."""
 
     native_shape: tuple[int, ...]
     native_spacing: tuple[float, ...]
@@ -34,6 +26,7 @@ class GridTransform:
 
     @property
     def box_shape(self) -> tuple[int, ...]:
+        """Size of the box, voxels."""
         return tuple(high - low for low, high in self.box)
 
     @property
@@ -54,20 +47,22 @@ class GridTransform:
         )
 
 
-def find_box(image: np.ndarray, spacing: tuple[float, ...], spec: PreprocessingSpec, given: Box | None = None) -> Box:
-    """The box that the plan's crop rule gives for one image (C, D, H, W).
+def find_box(
+    image: np.ndarray, spacing: tuple[float, ...], config: PreprocessingConfig, given: Box | None = None
+) -> Box:
+    """The box of the plan's crop rule for one image (C, D, H, W).
 
     Raises:
         UserError: the rule is ``given`` and no box was given, or the box does not lie inside the image.
     """
     shape = image.shape[1:]
-    if spec.crop == "nonzero":
-        return nonzero_box(image, spacing, spec.crop_margin_mm)
-    if spec.crop == "body":
-        return body_box(image, spacing, spec.crop_margin_mm)
-    if spec.crop == "centre":
-        return centre_box(shape, spec.centre_fraction)
-    if spec.crop == "given":
+    if config.crop == "nonzero":
+        return nonzero_box(image, spacing, config.crop_margin_mm)
+    if config.crop == "body":
+        return body_box(image, spacing, config.crop_margin_mm)
+    if config.crop == "centre":
+        return centre_box(shape, config.centre_fraction)
+    if config.crop == "given":
         if given is None:
             raise UserError("the plan's crop rule is 'given' and crops.json has no box for this case; add it")
         if len(given) != 3 or not all(0 <= low < high <= n for (low, high), n in zip(given, shape, strict=True)):
@@ -76,19 +71,21 @@ def find_box(image: np.ndarray, spacing: tuple[float, ...], spec: PreprocessingS
     return full_box(shape)
 
 
-def grid_size(shape: tuple[int, ...], spacing: tuple[float, ...], spec: PreprocessingSpec) -> tuple[int, ...]:
+def grid_size(shape: tuple[int, ...], spacing: tuple[float, ...], config: PreprocessingConfig) -> tuple[int, ...]:
     """Size of the network's grid for a cropped image of ``shape`` voxels of ``spacing`` mm."""
-    if spec.grid == "native":
+    if config.grid == "native":
         return tuple(shape)
-    if spec.grid == "size":
-        return spec.size
-    return tuple(max(1, round(n * s / t)) if n > 1 else 1 for n, s, t in zip(shape, spacing, spec.spacing, strict=True))
+    if config.grid == "size":
+        return config.size
+    return tuple(
+        max(1, round(n * s / t)) if n > 1 else 1 for n, s, t in zip(shape, spacing, config.spacing, strict=True)
+    )
 
 
 def forward(
-    image: np.ndarray, spacing: tuple[float, ...], spec: PreprocessingSpec, given: Box | None = None
+    image: np.ndarray, spacing: tuple[float, ...], config: PreprocessingConfig, given: Box | None = None
 ) -> tuple[np.ndarray, GridTransform]:
-    """Preprocess an LPS image (C, D, H, W): float32 (C, *size) and the transform that undoes it.
+    """Preprocess an LPS image (C, D, H, W): float32 (C, *size), and the transform for the inverse.
 
     Raises:
         UserError: non-finite voxels, a constant channel, a wrong channel count, a bad given box.
@@ -96,25 +93,27 @@ def forward(
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
-    box = find_box(image, spacing, spec, given)
+    box = find_box(image, spacing, config, given)
     cropped, inside = image[(slice(None), *as_slices(box))], None
-    if spec.bias_field and len(cropped) == len(spec.normalization):
+    if config.bias_field and len(cropped) == len(config.normalization):
         inside = body_mask(cropped, spacing)
-        cropped = np.stack([without_shading(channel, inside, spacing) for channel in cropped])
-    cropped = normalize(cropped, spec.normalization, inside)
-    transform = GridTransform(tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, spec))
+        cropped = np.stack([correct_bias_field(channel, inside, spacing) for channel in cropped])
+    cropped = normalize(cropped, config.normalization, inside)
+    transform = GridTransform(
+        tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, config)
+    )
     return resize_image(cropped, transform.size), transform
 
 
 def forward_labels(labels: np.ndarray, transform: GridTransform) -> np.ndarray:
-    """Put a native (D, H, W) label map onto the network's grid."""
+    """A native (D, H, W) label map on the network's grid."""
     return resize_labels(labels[as_slices(transform.box)], transform.size)
 
 
 def inverse_labels(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
     """Class probabilities (K, *size) to a native (D, H, W) label map; background outside the crop.
 
-    Resized class by class, so that memory does not grow with K beyond the input itself.
+    Resized class by class, so that memory beyond the input does not grow with K.
     """
     labels = np.zeros(transform.native_shape, dtype=np.int16)
     labels[as_slices(transform.box)] = argmax_resized(iter(probabilities), transform.box_shape)

@@ -1,4 +1,4 @@
-"""One preprocessed case, one uncompressed .npz file: image, label, and how to get back to the scan's grid."""
+"""A preprocessed case as one uncompressed .npz file: image, label, and the transform to the scan's grid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import whole_file
+from mre_lowshot.files import atomic_write
 from mre_lowshot.preprocessing.pipeline import GridTransform
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """``image`` (C, *size) float32, ``label`` (*size) int16 or None (-1 is the ignore label), and the way back:
-    ``transform`` (grid) and ``geometry`` (the file's, as `volume.Geometry.to_json` gives it)."""
+    """A preprocessed scan.
+
+    Attributes:
+        name: of the case.
+        image: (C, *size) float32.
+        label: (*size) int16, `grid.IGNORE` where not annotated; None where there is no label map.
+        transform: from the scan's own grid.
+        geometry: of the scan's file, as `Geometry.to_json` gives it.
+    """
 
     name: str
     image: np.ndarray
@@ -27,7 +34,7 @@ class PreparedCase:
     geometry: dict[str, Any]
 
     def needed_label(self) -> np.ndarray:
-        """``label``, of a case that is trained on or scored.
+        """The label map of a case that is trained on or scored.
 
         Raises:
             UserError: there is none.
@@ -47,7 +54,7 @@ def save_case(folder: Path, case: PreparedCase) -> Path:
     arrays = {"image": case.image, "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
     if case.label is not None:
         arrays["label"] = case.label.astype(np.int16)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
     return path
 

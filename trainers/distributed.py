@@ -1,9 +1,9 @@
-"""One fold trained by several processes, started by torch's own ``torchrun``: what they share, and how.
+"""One fold trained by several processes, started by torch's ``torchrun``.
 
-Every process draws the same mini-batch (a function of seed and number alone), takes its share of the patches through
-the network and gives its logits to all. So each has the loss of the joined batch: N_k, OHEM's ranking and the Dice
-term are pooled by construction. Its gradient goes back through the process's own patches; the processes' gradients
-add up to that of one process with the whole batch. Only the first process writes files and says anything.
+Every process draws the same mini-batch (a function of seed and number only), passes its shard of the patches through
+the network and gathers the logits of all. So each has the loss of the whole batch: N_k, OHEM's ranking and the Dice
+term are computed over it by construction. Gradients go back through the process's own patches and are summed, which
+gives the gradient of one process with the whole batch. Only the first process writes files and prints.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mre_lowshot import devices
+from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import MRENet
-from mre_lowshot.specs import Plan
 
-LONGEST_WAIT = timedelta(hours=24)  # the others wait while the first one registers, saves or validates
+LONGEST_WAIT = timedelta(hours=24)  # for the first process while it registers, saves or validates
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together: this one is number ``rank`` of ``count``. Alone, nothing is exchanged."""
+    """The processes that train together: this one is number ``rank`` of ``count``. A single one exchanges nothing."""
 
     rank: int = 0
     count: int = 1
@@ -40,11 +40,11 @@ class Processes:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def share(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """This process's patches of a mini-batch (B, ...): (B / count, ...), the rank-th run of them."""
         return batch if self.count == 1 else batch.chunk(self.count)[self.rank]
 
-    def joined(self, logits: Tensor) -> Tensor:
+    def all_gather(self, logits: Tensor) -> Tensor:
         """All processes' logits (B / count, K, *size) as those of the mini-batch, (B, K, *size), in its order; the
         gradient goes to this process's own."""
         if self.count == 1:
@@ -56,7 +56,7 @@ class Processes:
         return torch.cat(parts)
 
     def sum_gradients(self, network: nn.Module) -> None:
-        """Add up the processes' gradients, in one message: each then holds that of the joined batch."""
+        """Sum the processes' gradients, in one message: each then holds the gradient of the whole batch."""
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         if self.count == 1 or not gradients:
             return
@@ -65,62 +65,65 @@ class Processes:
         for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
-    def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so in any process; also where they wait for each other."""
+    def any_rank(self, here: bool, device: torch.device) -> bool:
+        """Whether ``here`` holds in any process; also a barrier."""
         if self.count == 1:
             return here
-        seen = torch.tensor(float(here), device=device)
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
-        return bool(seen)
+        flag = torch.tensor(float(here), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
-    def prepared(self, network: MRENet, plan: Plan, device: torch.device) -> MRENet:
-        """``network``, its batch norms synchronised where the plan says so.
+    def prepare(self, network: MRENet, plan: Plan, device: torch.device) -> MRENet:
+        """``network``, with synchronised batch norms where the plan has them.
 
         Raises:
-            UserError: the mini-batch cannot be shared evenly, or norms are to be synchronised on a CPU.
+            UserError: the mini-batch cannot be divided evenly, or norms are to be synchronised on a CPU.
         """
-        batch = plan.recipe.batch_size
+        batch = plan.recipe.sampling.batch_size
         if batch % self.count:
             fitting = max(self.count, batch // self.count * self.count)
             raise UserError(
-                f"recipe.batch_size {batch} cannot be shared evenly by {self.count} processes (torchrun "
-                f"--nproc_per_node); plan with --set recipe.batch_size={fitting}, or start another number"
+                f"recipe.sampling.batch_size {batch} cannot be divided evenly among {self.count} processes (torchrun "
+                f"--nproc_per_node); plan with --set recipe.sampling.batch_size={fitting}, "
+                "or start another number of processes"
             )
-        spec = plan.network
-        pooled = spec.ams and spec.aspp and spec.image_level and spec.image_level_norm and spec.norm == "batch"
-        synchronised = plan.recipe.sync_batch_norm and self.count > 1
+        pooled = plan.network.pooled_norm and plan.network.norm == "batch"
+        synchronised = plan.recipe.optimizer.sync_batch_norm and self.count > 1
         if self.count == batch > 1 and pooled and not synchronised:
             raise UserError(
-                f"{self.count} processes leave each a single patch, which is nothing to normalise in the image-level "
+                f"{self.count} processes leave each a single patch, too few for the norm of the image-level "
                 "branch; start fewer, or plan with --set network.image_level_norm=false"
             )
         if not synchronised:
             return network
         if device.type != "cuda":
             raise UserError(
-                "recipe.sync_batch_norm: torch synchronises batch norms on CUDA devices only; on the CPU plan with "
-                "--set recipe.sync_batch_norm=false (statistics per process, as in the paper) or network.norm=instance"
+                "recipe.optimizer.sync_batch_norm: torch synchronises batch norms on CUDA devices only; on the CPU "
+                "plan with --set recipe.optimizer.sync_batch_norm=false (statistics per process, as in the paper) or "
+                "network.norm=instance"
             )
         return cast(MRENet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
 
     def summary(self, plan: Plan) -> str:
-        """What is shared and what is not, for the log."""
-        norm = "instance norm needs no sharing"
+        """What is computed over all processes and what per process, for the log."""
+        batch, norm = plan.recipe.sampling.batch_size, "instance norm needs no synchronisation"
         if plan.network.norm == "batch":
-            norm = "batch-norm statistics " + ("synchronised" if plan.recipe.sync_batch_norm else "per process")
+            norm = "batch-norm statistics " + (
+                "synchronised" if plan.recipe.optimizer.sync_batch_norm else "per process"
+            )
         return (
-            f"{self.count} processes, {plan.recipe.batch_size // self.count} of {plan.recipe.batch_size} patches each; "
-            f"N_k, OHEM and Dice pooled over all; {norm}"
+            f"{self.count} processes, {batch // self.count} of {batch} patches each; "
+            f"N_k, OHEM and Dice over all; {norm}"
         )
 
 
-ALONE = Processes()
+SINGLE = Processes()
 
 
 @contextmanager
-def started(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
+def connected_processes(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     """The processes that ``torchrun`` started with this one, connected (NCCL on CUDA, else gloo), and this one's
-    device. Without ``torchrun`` it is alone on ``device_name``.
+    device. Without ``torchrun`` it is a single process on ``device_name``.
 
     Raises:
         UserError: the device is not usable, or there are more processes than GPUs.
@@ -131,21 +134,24 @@ def started(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
         torch.cuda.set_device(local)  # before anything is put on the first GPU
     device = devices.resolve(device_name)
     if count == 1:
-        yield ALONE, device
+        yield SINGLE, device
         return
     if device.type == "cuda":
         if device.index is not None:
-            raise UserError(f"-device {device_name}: {count} processes take a GPU each; say cuda, or start one process")
+            raise UserError(
+                f"-device {device_name}: {count} processes take a GPU each; give cuda, or start one process"
+            )
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun --nproc_per_node: process {local + 1} on this machine finds {torch.cuda.device_count()} "
-                "GPUs; start one process a GPU"
+                "GPUs; start one process per GPU"
             )
         device = torch.device("cuda", local)
     elif device.type != "cpu":
         raise UserError(f"-device {device_name}: several processes train on cuda or cpu only")
-    # Its functions' defaults take the group there is when it is first imported, as torch itself does while training:
-    # imported after the group it would keep gloo's threads alive past its end, which now and then abort the exit.
+    # The defaults of its functions hold the group that exists when it is first imported, and torch imports it while
+    # training. Imported after the group exists, it would keep gloo's threads alive past the group's end, which
+    # sometimes aborts the process at exit. So it is imported first.
     import_module("torch.distributed.nn")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:

@@ -1,48 +1,69 @@
-"""One fold from beginning to end: split, decisions, training, validation on the fold's other cases."""
+"""One fold from beginning to end: split, decisions, training, and validation on the fold's other cases."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mre_lowshot import checkpoint
-from mre_lowshot.alignment import in_atlases, make_atlases, make_prior
-from mre_lowshot.codec import to_json
+from mre_lowshot.atlas.alignment import align_training_cases
+from mre_lowshot.atlas.atlas import make_atlases
+from mre_lowshot.atlas.mirrored import with_mirrored
+from mre_lowshot.config import FoldDecisions, Plan
+from mre_lowshot.config.json import to_json
+from mre_lowshot.config.plan_files import results_folder, write_or_verify
+from mre_lowshot.data.splits import Split
+from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
-from mre_lowshot.inference.confidence import soften, temperature
-from mre_lowshot.inference.export import kept_single, located, native_labels
-from mre_lowshot.inference.floors import joint_floors
-from mre_lowshot.inference.pooling import joint_rule
+from mre_lowshot.inference import checkpoint
+from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
-from mre_lowshot.mirroring import with_images
 from mre_lowshot.network.build import parameter_count
-from mre_lowshot.planners.fold import decide
-from mre_lowshot.plans import claim, results_folder
+from mre_lowshot.planners.fold import decide_fold
 from mre_lowshot.preprocessing.prepare import REFERENCES
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
-from mre_lowshot.specs import FoldDecisions, Plan
-from mre_lowshot.splits import Split
-from mre_lowshot.trainers.distributed import ALONE, Processes
-from mre_lowshot.trainers.symmetry import measured
+from mre_lowshot.trainers.distributed import SINGLE, Processes
+from mre_lowshot.trainers.symmetry import left_right_dice
 from mre_lowshot.trainers.trainer import MRETrainer
-from mre_lowshot.volume import Geometry, read_labels, write_volume
+
+
+class TrainMode(Enum):
+    """How a fold is trained where it may have been trained before."""
+
+    NEW = "new"  # refuse a fold that was trained, or begun
+    CONTINUE = "continue"  # from the latest checkpoint
+    OVERWRITE = "overwrite"  # delete what the fold holds
+    VALIDATE = "validate"  # load the latest checkpoint, for validation only
 
 
 @dataclass(frozen=True)
 class FoldJob:
-    """Where a fold reads and writes: ``prepared`` is preprocessed/DatasetXXX_Name, ``results`` the results root.
-    ``replaced``: the folds that the same run trains anew, whose results of an older plan need no keeping."""
+    """Where a fold reads and writes.
+
+    Attributes:
+        plan: the dataset's plan.
+        level: as in ``1shot``.
+        fold: its number.
+        split: names of its training and test cases.
+        prepared: preprocessed/DatasetXXX_Name.
+        results: the results root.
+        device: to train on.
+        seed: of weights and patches.
+        processes: that train together.
+        overwritten: folds that the same run trains anew, whose results with an older plan are not kept.
+    """
 
     plan: Plan
     level: str
@@ -52,55 +73,107 @@ class FoldJob:
     results: Path
     device: torch.device
     seed: int = 0
-    processes: Processes = ALONE
-    replaced: tuple[int, ...] = ()
+    processes: Processes = SINGLE
+    overwritten: tuple[int, ...] = ()
 
     @property
     def folder(self) -> Path:
+        """The fold's results folder."""
         model = results_folder(self.results, self.plan.dataset_name, self.plan.plans_name, self.level)
         return model / f"fold_{self.fold}"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the fold was trained, or begun."""
+        return (self.folder / checkpoint.LATEST).is_file()
+
     def case(self, name: str) -> PreparedCase:
+        """A preprocessed case of the dataset."""
         return load_case(self.prepared / self.plan.plans_name, name)
 
 
 def training_case(case: PreparedCase, axes: int) -> TrainingCase:
-    """A prepared case as the sampler wants it; the single slice of a 2D image loses its first axis."""
+    """A prepared case for the sampler; a 2D image loses its slice axis."""
     image, label, spacing = case.image, case.needed_label(), case.transform.spacing
     if axes == 2:
         image, label, spacing = image[:, 0], label[0], spacing[1:]
     return TrainingCase(np.ascontiguousarray(image, dtype=np.float32), label, spacing)
 
 
-def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, train: bool = True) -> MRETrainer:
-    """Load the fold's training cases, take the decisions their labels give, and set the trainer up; without ``train``
-    for validation only.
+def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
+    """Load the fold's training cases, take the decisions that their labels determine, and set the trainer up.
 
     Raises:
-        UserError: the folder holds results of another plan, or a finished fold (without ``overwrite`` or ``resume``).
+        UserError: the folder holds results of another plan, or (mode NEW) a fold that was trained before.
     """
-    if not resume and not overwrite and (job.folder / checkpoint.LATEST).is_file():
+    if mode is TrainMode.NEW and job.has_checkpoint:
         raise UserError(
-            f"{job.folder}: was trained already, or begun; --c goes on, --val only validates, --overwrite starts anew"
+            f"{job.folder}: was trained already, or begun; --c continues, --val only validates, --overwrite starts anew"
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
-    labels, images = [c.label for c in cases], [c.image for c in cases]
-    saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if resume else None
-    split, likeness = job.split, [] if saved else measured(cases, job.plan)
-    decisions = decide(job.plan, job.level, job.fold, split["train"], split["val"], labels, job.seed, images, likeness)
-    if saved:  # what was measured by registration is not measured again: another machine may round otherwise
-        decisions = _as_begun(decisions, saved[0])
+    loads = mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
+    saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if loads else None
+    decisions = decide_fold(
+        job.plan,
+        level=job.level,
+        fold=job.fold,
+        train=job.split["train"],
+        test=job.split["val"],
+        labels=[c.label for c in cases],
+        seed=job.seed,
+        images=[c.image for c in cases],
+        symmetry=[] if saved else left_right_dice(cases, job.plan),
+    )
+    if saved:  # what was found by registration is kept: another machine may round differently
+        decisions = _with_saved(decisions, saved[0])
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
-        _take_folder(job, plan, overwrite)
+        _take_folder(job, plan, overwrite=mode is TrainMode.OVERWRITE)
     atlases = make_atlases(cases, plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
-    placed = in_atlases(cases, atlases, plan, job.split["train"]) if train else cases
-    trainer = MRETrainer(plan, placed, job.folder, job.device, atlases, dataset, job.processes)
+    if mode is not TrainMode.VALIDATE:
+        cases = align_training_cases(cases, atlases, plan=plan, names=job.split["train"])
+    trainer = MRETrainer(
+        plan, cases, folder=job.folder, device=job.device, atlases=atlases, dataset=dataset, processes=job.processes
+    )
     if saved:
         trainer.resume(saved)
-    if not job.processes.first:
-        return trainer
+    if job.processes.first:
+        _write_debug(job, trainer, cases)
+    return trainer
+
+
+def _with_saved(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
+    """``decisions`` with what the begun training's plan holds about mirrored atlases and tuned weights."""
+    if begun.fold is None:
+        return decisions
+    kept = {n: reason for n, reason in begun.fold.reasons.items() if n in ("mirrored_atlases", "atlas_weight")}
+    return replace(
+        decisions,
+        mirrored_atlases=begun.fold.mirrored_atlases,
+        atlas_weight=begun.fold.atlas_weight,
+        crf_weight=begun.fold.crf_weight,
+        reasons={**decisions.reasons, **kept},
+    )
+
+
+def _take_folder(job: FoldJob, plan: Plan, *, overwrite: bool) -> None:
+    """Make the model's and the fold's folder this plan's; with ``overwrite`` delete what the fold holds."""
+    model = job.folder.parent
+    if overwrite:  # only now that all inputs were read
+        gone = {job.folder.name, *(f"fold_{n}" for n in job.overwritten)}
+        if any(path.parent.name not in gone for path in model.glob("fold_*/*.pth")):
+            write_or_verify(model / "plans.json", job.plan)  # refuses before anything is deleted
+        else:
+            (model / "plans.json").unlink(missing_ok=True)
+        shutil.rmtree(job.folder, ignore_errors=True)
+    write_or_verify(model / "plans.json", job.plan)
+    shutil.copyfile(job.prepared / "dataset.json", model / "dataset.json")
+    write_or_verify(job.folder / "plans.json", plan)
+
+
+def _write_debug(job: FoldJob, trainer: MRETrainer, cases: Sequence[TrainingCase]) -> None:
+    """Write debug.json: what a bug report needs."""
     debug = {
         "versions": checkpoint.versions(),
         "device": str(job.device),
@@ -110,83 +183,50 @@ def make_trainer(job: FoldJob, resume: bool = False, overwrite: bool = False, tr
         "threads": torch.get_num_threads(),
         "parameters": parameter_count(trainer.network),
         "seed": job.seed,
-        "recipe": to_json(plan.recipe),
-        "network": to_json(plan.network),
+        "recipe": to_json(job.plan.recipe),
+        "network": to_json(job.plan.network),
         "training_voxels": [list(c.label.shape) for c in cases],
     }
     write_json(job.folder / "debug.json", debug)
-    return trainer
-
-
-def _as_begun(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
-    """``decisions`` with what the plan of the training that goes on says of mirror images and was found on them."""
-    if begun.fold is None:
-        return decisions
-    told = {name: reason for name, reason in begun.fold.reasons.items() if name in ("mirror_images", "prior_weight")}
-    return replace(
-        decisions,
-        mirror_images=begun.fold.mirror_images,
-        prior_weight=begun.fold.prior_weight,
-        neighbour_weight=begun.fold.neighbour_weight,
-        reasons={**decisions.reasons, **told},
-    )
-
-
-def _take_folder(job: FoldJob, plan: Plan, overwrite: bool) -> None:
-    """Make the model's and the fold's folder this plan's; with ``overwrite`` delete what the fold holds."""
-    model = job.folder.parent
-    if overwrite:  # only now that all that is needed was read
-        gone = {job.folder.name, *(f"fold_{n}" for n in job.replaced)}
-        if any(path.parent.name not in gone for path in model.glob("fold_*/*.pth")):
-            claim(model / "plans.json", job.plan)  # refused before anything is deleted
-        else:
-            (model / "plans.json").unlink(missing_ok=True)
-        shutil.rmtree(job.folder, ignore_errors=True)
-    claim(model / "plans.json", job.plan)
-    shutil.copyfile(job.prepared / "dataset.json", model / "dataset.json")
-    claim(job.folder / "plans.json", plan)
 
 
 def validate(
-    job: FoldJob, trainer: MRETrainer, names: Sequence[str], folder: Path, on_case: Callable[[str], None] | None = None
-) -> dict:
+    job: FoldJob,
+    trainer: MRETrainer,
+    names: Sequence[str],
+    folder: Path,
+    *,
+    on_case: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
-    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``; gives the summary, with
-    the quality estimate of each case (``quality``) beside its metrics and the ``calibration`` of the probabilities, on
-    the plan's grid, over all of them.
+    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``.
+
+    Returns:
+        The summary, with each case's quality score (``quality``) beside its metrics, and the ``calibration`` of the
+        probabilities on the plan's grid over all cases.
     """
-    plan = job.plan
-    atlases = with_images(trainer.atlases, trainer.plan)
-    priors = [make_prior(atlases, plan)]
-    predictor = Predictor(
-        [trainer.best_network],
-        plan.network,
-        plan.patch,
-        joint_rule([trainer.plan]),
-        job.device,
-        priors=priors,
-        floors=joint_floors([trainer.plan]),
-    )
+    plan = trainer.plan
+    model = Model.of_fold(plan, trainer.inference_network, with_mirrored(trainer.atlases, plan), job.folder)
+    predictor = Predictor(model, device=job.device)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, calibration = [], {}, {}, Calibration()
     for name in names:
         case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
-            fields, realign = located([atlases], case, plan)
-            probabilities, qualities[name] = predictor.predict_and_rate(case.image, None, fields, realign)
+            refined = predictor.refine(predictor.run_network(predictor.register(case)))
         except (UserError, NumericalError) as problem:  # the others are scored all the same
             failed[name] = f"case {name}: {problem}"
             continue
-        predicted = native_labels(probabilities, case.transform, kept_single([trainer.plan]))
-        if plan.recipe.inference.calibrate:
-            soften(probabilities, temperature(probabilities, qualities[name]))
-        calibration.add(probabilities, case.needed_label())
-        write_volume(out, predicted, Geometry.from_json(case.geometry))
+        prediction = predictor.export(refined)
+        qualities[name] = prediction.quality
+        calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
+        prediction.save(out)
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
         truth = read_labels(reference)
-        metrics = case_metrics(truth.array, predicted, labels, truth.geometry.spacing, plan.ignore_label)
+        predicted = prediction.labels.array
+        metrics = case_metrics(truth.array, predicted, labels, truth.geometry.spacing, ignore_label=plan.ignore_label)
         results.append(CaseResult(name, metrics, str(out), str(reference)))
         if on_case:
             on_case(name)

@@ -1,4 +1,4 @@
-"""A training step that does not fit into the GPU's memory is repeated with recomputation, at last in parts."""
+"""Out of memory in training: the step is repeated with recomputed activations, and finally in micro-batches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ from mre_lowshot.network.build import MRENet
 Result = TypeVar("Result")
 
 
-class Memory:
-    """What a training does to fit: nothing, recomputation (the same numbers), and last micro-batches, which change
-    batch norm, N_k and OHEM and are warned of. What was found out stays for the steps that follow."""
+class OutOfMemoryPolicy:
+    """How a training step is made to fit: as it is, with recomputed activations (the same numbers), and finally in
+    micro-batches, which change batch norm, N_k and OHEM and are warned about. What fits is kept for the next steps.
 
-    def __init__(self, network: MRENet, batch: int, smallest: int, say: Callable[[str], None]) -> None:
-        """``batch`` patches a step, of which a micro-batch must keep at least ``smallest``."""
-        self.network, self.batch, self.smallest, self.say = network, batch, smallest, say
+    Args:
+        network: that is trained.
+        batch: patches per step.
+        smallest: patches that a micro-batch needs at least.
+        log: receives messages.
+    """
+
+    def __init__(self, network: MRENet, batch: int, smallest: int, log: Callable[[str], None]) -> None:
+        self.network, self.batch, self.smallest, self.log = network, batch, smallest, log
         self.parts = 1
 
     def fit(self, step: Callable[[int], Result]) -> Result:
-        """``step(parts)``, which computes the gradients of the mini-batch in so many parts; again, with the running
-        statistics and gradients as before, as long as the memory does not hold it.
+        """``step(parts)``, which computes the gradients of the mini-batch in so many parts; repeated, with the running
+        statistics and gradients restored, until the memory holds it.
 
         Raises:
             UserError: even the smallest micro-batches do not fit.
@@ -35,51 +41,53 @@ class Memory:
             try:
                 return step(self.parts)
             except torch.OutOfMemoryError:
-                pass  # only now, outside the handler, is what the step held let go
+                pass  # outside the handler, so that the failed step's memory is freed
             for name, value in self.network.named_buffers():
                 value.copy_(before[name])
-            self._forget()
-            self._next()
+            self._free()
+            self._reduce()
 
-    def _next(self) -> None:
+    def _reduce(self) -> None:
         if not self.network.recomputes:
             self.network.recompute()
-            self._tell("activations are computed twice from now on (recipe.recompute)")
+            self._report("activations are recomputed from now on (recipe.optimizer.recompute)")
             return
         further = [n for n in range(self.parts + 1, self.batch + 1) if self.batch % n == 0]
         if not further or self.batch // further[0] < self.smallest:
             raise UserError(
-                f"the GPU's memory does not hold a training step even with recipe.recompute in {self.parts} parts; "
+                f"the GPU's memory does not hold a training step even with recipe.optimizer.recompute in "
+                f"{self.parts} parts; "
                 "use a smaller network or patch (--set under another -p), or -device cpu"
             )
         self.parts = further[0]
-        self._tell(
-            f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with a batch norm, class "
-            "counts and hard examples of its own: the result is not the plan's (a smaller recipe.batch_size is)"
+        self._report(
+            f"WARNING: mini-batches are computed in {self.parts} parts from now on, each with its own batch norm, "
+            "class counts and hard examples, so the result differs from the plan's; plan a smaller "
+            "recipe.sampling.batch_size instead"
         )
 
-    def _tell(self, what: str) -> None:
+    def _report(self, what: str) -> None:
         line = f"the GPU's memory does not hold a training step: {what}"
-        self.say(line)
+        self.log(line)
         print(f"note: {line}", file=sys.stderr)
 
-    def _forget(self) -> None:
+    def _free(self) -> None:
         for p in self.network.parameters():
             p.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def together(step: Callable[[int], Result]) -> Result:
-    """``step(1)`` of one process among several: repeated by it alone, it would leave the others waiting.
+def step_distributed(step: Callable[[int], Result]) -> Result:
+    """``step(1)`` of one process among several. It is not repeated: the other processes would wait for this one.
 
     Raises:
-        UserError: the memory does not hold it.
+        UserError: the memory does not hold the step.
     """
     try:
         return step(1)
     except torch.OutOfMemoryError:
         raise UserError(
-            "the GPU's memory does not hold this process's share of a training step; start more processes, or plan "
-            "with --set recipe.recompute=true or a smaller recipe.batch_size"
+            "the GPU's memory does not hold this process's part of a training step; start more processes, or plan "
+            "with --set recipe.optimizer.recompute=true or a smaller recipe.sampling.batch_size"
         ) from None

@@ -1,7 +1,7 @@
 """Mixed precision: the network in bf16 or fp16 under autocast, weights and loss in float32.
 
-A CPU's low-precision kernels are not trusted before their gradients have been compared with float32's: torch 2.13's
-weight gradient of a bf16 3x3x3 convolution over a tiny grid is garbage, and training looks fine until all is NaN.
+On a CPU the gradients of the low-precision kernels are compared with float32 before training: torch 2.13 returns wrong
+weight gradients for a bf16 3x3x3 convolution over a small grid, and training then diverges to NaN without a warning.
 """
 
 from __future__ import annotations
@@ -12,80 +12,84 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mre_lowshot.config import Plan
 from mre_lowshot.errors import NumericalError, UserError
-from mre_lowshot.specs import Plan
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-TOLERANCE = 0.1  # of a gradient's length; a layer rounded to bf16 is off by about 0.005, garbage by 1 and more
-FIRST_SCALE = 2.0**12  # of fp16's loss, a sum of means of about ten; doubled after so many steps without overflow
-GROWTH_INTERVAL = 200
-LEAST_SCALE = 2.0**-10  # fp16's loss scale has been halved in vain this often: it is not the scale
+TOLERANCE = 0.1  # relative error of a gradient; bf16 rounding causes about 0.005, a wrong kernel 1 or more
+FIRST_SCALE = 2.0**12  # initial scale of the fp16 loss, which is about 10
+GROWTH_INTERVAL = 200  # steps without overflow after which the scale is doubled
+LEAST_SCALE = 2.0**-10  # below this scale an overflow is not caused by the scale
 
 
 def chosen(name: str, device: torch.device) -> str:
-    """``float32``, ``bf16`` or ``fp16``; ``auto`` is bf16 on CUDA devices that compute it, else float32."""
+    """``float32``, ``bf16`` or ``fp16``; ``auto`` selects bf16 on CUDA devices that support it, else float32."""
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 class Precision:
-    """How a training step is computed: `autocast` around the forward pass, then `backward`, `unscale`, `step`.
+    """Mixed precision of a training step: `autocast` for the forward pass, then `backward`, `unscale` and `step`.
 
     Raises:
-        UserError: the precision is not usable on the device, or (CPU) gives other gradients than float32.
+        UserError: the device does not support the precision, or its gradients are wrong (checked on a CPU).
     """
 
     def __init__(self, plan: Plan, network: nn.Module, device: torch.device) -> None:
-        self.name, self.device = chosen(plan.recipe.precision, device), device
+        self.name, self.device = chosen(plan.recipe.optimizer.precision, device), device
         low = LOW.get(self.name)
         if low is not None and device.type not in ("cpu", "cuda"):
-            raise UserError(f"recipe.precision {self.name}: for cuda and cpu devices only; set float32 or auto")
+            raise UserError(
+                f"recipe.optimizer.precision {self.name}: only for cuda and cpu devices; set it to float32 or auto"
+            )
         if low is not None and device.type == "cpu":
             check_gradients(network, plan, low)
         self.scaler = torch.amp.GradScaler(
             device.type, FIRST_SCALE, growth_interval=GROWTH_INTERVAL, enabled=self.name == "fp16"
         )
 
-    def autocast(self) -> AbstractContextManager:
-        """The context of the network's forward pass."""
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context manager for the forward pass of the network."""
         return _autocast(self.device, LOW.get(self.name))
 
     def backward(self, loss: Tensor) -> None:
-        """Back-propagate; fp16's loss is scaled up, so that small gradients survive."""
+        """Backpropagate; the fp16 loss is scaled so that small gradients do not underflow."""
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Undo the scaling, once the gradients are whole."""
+        """Undo the scaling of the accumulated gradients."""
         self.scaler.unscale_(optimizer)
 
     def may_skip(self) -> bool:
-        """Whether a gradient that is not finite is only fp16's overflow: the step is left out and the scale halved.
+        """Whether a non-finite gradient may be an fp16 overflow, for which `step` skips the step and halves the scale.
 
         Raises:
-            NumericalError: halving has not helped.
+            NumericalError: gradients overflow at the smallest scale.
         """
         if not self.scaler.is_enabled():
             return False
         if self.scaler.get_scale() < LEAST_SCALE:
-            raise NumericalError("fp16 overflows however small the loss is scaled; set recipe.precision to float32")
+            raise NumericalError(
+                f"fp16 overflows even with a loss scale of {LEAST_SCALE:g}; set recipe.optimizer.precision to float32"
+            )
         return True
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step (fp16: unless a gradient overflowed)."""
+        """The step of the optimizer; fp16 skips it after an overflow."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
 
-def _autocast(device: torch.device, low: torch.dtype | None) -> AbstractContextManager:
+def _autocast(device: torch.device, low: torch.dtype | None) -> AbstractContextManager[None]:
     return nullcontext() if low is None else torch.autocast(device.type, low)
 
 
 def check_gradients(network: nn.Module, plan: Plan, low: torch.dtype) -> None:
-    """Compare the gradients of the network's layers in ``low`` with float32's.
+    """Compare the gradients of the layers in precision ``low`` with those in float32.
 
     Raises:
-        UserError: one differs by more than `TOLERANCE` of its length, or torch refuses the computation.
+        UserError: a relative error exceeds `TOLERANCE`, or torch raises an error.
     """
     name = next(n for n, dtype in LOW.items() if dtype == low)
     try:
@@ -94,15 +98,18 @@ def check_gradients(network: nn.Module, plan: Plan, low: torch.dtype) -> None:
         gap, where = float("inf"), f"({str(problem).splitlines()[0]})"
     if not gap <= TOLERANCE:
         raise UserError(
-            f"recipe.precision {name}: on this CPU torch {torch.__version__} gives wrong gradients for this network "
-            f"(layer {where}: off by {gap:.2g} of their length); set it to float32 or auto"
+            f"recipe.optimizer.precision {name}: on this CPU torch {torch.__version__} gives wrong gradients for this "
+            f"network (layer {where}: relative error {gap:.2g}); set it to float32 or auto"
         )
 
 
 def gradient_gap(network: nn.Module, plan: Plan, low: torch.dtype | None) -> tuple[float, str]:
-    """The largest relative error of a gradient in ``low``, and its layer: each layer alone, on random values of the
-    size that it meets in a mini-batch of two patches (what goes wrong depends on the size). Through the whole network
-    at once, honest rounding would add up to as much as an error."""
+    """The largest relative error of a gradient in precision ``low``, and the name of its layer.
+
+    Each layer is checked separately, because normal rounding errors accumulate over the network to the size of a wrong
+    gradient. Its input is random, with the shape that it has for a mini-batch of two patches, because the errors of
+    torch depend on the shape.
+    """
     gaps = {}
     for name, layer, size in _layers_met(network, plan):
         exact, rounded = (_gradients(layer, size, dtype) for dtype in (None, low))
@@ -113,7 +120,7 @@ def gradient_gap(network: nn.Module, plan: Plan, low: torch.dtype | None) -> tup
 
 
 def _layers_met(network: nn.Module, plan: Plan) -> list[tuple[str, nn.Module, torch.Size]]:
-    """Every layer with parameters that a patch goes through, and the size of its input."""
+    """Name, module and input shape of every layer with parameters that the forward pass uses."""
     met: list[tuple[str, nn.Module, torch.Size]] = []
     trial = copy.deepcopy(network).train()
     for name, layer in trial.named_modules():
@@ -126,7 +133,7 @@ def _layers_met(network: nn.Module, plan: Plan) -> list[tuple[str, nn.Module, to
 
 
 def _gradients(layer: nn.Module, size: torch.Size, low: torch.dtype | None) -> list[Tensor]:
-    """Of the layer's input and parameters, for a fixed random input and a fixed random gradient of its output."""
+    """Gradients of the input and the parameters of ``layer``, for seeded random input and output gradients."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(size, generator=random).requires_grad_()
     with _autocast(torch.device("cpu"), low):

@@ -1,4 +1,4 @@
-"""Whether left and right are alike in the training scans: measured for the rule of `planners.fold`."""
+"""Left-right symmetry of the training scans, measured for `planners.fold.mirrored_atlases_rule`."""
 
 from __future__ import annotations
 
@@ -7,42 +7,46 @@ from dataclasses import replace
 
 import numpy as np
 
-from mre_lowshot.alignment import Atlas, align
+from mre_lowshot.atlas.alignment import align
+from mre_lowshot.atlas.atlas import Atlas
+from mre_lowshot.atlas.mirrored import mirrored
+from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.quality import label_agreement
-from mre_lowshot.losses import IGNORE
-from mre_lowshot.mirroring import image_of
-from mre_lowshot.sampling import TrainingCase, take_label
-from mre_lowshot.specs import Plan
+from mre_lowshot.evaluation.agreement import label_agreement
+from mre_lowshot.grid import IGNORE, sample_label
+from mre_lowshot.sampling import TrainingCase
 
-MOST_SCANS = 3  # with more there are enough atlases
+MAX_SCANS = 3  # with more, there are enough atlases
 
 
-def measured(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
-    """How well each training scan's mirrored labels, registered to it (affine), agree with its own: Dice of each class
-    that either has, by name, where neither is ignored; none where that cannot be told: the image cannot be registered,
-    or all of a class lies where the image is ignored. An empty list where the recipe does not ask, or where there are
-    more than `MOST_SCANS`."""
-    told = plan.recipe.alignment != "none" and plan.network.atlas_prior
-    if not (told and plan.recipe.mirror_images) or len(cases) > MOST_SCANS:
+def left_right_dice(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
+    """For each training scan, Dice of each class (by name) between its labels and its mirror image's labels after
+    affine registration, where neither is ignored.
+
+    A scan's entry is empty where this cannot be measured: the mirror image cannot be registered, or all of a class lies
+    where the mirror image is ignored. The list is empty where the recipe uses no mirrored atlases, or there are more
+    than `MAX_SCANS` scans.
+    """
+    fused = plan.recipe.atlas.registration != "none" and plan.network.atlas_prior
+    if not (fused and plan.recipe.atlas.mirrored_atlases) or len(cases) > MAX_SCANS:
         return []
-    affine = replace(plan, recipe=replace(plan.recipe, alignment="affine"))
-    return [_likeness(case, affine) for case in cases]
+    affine = replace(plan, recipe=replace(plan.recipe, atlas=replace(plan.recipe.atlas, registration="affine")))
+    return [_dice(case, affine) for case in cases]
 
 
-def _likeness(case: TrainingCase, plan: Plan) -> dict[str, float]:
-    image = image_of(Atlas.of(case), plan.labels)
+def _dice(case: TrainingCase, plan: Plan) -> dict[str, float]:
+    image = mirrored(Atlas.of(case), plan.labels)
     try:
-        place = align((image,), case.image, case.spacing, plan)
+        coordinates = align((image,), case.image, case.spacing, plan=plan)
     except UserError:
-        place = None
-    if place is None:
+        coordinates = None
+    if coordinates is None:
         return {}
     last = np.asarray(image.label.shape).reshape(-1, 1, 1, 1) - 1
-    brought = take_label(image.label, (place + 1) / 2 * last)
-    known = (case.label != IGNORE) & (brought != IGNORE)
+    warped = sample_label(image.label, (coordinates + 1) / 2 * last)
+    known = (case.label != IGNORE) & (warped != IGNORE)
     if set(np.unique(case.label)) - set(np.unique(case.label[known])) - {IGNORE}:
         return {}
     names = {number: name for name, number in plan.labels.items()}
-    dice = label_agreement(brought[known], case.label[known], len(names))
+    dice = label_agreement(warped[known], case.label[known], len(names))
     return {names[number]: value for number, value in dice.items() if np.isfinite(value)}

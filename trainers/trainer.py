@@ -1,4 +1,4 @@
-"""Training one fold: the MRE network and the OHEM loss in a short loop that can be interrupted and goes on."""
+"""Training one fold: the MRE network and the OHEM loss in a short loop that can be interrupted and continued."""
 
 from __future__ import annotations
 
@@ -18,50 +18,52 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
-from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlases, make_prior
-from mre_lowshot.codec import to_json
+from mre_lowshot.atlas.atlas import Atlases
+from mre_lowshot.atlas.label_fusion import atlas_prior_of
+from mre_lowshot.config import OptimizerConfig, Plan
+from mre_lowshot.config.json import to_json
+from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.files import write_json
-from mre_lowshot.inference.pooling import to_weigh
-from mre_lowshot.losses import IGNORE, MRELoss
+from mre_lowshot.grid import IGNORE
+from mre_lowshot.inference import checkpoint
+from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.losses import MRELoss
 from mre_lowshot.network.build import build
-from mre_lowshot.plans import same_plan
 from mre_lowshot.sampling import BatchSampler, TrainingCase
-from mre_lowshot.specs import FoldDecisions, Plan, Recipe
-from mre_lowshot.trainers.distributed import ALONE, Processes
-from mre_lowshot.trainers.logbook import Logbook
-from mre_lowshot.trainers.memory import Memory, together
+from mre_lowshot.trainers.distributed import SINGLE, Processes
+from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
 from mre_lowshot.trainers.precision import Precision
-from mre_lowshot.trainers.weighing import found_weights
+from mre_lowshot.trainers.training_log import TrainingLog
+from mre_lowshot.trainers.tune_fusion import tune_weights
 
-SAVE_SECONDS = 60.0  # a latest checkpoint at least this often
+SAVE_SECONDS = 60.0  # between two latest checkpoints, at most
 
 
-def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's learning-rate schedule, stepped once an iteration."""
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.iterations)
-    return torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_every, recipe.step_factor)
+def schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's learning-rate schedule, stepped once per iteration."""
+    if config.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
+    return torch.optim.lr_scheduler.StepLR(optimizer, config.step_every, config.step_factor)
 
 
 @contextmanager
 def held_interrupt(always: bool = False) -> Iterator[Callable[[], bool]]:
-    """Notes a Ctrl-C instead of raising it, once (``always``: each time, as torchrun repeats it); gives a function
-    that tells whether there was one. Outside the main thread, where signals do not arrive, nothing is changed."""
+    """Record Ctrl-C instead of raising it, once (``always``: each time, as torchrun repeats it); yields a function that
+    returns whether there was one. Outside the main thread, where signals do not arrive, nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before, seen = signal.getsignal(signal.SIGINT), []
+    before, received = signal.getsignal(signal.SIGINT), []
 
-    def note(*_: object) -> None:
-        seen.append(True)
+    def record(*_: object) -> None:
+        received.append(True)
         if not always:
             signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -70,135 +72,135 @@ def held_interrupt(always: bool = False) -> Iterator[Callable[[], bool]]:
 def batch_dice(logits: Tensor, target: Tensor) -> float:
     """Mean Dice of the arg-max labels over the foreground classes in the batch; NaN when there is none."""
     valid = target != IGNORE
-    predicted, wanted = logits.argmax(dim=1)[valid], target[valid]
+    predicted, truth = logits.argmax(dim=1)[valid], target[valid]
     classes = logits.shape[1]
-    right = torch.bincount(wanted[predicted == wanted], minlength=classes)[1:]
-    total = (torch.bincount(predicted, minlength=classes) + torch.bincount(wanted, minlength=classes))[1:]
-    present = torch.bincount(wanted, minlength=classes)[1:] > 0
+    correct = torch.bincount(truth[predicted == truth], minlength=classes)[1:]
+    total = (torch.bincount(predicted, minlength=classes) + torch.bincount(truth, minlength=classes))[1:]
+    present = torch.bincount(truth, minlength=classes)[1:] > 0
     if not bool(present.any()):
         return float("nan")
-    return float((2 * right[present] / total[present]).mean())
+    return float((2 * correct[present] / total[present]).mean())
 
 
 class MRETrainer:
-    """Trains the network of a fold's plan on its training cases; writes checkpoints, log and curves to ``folder``.
+    """Trains the network of a fold's plan on its training cases.
 
-    ``dataset`` is the content of dataset.json, kept in the checkpoints. With several ``processes`` each trains on its
-    share of every mini-batch, and the first one writes.
+    Args:
+        plan: the fold's plan (``plan.fold`` filled).
+        cases: the training cases, with their coordinates in the atlases.
+        folder: for checkpoints, log and curves.
+        device: to train on.
+        atlases: the fold's, without mirrored ones; kept in the checkpoints.
+        dataset: content of dataset.json, kept in the checkpoints.
+        processes: that train together, each on its shard of every mini-batch; the first one writes.
 
     Raises:
-        UserError: the plan's precision or batch does not go with the device or the number of processes.
+        UserError: the device does not support the plan's precision, or the batch cannot be divided among the processes.
     """
 
     def __init__(
         self,
         plan: Plan,
         cases: Sequence[TrainingCase],
+        *,
         folder: Path,
         device: torch.device,
         atlases: Atlases = (),
         dataset: dict[str, Any] | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         if plan.fold is None:
-            raise ValueError("a fold's plan is needed: planners.fold.decide fills it")
+            raise ValueError("a fold's plan is needed: planners.fold.decide_fold fills it")
         self.plan, self.folder, self.device, self.seed = plan, folder, device, plan.fold.seed
-        recipe = plan.recipe
+        recipe, optimizer = plan.recipe, plan.recipe.optimizer
         torch.manual_seed(self.seed)
         self.processes, self.dataset = processes, dataset
         network = build(plan.network)
-        network.recompute(recipe.recompute)
+        network.recompute(optimizer.recompute)
         self.precision = Precision(plan, network, device)
-        self.network = processes.prepared(network.to(device), plan, device)
+        self.network = processes.prepare(network.to(device), plan, device)
         self.average = None
-        if recipe.ema:
-            rule = get_ema_multi_avg_fn(recipe.ema)
+        if optimizer.ema:
+            rule = get_ema_multi_avg_fn(optimizer.ema)
             self.average = AveragedModel(self.network, multi_avg_fn=rule, use_buffers=True)
-        self.loss = MRELoss(
-            plan.network.classes,
-            plan.fold.majority,
-            recipe.ohem,
-            recipe.n_lg,
-            recipe.ohem_floor,
-            recipe.dice_weight,
-            recipe.class_balance,
-        )
+        self.loss = MRELoss(plan.network.classes, plan.fold.majority, recipe.loss)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.network.parameters(), optimizer.learning_rate, weight_decay=optimizer.weight_decay
         )
-        self.schedule = schedule(self.optimizer, recipe)
+        self.schedule = schedule(self.optimizer, optimizer)
         self.atlases = atlases
-        prior = make_prior(atlases, plan)
+        prior = atlas_prior_of(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
-        self.logbook = Logbook(folder, writes=processes.first)
-        smallest = 2 if plan.network.image_level_norm else 1  # a norm over single vectors is none
-        self.memory = Memory(self.network, recipe.batch_size, smallest, self.logbook.say)
+        self.training_log = TrainingLog(folder, writes=processes.first)
+        smallest = 2 if plan.network.image_level_norm else 1  # a norm needs two vectors
+        self.memory = OutOfMemoryPolicy(self.network, recipe.sampling.batch_size, smallest, self.training_log.log)
         if processes.count > 1:
-            self.logbook.say(processes.summary(plan))
+            self.training_log.log(processes.summary(plan))
 
     @property
-    def best_network(self) -> nn.Module:
-        """The network to predict with: the moving average where the recipe keeps one."""
+    def inference_network(self) -> nn.Module:
+        """The network for prediction: the moving average where the recipe has one."""
         return self.average.module if self.average is not None else self.network
 
     def fit(self, workers: int = 0, on_step: Callable[[MRETrainer], None] | None = None) -> None:
-        """Train from the present iteration to the recipe's last; ``on_step`` is called after each.
+        """Train from the present iteration to the recipe's last; ``on_step`` is called after each one.
 
-        Ctrl-C lets the present iteration finish (half an iteration would count in the running statistics), saves
-        ``checkpoint_latest.pth`` and is raised on; a second one stops at once. At the end the weight of registration is
-        found (`trainers.weighing`) and the last state saved as latest and final.
+        Ctrl-C lets the present iteration finish (half an iteration would change the running statistics), saves
+        ``checkpoint_latest.pth`` and is raised again; a second one stops immediately. At the end the fusion weights are
+        tuned (`trainers.tune_fusion`), and the last state is saved as latest and final.
 
         Raises:
             NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
         """
-        rest = Subset(self.sampler, range(self.iteration, self.plan.recipe.iterations))
+        rest = Subset(self.sampler, range(self.iteration, self.plan.recipe.optimizer.iterations))
         loader = DataLoader(rest, batch_size=None, num_workers=workers, persistent_workers=False)
         saved = time.monotonic()
         self.network.train()
         with held_interrupt(always=self.processes.count > 1) as interrupted:
-            for images, coordinates, targets in loader:
-                self.step(images, coordinates, targets)
+            for images, location, targets in loader:
+                self.step(images, location, targets)
                 if on_step:
                     on_step(self)
-                if self.processes.any(interrupted(), self.device):
+                if self.processes.any_rank(interrupted(), self.device):
                     self.save(checkpoint.LATEST)
-                    self.processes.any(True, self.device)  # nobody leaves before the first one has saved
-                    self.logbook.say(f"interrupted after iteration {self.iteration}; --c goes on")
+                    self.processes.any_rank(True, self.device)  # no process leaves before the first one has saved
+                    self.training_log.log(f"interrupted after iteration {self.iteration}; --c continues")
                     raise KeyboardInterrupt
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save(checkpoint.LATEST)
-                    self.logbook.draw()
+                    self.training_log.draw()
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
-        self.logbook.draw()
-        fold = self.plan.fold
-        if fold and self.processes.first and to_weigh(self.plan):
-            self._weigh(fold)
+        self.training_log.draw()
+        if self.processes.first and needs_tuning(self.plan):
+            self._tune_fusion()
             self.save(checkpoint.LATEST)
         self.save(checkpoint.FINAL)
 
-    def _weigh(self, fold: FoldDecisions) -> None:
-        """Add to the fold's decisions what was found on mirror images, or why it was not found."""
-        weight = agreement = None
+    def _tune_fusion(self) -> None:
+        """Add the tuned fusion weights to the fold's decisions, or the reason why there are none."""
+        assert self.plan.fold is not None
+        atlas = crf = None
         try:
-            weight, agreement, reason = found_weights(self.plan, self.best_network, self.atlases, self.device)
+            tuned = tune_weights(self.plan, self.inference_network, self.atlases, self.device)
+            atlas, crf, reason = tuned.atlas_weight, tuned.crf_weight, tuned.reason
         except UserError as problem:
-            told = self.plan.recipe.inference.prior_weight
-            reason = f"registration weighs the recipe's {told:g} against the network: on a mirror image: {problem}"
-        self.logbook.say(reason)
-        reasons = {**fold.reasons, "prior_weight": reason}
-        fold = replace(fold, prior_weight=weight, neighbour_weight=agreement, reasons=reasons)
+            default = self.plan.recipe.refinement.atlas_weight
+            reason = f"atlas_weight {default:g} (recipe), not tuned: a mirrored training scan {problem}"
+        self.training_log.log(reason)
+        reasons = {**self.plan.fold.reasons, "atlas_weight": reason}
+        fold = replace(self.plan.fold, atlas_weight=atlas, crf_weight=crf, reasons=reasons)
         self.plan = replace(self.plan, fold=fold)
         write_json(self.folder / "plans.json", to_json(self.plan))
 
-    def step(self, images: Tensor, coordinates: Tensor, targets: Tensor) -> None:
+    def step(self, images: Tensor, location: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""
-        share, targets = self.processes.share, targets.to(self.device)
-        images, coordinates = share(images).to(self.device), share(coordinates).to(self.device)
+        shard, targets = self.processes.shard, targets.to(self.device)
+        images, location = shard(images).to(self.device), shard(location).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        step = partial(self._gradients, images, coordinates, targets)
-        logits, loss = self.memory.fit(step) if self.processes.count == 1 else together(step)
+        step = partial(self._gradients, images, location, targets)
+        logits, loss = self.memory.fit(step) if self.processes.count == 1 else step_distributed(step)
         self.processes.sum_gradients(self.network)
         self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
@@ -206,7 +208,8 @@ class MRETrainer:
         if not math.isfinite(value) or not (math.isfinite(norm.item()) or self.precision.may_skip()):
             raise NumericalError(
                 f"iteration {self.iteration + 1}: loss {value:g}, gradient norm {norm.item():g} is not finite; "
-                f"training stopped, the last good checkpoint in {self.folder} is kept; lower recipe.learning_rate"
+                f"training stopped, the last good checkpoint in {self.folder} is kept; lower "
+                "recipe.optimizer.learning_rate"
             )
         rate = self.optimizer.param_groups[0]["lr"]
         self.precision.step(self.optimizer)
@@ -214,22 +217,22 @@ class MRETrainer:
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.iteration += 1
-        self.logbook.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
+        self.training_log.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
 
-    def _gradients(self, images: Tensor, coordinates: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a mini-batch, computed in ``parts`` (see `trainers.memory`); its logits and loss."""
+    def _gradients(self, images: Tensor, location: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a mini-batch, computed in ``parts`` (`trainers.oom`); its logits and loss."""
         done = []
-        for image, place, target in zip(*(t.chunk(parts) for t in (images, coordinates, targets)), strict=True):
+        for image, maps, target in zip(*(t.chunk(parts) for t in (images, location, targets)), strict=True):
             with self.precision.autocast():
-                logits = self.network(image, place)
-            logits = self.processes.joined(logits)
+                logits = self.network(image, maps)
+            logits = self.processes.all_gather(logits)
             loss = self.loss(logits, target) / parts
             self.precision.backward(loss)
             done.append((logits.detach(), loss.detach()))
         return torch.cat([logits for logits, _ in done]), torch.stack([loss for _, loss in done]).sum()
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of the present state (the first process does)."""
+        """Write a checkpoint of the present state, in the first process."""
         if not self.processes.first:
             return
         training: dict[str, Any] = {
@@ -239,21 +242,28 @@ class MRETrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "history": self.logbook.history,
+            "history": self.training_log.history,
         }
-        weights = self.best_network.state_dict()
-        checkpoint.save(self.folder / name, self.plan, weights, training, self.atlases, self.dataset)
+        weights = self.inference_network.state_dict()
+        checkpoint.save(
+            self.folder / name,
+            self.plan,
+            weights=weights,
+            training=training,
+            atlases=self.atlases,
+            dataset=self.dataset,
+        )
 
     def resume(self, saved: tuple[Plan, dict[str, Any]] | None = None) -> None:
-        """Go on from ``checkpoint_latest.pth``, read already (``saved``, what `checkpoint.load` gave) or not yet.
+        """Continue from ``checkpoint_latest.pth``, or from ``saved``, what `checkpoint.load` gave.
 
         Raises:
-            UserError: there is none, or it was trained by another plan.
+            UserError: there is none, or it was trained with another plan.
         """
         path = self.folder / checkpoint.LATEST
         plan, content = saved or checkpoint.load(path, self.device)
         if not same_plan(plan, self.plan):
-            raise UserError(f"{path}: was trained by another plan than the present one; use another -p, or --overwrite")
+            raise UserError(f"{path}: was trained with another plan; use another -p, or --overwrite")
         state = content["training"]
         self.network.load_state_dict(state["network"])
         if self.average is not None:
@@ -263,4 +273,4 @@ class MRETrainer:
         if self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(state["scaler"])
         self.iteration = state["iteration"]
-        self.logbook.history = {key: list(values) for key, values in state["history"].items()}
+        self.training_log.history = {key: list(values) for key, values in state["history"].items()}

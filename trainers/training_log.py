@@ -1,27 +1,34 @@
-"""What happened in training: history, a text log, and the curves as a picture."""
+"""History of a training, a text log, and the curves as a picture."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 
-class Logbook:
-    """Collects one row an iteration, writes lines to ``training_log_<date>.txt`` and draws ``progress.png``; without
-    ``writes`` it only collects."""
+from mre_lowshot.plotting import new_figure, save_figure
+
+SMOOTHING = 0.97  # weight of the past in the curves' running mean
+
+
+class TrainingLog:
+    """Collects one row per iteration, writes lines to ``training_log_<date>.txt`` and draws ``progress.png``; with
+    ``writes`` false it only collects."""
 
     def __init__(self, folder: Path, history: dict[str, list[float]] | None = None, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
         self.history = history or {"iteration": [], "loss": [], "dice": [], "learning_rate": []}
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
+        self.path = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Add a line, with the time, to the text log."""
         if not self.writes:
             return
-        with self.log.open("a", encoding="utf-8") as out:
+        with self.path.open("a", encoding="utf-8") as out:
             out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def add(self, iteration: int, loss: float, dice: float, learning_rate: float) -> None:
@@ -36,8 +43,46 @@ class Logbook:
 
     def draw(self) -> None:
         """Write ``progress.png``."""
-        if not self.writes:
-            return
-        from mre_lowshot.evaluation.figures import progress
+        if self.writes:
+            draw_progress(self.folder / "progress.png", self.history)
 
-        progress(self.folder / "progress.png", self.history)
+
+def smoothed(values: np.ndarray, weight: float = SMOOTHING) -> np.ndarray:
+    """An exponential running mean with an unbiased start; over gaps (NaN) the mean continues."""
+    mean, total, result = 0.0, 0.0, np.full(len(values), np.nan)
+    for index, value in enumerate(values):
+        if np.isfinite(value):
+            mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
+        if total:
+            result[index] = mean / total
+    return result
+
+
+def draw_progress(path: Path, history: Mapping[str, Sequence[float]]) -> None:
+    """Draw a training to ``path`` (PNG): loss and the patches' Dice above, learning rate below.
+
+    ``history`` holds lists of equal length under ``iteration``, ``loss``, ``dice`` and ``learning_rate``; NaN is a gap,
+    and a missing key other than ``iteration`` is left out.
+    """
+    steps = np.asarray(history["iteration"], dtype=float)
+    figure = new_figure(9, 6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    right = upper.twinx()
+    for axes, key, text, ink in ((upper, "loss", "loss", "#1f5fa8"), (right, "dice", "Dice of patches", "#c0560f")):
+        values = np.asarray(history.get(key, []), dtype=float)
+        axes.set_ylabel(text, color=ink)
+        axes.tick_params(axis="y", colors=ink)
+        if np.isfinite(values).any():
+            axes.plot(steps, values, color=ink, alpha=0.22, linewidth=0.7)
+            axes.plot(steps, smoothed(values), color=ink, linewidth=1.8, marker="o" if len(values) == 1 else "")
+    right.set_ylim(0, 1)
+    if np.nanmin(np.asarray(history.get("loss", []), dtype=float), initial=0) >= 0:
+        upper.set_ylim(bottom=0)
+    rate = np.asarray(history.get("learning_rate", []), dtype=float)
+    if np.isfinite(rate).any():
+        lower.plot(steps, rate, color="#444444", linewidth=1.4, marker="o" if len(rate) == 1 else "")
+    lower.set(xlabel="iteration", ylabel="learning rate")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+    figure.tight_layout()
+    save_figure(figure, path)

@@ -1,76 +1,91 @@
-"""How much registration weighs against the network, and whether neighbours should agree, found on a scan with labels
-that neither has seen.
+"""Tuning of the fusion weights (atlas and CRF) on labelled scans that neither network nor registration has used.
 
-Where left and right are alike, the mirror image of a training scan is such a scan: another drawing of the same anatomy,
-which the network was not trained on. Elsewhere every labelled scan is trained on, and the recipe's weights stand. The
-table is made on the plan's grid, of the first registration, before pieces are dropped.
+Where left and right are symmetric, the mirror image of a training scan is such a scan. Elsewhere every labelled scan is
+trained on, and the recipe's weights stay. The Dice table is computed on the plan's grid, with the first registration,
+before small components are removed.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from mre_lowshot.alignment import Atlas, Atlases, align, make_prior
-from mre_lowshot.inference.floors import joint_floors
+from mre_lowshot.atlas.alignment import align
+from mre_lowshot.atlas.atlas import Atlas, Atlases
+from mre_lowshot.atlas.mirrored import mirrored
+from mre_lowshot.config import Plan, RefinementConfig
+from mre_lowshot.evaluation.agreement import label_agreement
+from mre_lowshot.grid import IGNORE
+from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
-from mre_lowshot.inference.quality import label_agreement
-from mre_lowshot.losses import IGNORE
-from mre_lowshot.mirroring import image_of
-from mre_lowshot.specs import InferenceSpec, Plan
+from mre_lowshot.refinement.pipeline import refine
 
-WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+ATLAS_WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-def found_weights(plan: Plan, network: nn.Module, atlases: Atlases, device: torch.device) -> tuple[float, float, str]:
-    """Which of `WEIGHTS`, of the registration to the scans themselves, and whether neighbours agreeing as the recipe
-    wants or not at all, predicts the labels of their mirror images best (Dice, mean over classes and images): the
-    prior weight, the neighbour weight, and that in words.
+@dataclass(frozen=True)
+class TunedWeights:
+    """The best weights, and the reason with the table of all."""
 
-    ``network`` is the trained one, ``atlases`` the fold's scans without their images.
+    atlas_weight: float
+    crf_weight: float
+    reason: str
+
+
+def tune_weights(plan: Plan, network: nn.Module, atlases: Atlases, device: torch.device) -> TunedWeights:
+    """Which of `ATLAS_WEIGHTS`, and whether the recipe's CRF or none, predicts the labels of the mirrored training
+    scans best (Dice, mean over classes and scans).
+
+    Args:
+        plan: the fold's.
+        network: the trained one.
+        atlases: the fold's, without mirrored ones.
+        device: to compute on.
 
     Raises:
-        UserError: an image cannot be registered. NumericalError: a probability is not finite.
+        UserError: a mirrored scan cannot be registered.
+        NumericalError: a probability is not finite.
     """
-    rule, prior = plan.recipe.inference, make_prior(atlases, plan)
-    predictor = Predictor(
-        [network], plan.network, plan.patch, rule, device, priors=[prior], floors=joint_floors([plan])
-    )
-    rules = [replace(rule, neighbour_weight=agree, prior_weight=w) for agree in _agreements(rule) for w in WEIGHTS]
-    dice = np.mean([_dice(predictor, image_of(atlas, plan.labels), atlases, rules, plan) for atlas in atlases], axis=0)
+    recipe = plan.recipe.refinement
+    unmirrored = replace(plan, fold=plan.fold and replace(plan.fold, mirrored_atlases=False))
+    predictor = Predictor(Model.of_fold(unmirrored, network, atlases), device=device)
+    candidates = [
+        replace(recipe, crf_weight=crf, atlas_weight=w) for crf in _crf_weights(recipe) for w in ATLAS_WEIGHTS
+    ]
+    tables = [_dice(predictor, mirrored(atlas, plan.labels), atlases, candidates) for atlas in atlases]
+    dice = np.mean(tables, axis=0)
     best = np.flatnonzero(dice == dice.max())
-    chosen = min(  # of equals the one nearest to the recipe
-        (rules[place] for place in best),
-        key=lambda r: (r.neighbour_weight != rule.neighbour_weight, abs(r.prior_weight - rule.prior_weight)),
+    chosen = min(  # of equals, the one nearest to the recipe
+        (candidates[index] for index in best),
+        key=lambda c: (c.crf_weight != recipe.crf_weight, abs(c.atlas_weight - recipe.atlas_weight)),
     )
-    tables = []
-    for agree in _agreements(rule):
-        row = [f"{r.prior_weight:g} {d:.4f}" for r, d in zip(rules, dice, strict=True) if r.neighbour_weight == agree]
-        tables.append(f"neighbours agreeing by {agree:g}: {', '.join(row)}")
-    weight, agree, recipe = chosen.prior_weight, chosen.neighbour_weight, rule.neighbour_weight
+    rows = []
+    for crf in _crf_weights(recipe):
+        row = [f"{c.atlas_weight:g} {d:.4f}" for c, d in zip(candidates, dice, strict=True) if c.crf_weight == crf]
+        rows.append(f"crf_weight {crf:g}: {', '.join(row)}")
     reason = (
-        f"registration weighs {weight:g} against the network instead of the recipe's {rule.prior_weight:g}, and as "
-        f"much again for the mirror images, and like neighbours agree by {agree:g} (recipe: {recipe:g}): how well "
-        f"mirror images of the training scans are predicted from the scans with each weight (Dice): {'; '.join(tables)}"
+        f"atlas_weight {chosen.atlas_weight:g} (recipe {recipe.atlas_weight:g}), crf_weight {chosen.crf_weight:g} "
+        f"(recipe {recipe.crf_weight:g}), tuned on mirrored training scans; Dice by atlas_weight: {'; '.join(rows)}"
     )
-    return weight, agree, reason
+    return TunedWeights(chosen.atlas_weight, chosen.crf_weight, reason)
 
 
-def _agreements(rule: InferenceSpec) -> list[float]:
-    """Thin structures may lose by what ragged borders gain by."""
-    return sorted({rule.neighbour_weight, 0.0}, reverse=True)
+def _crf_weights(recipe: RefinementConfig) -> list[float]:
+    """The recipe's, and none: the CRF smooths ragged borders but may remove thin structures."""
+    return sorted({recipe.crf_weight, 0.0}, reverse=True)
 
 
-def _dice(predictor: Predictor, image: Atlas, atlases: Atlases, rules: list[InferenceSpec], plan: Plan) -> list[float]:
-    """The mean Dice over classes of a mirror image by each of ``rules``."""
-    place = align(atlases, image.image, image.spacing, plan)
-    posterior, brought = predictor.opinions(image.image, coordinates=[place])
-    known, found = image.label != IGNORE, []
-    for rule in rules:
-        labels = predictor.mended(posterior, brought, image.image, rule).argmax(axis=0)
-        values = label_agreement(labels[known], image.label[known], len(posterior)).values()
+def _dice(predictor: Predictor, scan: Atlas, atlases: Atlases, candidates: list[RefinementConfig]) -> list[float]:
+    """The mean Dice over classes of a mirrored scan, with each of the candidates' weights."""
+    coordinates = align(atlases, scan.image, scan.spacing, plan=predictor.plan)
+    posterior, warped = predictor.raw_posteriors(scan.image, [coordinates])
+    known, found = scan.label != IGNORE, []
+    for config in candidates:
+        settings = replace(predictor.settings, config=config)
+        labels = refine(posterior, warped, scan.image, settings).argmax(axis=0)
+        values = label_agreement(labels[known], scan.label[known], len(posterior)).values()
         found.append(float(np.nanmean(list(values))))
     return found

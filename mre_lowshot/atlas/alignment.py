@@ -1,8 +1,7 @@
-"""Bringing a scan to the labelled one, the atlas, so that its coordinates mean the same anatomy.
+"""Beyond the paper: registering a scan to the atlases, so that its coordinates mean the same anatomy.
 
-Registration looks at images, and once more at what was predicted where that helps. It gives each voxel of the scan its
-place in the atlas, which is what the network's coordinate maps (paper, III-C) then hold; the atlas's labels at that
-place can be told to the network too.
+Registration gives each voxel of the scan its position in each atlas. The network's coordinate maps (paper, III-C) then
+hold these positions, and the atlases' labels there are the atlas prior.
 """
 
 from __future__ import annotations
@@ -12,194 +11,148 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
+from mre_lowshot.atlas.atlas import Atlas, Atlases
+from mre_lowshot.atlas.registration.affine import affine, nearest_affine
+from mre_lowshot.atlas.registration.deformable import Classes, deformable
+from mre_lowshot.atlas.registration.images import label_image, registration_size, to_image, transformed_positions
+from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
-from mre_lowshot.preprocessing.resampling import resize_image, resize_linear
-from mre_lowshot.registration.affine import affine, nearest_affine
-from mre_lowshot.registration.deformable import Classes, deformable
-from mre_lowshot.registration.images import label_image, mapped, thinned_size, to_image
-from mre_lowshot.sampling import Prior, TrainingCase, coordinate_maps, voxel_positions
-from mre_lowshot.specs import Plan
-
-MOST_ATLASES = 5  # a new scan is registered to each, and each training scan to each other
+from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
+from mre_lowshot.sampling import TrainingCase
 
 
 @dataclass(frozen=True)
-class Atlas:
-    """A preprocessed labelled scan: image (C, *size) float32, label (*size) int16, spacing in mm; ``mirrored``: the
-    mirror image of one (`mirroring`)."""
+class PreviousPass:
+    """What a first registration and prediction of a scan gave, to guide the next registration.
 
-    image: np.ndarray
-    label: np.ndarray
-    spacing: tuple[float, ...]
-    mirrored: bool = False
-
-    @classmethod
-    def of(cls, case: TrainingCase) -> Atlas:
-        """The atlas that a training case is, rounded as a checkpoint keeps it: scans align to the same later on."""
-        return cls(case.image.astype(np.float16).astype(np.float32), case.label, case.spacing)
-
-    def to_tensors(self) -> dict[str, Any]:
-        """For a checkpoint; the image is kept in half precision."""
-        return {
-            "image": torch.from_numpy(self.image.astype(np.float16)),
-            "label": torch.from_numpy(self.label.astype(np.int16)),
-            "spacing": list(self.spacing),
-        }
-
-    @classmethod
-    def from_tensors(cls, data: dict[str, Any]) -> Atlas:
-        image = data["image"].cpu().numpy().astype(np.float32)
-        return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]))
-
-
-Atlases = tuple[Atlas, ...]
-"""Of a fold, at most `MOST_ATLASES` of its training scans; the first is the frame of the coordinates. Empty where the
-plan needs none. Mirror images follow (`mirroring.with_images`)."""
-
-
-def make_atlases(cases: Sequence[TrainingCase], plan: Plan) -> Atlases:
-    """The atlases of a fold: its first `MOST_ATLASES` training scans where they are registered and their labels are
-    told to the network, only the first where it is but the frame of the coordinates."""
-    aligned, prior = plan.recipe.alignment != "none", plan.network.atlas_prior
-    chosen = cases[:MOST_ATLASES] if aligned and prior else cases[: int(aligned or prior)]
-    return tuple(Atlas.of(case) for case in chosen)
-
-
-def in_atlases(
-    cases: Sequence[TrainingCase], atlases: Atlases, plan: Plan, names: Sequence[str] = ()
-) -> list[TrainingCase]:
-    """The training scans with their places in every atlas; in itself a scan lies where it lies.
-
-    Raises:
-        UserError: one cannot be registered to another; it is told by its place in ``names``.
+    Attributes:
+        coordinates: (atlases * 3, *size).
+        shares: predicted class probabilities (K, *`registration_size`).
     """
-    placed = []
-    for number, case in enumerate(cases):
-        own = number if number < len(atlases) else None
-        if len(atlases) > 1 or own is None:
-            fields = []
-            for other, atlas in enumerate(atlases):
-                try:
-                    field = _own_place(case) if other == own else align((atlas,), case.image, case.spacing, plan)
-                except UserError as problem:
-                    pair = [names[n] if names else str(n) for n in (number, other)]
-                    raise UserError(f"training cases {pair[0]} and {pair[1]}: one {problem}") from None
-                fields.append(field)
-            there = [field for field in fields if field is not None]
-            case = replace(case, coordinates=np.concatenate(there) if there else None)
-        placed.append(replace(case, own=own))
-    return placed
-
-
-def _own_place(case: TrainingCase) -> np.ndarray:
-    shape = case.label.shape
-    return coordinate_maps(voxel_positions([0] * len(shape), shape), shape)
-
-
-def make_prior(atlases: Atlases, plan: Plan) -> Prior | None:
-    """The prior that the plan's network takes from the atlases, None for none."""
-    if not atlases or not plan.network.atlas_prior:
-        return None
-    return together(atlases, plan.network.classes)
-
-
-def together(atlases: Sequence[Atlas], classes: int) -> Prior:
-    """What several atlases say of ``classes`` classes; their images, channels averaged as for the registration, tell
-    which to believe where."""
-    images = sum(atlas.mirrored for atlas in atlases)
-    scans = tuple(atlas.image.mean(axis=0) for atlas in atlases) if len(atlases) > 1 else ()
-    return Prior(tuple(atlas.label for atlas in atlases), classes, images, scans)
-
-
-@dataclass(frozen=True)
-class Former:
-    """What a first registration and prediction found of a scan: coordinates (atlases * 3, *size), and the classes'
-    shares (K, *`thinned_size`)."""
 
     coordinates: np.ndarray
     shares: np.ndarray
 
     @classmethod
     def each(
-        cls, fields: Sequence[np.ndarray | None], probabilities: np.ndarray, spacing: tuple[float, ...]
-    ) -> list[Former | None]:
-        """One for each model's coordinates, from the class probabilities (K, *size) of them all; ``spacing`` in mm."""
-        shares = resize_image(probabilities, thinned_size(probabilities.shape[1:], spacing), order=1)
-        return [None if field is None else cls(field, shares) for field in fields]
+        cls, coordinates: Sequence[np.ndarray | None], probabilities: np.ndarray, spacing: tuple[float, ...]
+    ) -> list[PreviousPass | None]:
+        """One for each fold's coordinates, with the common class probabilities (K, *size); ``spacing`` in mm."""
+        shares = resize_image(probabilities, registration_size(probabilities.shape[1:], spacing), order=1)
+        return [None if maps is None else cls(maps, shares) for maps in coordinates]
 
-    def of_each_atlas(self, atlases: int) -> list[Former]:
-        return [Former(part, self.shares) for part in np.split(self.coordinates, atlases)]
+    def of_each_atlas(self, atlases: int) -> list[PreviousPass]:
+        """The same for each of several atlases alone."""
+        return [PreviousPass(part, self.shares) for part in np.split(self.coordinates, atlases)]
 
 
 def align(
     atlases: Atlases,
     image: np.ndarray,
     spacing: tuple[float, ...],
+    *,
     plan: Plan,
-    former: Former | None = None,
+    previous: PreviousPass | None = None,
 ) -> np.ndarray | None:
-    """Coordinates (atlases * 3, *size) of a preprocessed scan's voxels in each atlas, each axis -1 to 1 over it; None
-    where the plan aligns nothing (the scan's own volume is the frame then).
+    """Register a preprocessed scan to each atlas.
 
-    ``image`` (C, *size) with ``spacing`` in mm. Channels are averaged for the registration, large scans are thinned.
-    What is known from a ``former`` registration and prediction makes another: the affine transform is the one nearest
-    to the former registration, and what was predicted is brought to the atlas's labels as the image to its image.
+    Args:
+        atlases: of one fold.
+        image: (C, *size); channels are averaged, and large scans downsampled, for the registration.
+        spacing: mm, one value per axis.
+        plan: for the kind of registration.
+        previous: starts from this registration (its nearest affine transform), and matches the predicted classes to
+            the atlas's labels besides the image to the atlas's image.
+
+    Returns:
+        Coordinates (atlases * 3, *size) of the scan's voxels in each atlas, each axis from -1 to 1 over it; None where
+        the plan registers nothing (the scan's own volume is the frame then).
 
     Raises:
-        UserError: the scan cannot be registered (a few slices only, constant, nothing in common).
+        UserError: the scan cannot be registered (too few slices, constant, no overlap).
     """
-    if not atlases or plan.recipe.alignment == "none":
+    kind = plan.recipe.atlas.registration
+    if not atlases or kind == "none":
         return None
-    known = former.of_each_atlas(len(atlases)) if former else [None] * len(atlases)
+    passes = previous.of_each_atlas(len(atlases)) if previous else [None] * len(atlases)
     try:
-        return np.concatenate(
-            [
-                _register(atlas, image, spacing, plan.recipe.alignment, its)
-                for atlas, its in zip(atlases, known, strict=True)
-            ]
-        )
-    except RuntimeError as problem:  # too thin, constant, no overlap: SimpleITK says which, in its last line
+        pairs = zip(atlases, passes, strict=True)
+        return np.concatenate([_register(atlas, image, spacing, kind, its) for atlas, its in pairs])
+    except RuntimeError as problem:  # SimpleITK gives the reason in its last line
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(
-            f"cannot be registered to a training scan ({reason}); if such scans are usual, "
-            "plan with --set recipe.alignment=none network.atlas_prior=false"
+            f"cannot be registered to a training scan ({reason}); if such scans are common, "
+            "plan with --set recipe.atlas.registration=none network.atlas_prior=false"
         ) from None
 
 
 def _register(
-    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, former: Former | None
+    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, previous: PreviousPass | None
 ) -> np.ndarray:
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
-    if former is None:
+    if previous is None:
         transform = affine(fixed, moving)
     else:
-        transform = nearest_affine(places_in(atlas, former.coordinates, fixed), fixed)
-        classes = Classes(former.shares, label_image(atlas.label, atlas.spacing))
+        transform = nearest_affine(atlas_positions(atlas, previous.coordinates, fixed), fixed)
+        classes = Classes(previous.shares, label_image(atlas.label, atlas.spacing))
     if kind == "deformable":
         transform = deformable(fixed, moving, transform, classes)
-    return coordinates_in(atlas, transform, fixed, image.shape[1:])
+    return atlas_coordinates(atlas, transform, fixed, image.shape[1:])
 
 
-def coordinates_in(atlas: Atlas, transform: Any, fixed: Any, size: tuple[int, ...]) -> np.ndarray:
-    """Coordinates (3, *size) in the atlas of a scan of ``size`` whose registered image (`to_image`) is ``fixed``.
+def atlas_coordinates(atlas: Atlas, transform: Any, fixed: Any, size: tuple[int, ...]) -> np.ndarray:
+    """Coordinates (3, *size) in the atlas of a scan of ``size``, from the transform found for ``fixed``, its image for
+    the registration (`to_image`).
 
     Raises:
         RuntimeError: the transform is not finite.
     """
-    places = mapped(transform, fixed)
+    positions = transformed_positions(transform, fixed)
     for axis, (side, length) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
-        places[axis] = (2 * places[axis] / side - (length - 1)) / max(length - 1, 1)
-    if not np.isfinite(places).all():
+        positions[axis] = (2 * positions[axis] / side - (length - 1)) / max(length - 1, 1)
+    if not np.isfinite(positions).all():
         raise RuntimeError("the transform is not finite")
-    return np.stack([resize_linear(axis, size) for axis in places])
+    return np.stack([resize_linear(axis, size) for axis in positions])
 
 
-def places_in(atlas: Atlas, coordinates: np.ndarray, fixed: Any) -> np.ndarray:
-    """The other way round: `mapped`'s places (3, *size of ``fixed``), mm, of coordinates (3, *any size)."""
-    places = np.stack([resize_linear(axis, fixed.GetSize()[::-1]) for axis in coordinates]).astype(np.float64)
+def atlas_positions(atlas: Atlas, coordinates: np.ndarray, fixed: Any) -> np.ndarray:
+    """The inverse of `atlas_coordinates`: positions in mm (3, *size of ``fixed``) of coordinates (3, *any size)."""
+    positions = np.stack([resize_linear(axis, fixed.GetSize()[::-1]) for axis in coordinates]).astype(np.float64)
     for axis, (side, length) in enumerate(zip(atlas.spacing, atlas.label.shape, strict=True)):
-        places[axis] = (places[axis] * max(length - 1, 1) + (length - 1)) / 2 * side
-    return places
+        positions[axis] = (positions[axis] * max(length - 1, 1) + (length - 1)) / 2 * side
+    return positions
+
+
+def align_training_cases(
+    cases: Sequence[TrainingCase], atlases: Atlases, *, plan: Plan, names: Sequence[str] = ()
+) -> list[TrainingCase]:
+    """The training scans with their coordinates in every atlas; in itself a scan has its own.
+
+    Raises:
+        UserError: one cannot be registered to another; ``names`` are given in the message.
+    """
+    aligned = []
+    for number, case in enumerate(cases):
+        own = number if number < len(atlases) else None
+        if len(atlases) > 1 or own is None:
+            maps = []
+            for other, atlas in enumerate(atlases):
+                try:
+                    found = (
+                        _own_coordinates(case) if other == own else align((atlas,), case.image, case.spacing, plan=plan)
+                    )
+                except UserError as problem:
+                    pair = [names[n] if names else str(n) for n in (number, other)]
+                    raise UserError(f"training cases {pair[0]} and {pair[1]}: one {problem}") from None
+                maps.append(found)
+            present = [found for found in maps if found is not None]
+            case = replace(case, coordinates=np.concatenate(present) if present else None)
+        aligned.append(replace(case, own=own))
+    return aligned
+
+
+def _own_coordinates(case: TrainingCase) -> np.ndarray:
+    shape = case.label.shape
+    return coordinate_maps(voxel_positions([0] * len(shape), shape), shape)

@@ -1,24 +1,26 @@
-"""How alike two images of the same anatomy are, place by place, whatever their contrast and shading."""
+"""Local similarity of two images of the same anatomy, independent of contrast and shading."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-LOCAL_SIGMA = 2.0  # voxels; the surroundings whose mean and spread are taken out
-PLACE_SIGMA = 1.0  # voxels; what counts as one place
-LEAST = 1e-3  # a difference that noise makes anyway
+LOCAL_SIGMA = 2.0  # voxels; neighbourhood whose mean and standard deviation are removed
+COMPARED_SIGMA = 1.0  # voxels; neighbourhood over which squared differences are averaged
+NOISE_FLOOR = 1e-3  # squared difference that noise alone makes
+GLOBAL_SHARE = 0.1  # of the whole image's standard deviation, so that noise in even regions stays small
 
 
-def normalised(image: np.ndarray) -> np.ndarray:
-    """An image (*size) less the mean of its surroundings, over their standard deviation (a tenth of the whole image's
-    is added, so that noise in even areas stays small); float32."""
+def normalize_locally(image: np.ndarray) -> np.ndarray:
+    """An image (*size) minus its local mean, divided by its local standard deviation; float32."""
     image = image.astype(np.float64)
     mean = gaussian_filter(image, LOCAL_SIGMA)
     spread = np.sqrt(np.maximum(gaussian_filter(image**2, LOCAL_SIGMA) - mean**2, 0))
-    return ((image - mean) / (spread + 0.1 * image.std() + 1e-12)).astype(np.float32)
+    normalized: np.ndarray = ((image - mean) / (spread + GLOBAL_SHARE * image.std() + 1e-12)).astype(np.float32)
+    return normalized
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """1 over the mean squared difference of two `normalised` images around each voxel, (*size) float32."""
-    return 1 / (gaussian_filter((one - other) ** 2, PLACE_SIGMA) + np.float32(LEAST))
+def local_similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """1 over the mean squared difference of two locally normalised images around each voxel: (*size) float32."""
+    similarity: np.ndarray = 1 / (gaussian_filter((one - other) ** 2, COMPARED_SIGMA) + np.float32(NOISE_FLOOR))
+    return similarity

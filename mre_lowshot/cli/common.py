@@ -1,7 +1,7 @@
-"""What every command shares: light imports, the workspace flags, errors told on one line, exit codes.
+"""What every command shares: common options, errors on one line, exit codes.
 
 Exit codes: 0 done, 1 some cases failed, 2 wrong use. Only the standard library is imported here, so that ``-h``
-answers at once; commands import torch, SimpleITK and friends inside the functions that need them.
+answers at once; commands import torch, SimpleITK and other heavy libraries inside functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DISCLAIMER = "For research only: not a medical device. Check every result before
 
 
 def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """An argument parser with the house's footer and ``--version``."""
+    """An argument parser with the common footer and ``--version``."""
     made = argparse.ArgumentParser(
         prog=prog,
         description=description,
@@ -36,7 +36,7 @@ def add_workspace(made: argparse.ArgumentParser) -> None:
         "--workspace",
         metavar="DIR",
         help="folder with raw/, preprocessed/, results/ (default: MRE_RAW, MRE_PREPROCESSED, MRE_RESULTS, then "
-        "nnUNet_raw and its sisters, then MRE_WORKSPACE, then ./mre_data)",
+        "nnUNet_raw, nnUNet_preprocessed, nnUNet_results, then MRE_WORKSPACE, then ./mre_data)",
     )
 
 
@@ -45,7 +45,7 @@ def add_device(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "-device",
         default="auto",
-        help="cuda, cuda:1, mps, cpu or auto (default: CUDA where there is one, else the CPU)",
+        help="cuda, cuda:1, mps, cpu or auto (default: CUDA where available, else the CPU)",
     )
 
 
@@ -62,12 +62,12 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
-    """Call ``main`` and turn a user's mistake into one line on stderr and exit code 2 (1 for a failed computation).
+    """Call ``main``; a user's mistake becomes one line on stderr and exit code 2 (1 for a failed computation).
 
-    Set MRE_TRACEBACK=1 to see the whole traceback instead.
+    With MRE_TRACEBACK=1 in the environment the whole traceback is shown instead.
     """
-    # Read when torch is loaded. Threads that spin while they wait, the default, hold each other up as soon as other
-    # programs run; those that sleep cost little alone (tried: docs/LOG.md).
+    # Read when torch is loaded. By default waiting threads spin, and slow each other down as soon as other programs
+    # run; sleeping ones cost little (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return main(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import time
@@ -16,7 +17,7 @@ EPILOG = """Makes seven synthetic abdomens (six organs, HU-like intensities), th
 and draws an overlay. Nothing is downloaded."""
 
 
-def _parser() -> common.argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_demo", "Try the whole pipeline on synthetic scans: no data needed.", EPILOG)
     made.add_argument("-o", type=Path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)")
     made.add_argument(
@@ -37,7 +38,7 @@ def _command(main: Callable[[Sequence[str] | None], int], name: str, arguments: 
 
 def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
     """Write the seven subjects; copy the six that are not trained on, and their references, to folders of their own."""
-    from mre_lowshot.synthetic import write_dataset
+    from mre_lowshot.data.synthetic import write_dataset
 
     raw = write_dataset(root / "raw", seed=seed)
     scans, references = root / "new_scans", root / "new_scans_reference"
@@ -61,8 +62,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         shutil.rmtree(root)
 
     from mre_lowshot.cli import evaluate, plan, predict, train
-    from mre_lowshot.evaluation.overlays import draw_case
-    from mre_lowshot.synthetic import LABELS
+    from mre_lowshot.data.synthetic import LABELS
+    from mre_lowshot.report.overlays import draw_case
 
     begun = time.monotonic()
     print("making seven synthetic subjects ...", flush=True)
@@ -82,9 +83,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     picture, drawn = root / f"overlay_{others[0]}.png", f"{others[0]}.nii.gz"
     draw_case(
-        picture, [scans / f"{others[0]}_0000.nii.gz"], predictions / drawn, LABELS, f"{others[0]}: one-shot",
-        references / drawn,
-    )  # fmt: skip
+        picture,
+        [scans / f"{others[0]}_0000.nii.gz"],
+        predictions / drawn,
+        labels=LABELS,
+        title=f"{others[0]}: one-shot",
+        reference=references / drawn,
+    )
     results = next((root / "results").glob("*/*/fold_0"))
     print(f"\ndone in {time.monotonic() - begun:.0f} s: one annotated scan, six others segmented")
     print(f"  scans        {scans}\n  predictions  {predictions}\n  model        {results}")

@@ -1,31 +1,45 @@
-"""The frozen records that everything reads: network, recipe, preprocessing, plan.
+"""The frozen records that configure everything: network, recipe, preprocessing, plan.
 
-They are plain data: JSON in and out (`mre_lowshot.codec`), checked when built, changed with `dataclasses.replace`.
-A variant of the method is a field here, never a subclass. Axes are (z, y, x) throughout; a 2D network has two (y, x).
+They are plain data: JSON in and out (`config.json`), checked when built, changed with `dataclasses.replace`. A variant
+of the method is a field here, never a subclass. Axes are (z, y, x) throughout; a 2D network has two, (y, x).
 """
 
-from mre_lowshot.specs.network import NetworkSpec
-from mre_lowshot.specs.plan import (
+from mre_lowshot.config.network import NetworkConfig
+from mre_lowshot.config.plan import (
     FORMAT_VERSION,
     ChannelNormalization,
     FoldDecisions,
-    HuFloor,
-    PatchSpec,
+    MinHu,
+    PatchConfig,
     Plan,
-    PreprocessingSpec,
+    PreprocessingConfig,
 )
-from mre_lowshot.specs.recipe import AugmentationSpec, InferenceSpec, Recipe
+from mre_lowshot.config.recipe import (
+    AtlasConfig,
+    AugmentationConfig,
+    InferenceConfig,
+    LossConfig,
+    OptimizerConfig,
+    Recipe,
+    RefinementConfig,
+    SamplingConfig,
+)
 
 __all__ = [
     "FORMAT_VERSION",
-    "AugmentationSpec",
+    "AtlasConfig",
+    "AugmentationConfig",
     "ChannelNormalization",
     "FoldDecisions",
-    "HuFloor",
-    "InferenceSpec",
-    "NetworkSpec",
-    "PatchSpec",
+    "InferenceConfig",
+    "LossConfig",
+    "MinHu",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "PatchConfig",
     "Plan",
-    "PreprocessingSpec",
+    "PreprocessingConfig",
     "Recipe",
+    "RefinementConfig",
+    "SamplingConfig",
 ]

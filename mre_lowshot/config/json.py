@@ -1,13 +1,13 @@
-"""Frozen dataclasses to JSON and back, with every unknown key and wrong type refused by name.
+"""Conversion of frozen dataclasses to JSON and back, with strict checks of keys and types.
 
-A plan is meant to be edited by hand, so reading one is a boundary: the message says which key of which file is wrong
-and which key was probably meant.
+Users may edit plans, so errors name the file, the wrong key, and the valid key that it resembles.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """Turn (nested) dataclasses and tuples into dicts and lists."""
+    """Convert (nested) dataclasses and tuples to dicts and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
@@ -29,19 +29,21 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], data: Any, where: str) -> T:
-    """Build dataclass ``kind`` from JSON ``data``. ``where`` names the place for messages: "MREPlans.json: recipe".
+    """Build dataclass ``kind`` from JSON ``data``; ``where`` starts error messages, for example "MREPlans.json".
 
     Raises:
-        UserError: a key is unknown (the nearest known one is named) or missing, or a value has the wrong type or
+        UserError: a key is unknown (the message suggests a similar one) or missing, or a value has the wrong type or
             breaks a rule of the dataclass.
     """
     if not isinstance(data, dict):
         raise UserError(f"{where}: must be a JSON object with named fields, found {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    if "format_version" in fields:
+        _check_version(data, where)
     hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
+            raise UserError(f"{where}: unknown key {key!r}; {suggest(key, fields)}")
     missing = [
         n
         for n, f in fields.items()
@@ -56,8 +58,17 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
         raise UserError(f"{where}: {problem}") from None
 
 
-def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """Name the known key that ``key`` was probably meant to be, or list them all."""
+def _check_version(data: dict[str, Any], where: str) -> None:
+    """Report another format version as such, instead of the first key that differs between versions."""
+    from mre_lowshot.config.plan import FORMAT_VERSION, wrong_version
+
+    found = data.get("format_version", FORMAT_VERSION)
+    if found != FORMAT_VERSION:
+        raise UserError(f"{where}: {wrong_version(found)}")
+
+
+def suggest(key: str, known: typing.Iterable[str]) -> str:
+    """The end of an error message: the known key most similar to ``key``, or the list of all known keys."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
@@ -93,31 +104,39 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def changed(value: T, path: str, text: str, where: str) -> T:
-    """``value`` with the field at dotted ``path`` replaced by ``text`` (JSON, or a bare word), as ``--set`` does."""
+    """A copy of dataclass ``value`` with one changed field, as with ``--set``.
+
+    Args:
+        value: a dataclass, possibly nested.
+        path: the field, for example ``recipe.optimizer.ema``.
+        text: the new value as JSON, or an unquoted string.
+        where: starts error messages.
+
+    Raises:
+        UserError: ``path`` is not a field, or the new value breaks a rule.
+    """
     return all_changed(value, {path: text}, where)
 
 
 def all_changed(value: T, changes: dict[str, str], where: str) -> T:
-    """As `changed`, several fields at once: rules that join fields are checked when all are set.
+    """As `changed`, for several fields; rules that involve several fields are checked after all changes.
 
     Raises:
-        UserError: the path names no field, or the new value breaks a rule.
+        UserError: a path is not a field, or the new values break a rule.
     """
-    import json
-
     data = to_json(value)
     for path, text in changes.items():
-        place, names = data, path.split(".")
+        section, names = data, path.split(".")
         for depth, name in enumerate(names):
-            if not isinstance(place, dict):
+            if not isinstance(section, dict):
                 above = ".".join(names[:depth])
-                raise UserError(f"{where}: {path!r} names no field; {above!r} has no fields of its own")
-            if name not in place:
-                raise UserError(f"{where}: {path!r} names no field; {nearest(name, place)}")
+                raise UserError(f"{where}: {path!r} is not a field; {above!r} has no fields")
+            if name not in section:
+                raise UserError(f"{where}: {path!r} is not a field; {suggest(name, section)}")
             if depth + 1 < len(names):
-                place = place[name]
+                section = section[name]
         try:
-            place[names[-1]] = json.loads(text)
+            section[names[-1]] = json.loads(text)
         except json.JSONDecodeError:
-            place[names[-1]] = text
+            section[names[-1]] = text
     return from_json(type(value), data, where)

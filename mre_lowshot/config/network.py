@@ -1,80 +1,81 @@
-"""The network: one frozen record."""
+"""Configuration of the network: one frozen record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from mre_lowshot.specs.check import need
+from mre_lowshot.config.check import require
 
 
 @dataclass(frozen=True)
-class NetworkSpec:
-    """MRE-Net (paper, section III; Fig. 2). Defaults are the paper's network; K = ``classes`` with background.
+class NetworkConfig:
+    """MRE-Net (paper, section III; Fig. 2). The defaults are the paper's network; K = ``classes``.
 
-    ``widths``/``convs`` describe the encoder blocks, ``strides`` the poolings between them. ``ams`` switches the
-    attentional multi-scale embedding (SE, multi-level concatenation, ASPP); ``coordinates`` says over what the
-    Cartesian maps run from -1 to 1; ``atlas_prior`` adds to them what labels the atlases (the training scans) have
-    at these coordinates, one channel a class; ``dml`` off gives the plain 1x1x1 classifier of Table II row (f).
+    Axes are (z, y, x); a 2D network has two, (y, x).
     """
 
-    in_channels: int
-    classes: int
-    widths: tuple[int, ...] = (64, 128, 256)
-    convs: tuple[int, ...] = (3, 4, 5)
-    strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (1, 2, 2))
+    in_channels: int  # image channels C
+    classes: int  # K, background included
+    widths: tuple[int, ...] = (64, 128, 256)  # feature channels of the encoder blocks, finest first
+    convs: tuple[int, ...] = (3, 4, 5)  # convolutions per encoder block
+    strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (1, 2, 2))  # average pooling between the blocks
     norm: Literal["batch", "instance"] = "batch"
+    # Coordinate maps: -1 to 1 over the whole volume, over the patch, or none.
     coordinates: Literal["volume", "patch", "none"] = "volume"
+    # Beyond the paper: the atlases' labels at these coordinates are further input maps, one per foreground class.
     atlas_prior: bool = False
-    ams: bool = True
-    bottleneck_level: bool = False
-    se: bool = True
+    # The attentional multi-scale embedding (AMS): concatenated levels, SE and ASPP.
+    multiscale: bool = True
+    bottleneck_level: bool = False  # also concatenate the coarsest level
+    se: bool = True  # squeeze-and-excitation
     se_reduction: int = 16
-    aspp: bool = True
-    aspp_channels: int = 256
-    dilations: tuple[tuple[int, ...], ...] = ((6, 6, 6), (12, 12, 12), (18, 18, 18))
-    image_level: bool = True
-    image_level_norm: bool = True
-    embedding: int = 2048
-    dml: bool = True
-    modes: int = 3
-    mixing: Literal["adaptive", "average", "one_hot"] = "adaptive"
-    mixer_width: int = 512
-    mixing_sigmoid: bool = True
+    aspp: bool = True  # atrous spatial pyramid pooling
+    aspp_channels: int = 256  # per branch
+    dilations: tuple[tuple[int, ...], ...] = ((6, 6, 6), (12, 12, 12), (18, 18, 18))  # one row per branch
+    image_level: bool = True  # the ASPP's global average branch
+    image_level_norm: bool = True  # batch norm in it
+    embedding_dim: int = 2048  # N_e; 0 keeps the features as they are (only without prototype_head)
+    # Deep metric learning (DML): cosine distance to prototypes. Off: a plain 1x1x1 classifier (Table II, row f).
+    prototype_head: bool = True
+    prototypes_per_class: int = 3  # M
+    mixing: Literal["adaptive", "average", "one_hot"] = "adaptive"  # equation 4, 1/M, or the nearest prototype alone
+    mixing_dim: int = 512  # hidden width of the mixing network
+    mixing_sigmoid: bool = True  # sigmoid before the softmax of equation 4
     distance: Literal["cosine", "euclidean"] = "cosine"
-    scale: float = 10.0
-    scale_learned: bool = True
+    logit_scale: float = 10.0  # xi, its initial value
+    logit_scale_learned: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "se_reduction", "aspp_channels", "modes", "mixer_width"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
-        need(
-            self.embedding >= (1 if self.dml else 0),
-            f"embedding is {self.embedding}; must be at least 1 (0, no embedding, only with dml off)",
+        for name in ("in_channels", "se_reduction", "aspp_channels", "prototypes_per_class", "mixing_dim"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        require(
+            self.embedding_dim >= (1 if self.prototype_head else 0),
+            f"embedding_dim is {self.embedding_dim}; must be at least 1 (0, no embedding, only without prototype_head)",
         )
-        need(
-            self.norm == "batch" or not (self.ams and self.aspp and self.image_level and self.image_level_norm),
+        require(
+            self.norm == "batch" or not self.pooled_norm,
             "image_level_norm needs norm 'batch' (an instance norm of a single value is always 0); set it to false",
         )
-        need(
+        require(
             not self.atlas_prior or self.coordinates == "volume",
             f"atlas_prior needs coordinates 'volume', not {self.coordinates!r}",
         )
-        need(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
-        need(self.scale > 0, f"scale is {self.scale}; must be above 0")
-        need(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
-        need(
+        require(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
+        require(self.logit_scale > 0, f"logit_scale is {self.logit_scale}; must be above 0")
+        require(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
+        require(
             len(self.strides) == len(self.widths) - 1 >= 1,
             f"strides {self.strides}: {len(self.widths)} encoder blocks need {len(self.widths) - 1} poolings (>= 1)",
         )
-        need(all(w >= 4 for w in self.widths), f"widths {self.widths}; each must be at least 4")
-        need(all(c >= 1 for c in self.convs), f"convs {self.convs}; each must be at least 1")
-        need(self.axes in (2, 3), f"strides {self.strides}; must have two (2D) or three (3D) numbers each")
+        require(all(w >= 4 for w in self.widths), f"widths {self.widths}; each must be at least 4")
+        require(all(c >= 1 for c in self.convs), f"convs {self.convs}; each must be at least 1")
+        require(self.axes in (2, 3), f"strides {self.strides}; must have two (2D) or three (3D) numbers each")
         for name in ("strides", "dilations"):
             rows = getattr(self, name)
-            need(
+            require(
                 all(len(r) == self.axes and all(v >= 1 for v in r) for r in rows),
-                f"{name} {rows}; every entry needs {self.axes} whole numbers >= 1, one an axis",
+                f"{name} {rows}; every entry needs {self.axes} whole numbers >= 1, one per axis",
             )
 
     @property
@@ -83,8 +84,13 @@ class NetworkSpec:
         return len(self.strides[0])
 
     @property
+    def pooled_norm(self) -> bool:
+        """Whether the image-level branch has a norm, which sees one vector per patch."""
+        return self.multiscale and self.aspp and self.image_level and self.image_level_norm
+
+    @property
     def location_channels(self) -> int:
-        """Channels that say where a voxel lies: one a coordinate, and with ``atlas_prior`` one a foreground class."""
+        """Input maps of a voxel's position: one per coordinate, and with ``atlas_prior`` one per foreground class."""
         if self.coordinates == "none":
             return 0
         return self.axes + (self.classes - 1 if self.atlas_prior else 0)

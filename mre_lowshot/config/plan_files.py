@@ -1,23 +1,23 @@
-"""Reading plans and naming what belongs to them: result folders, folds."""
+"""Plan files: reading, comparison, and the results folders of plans."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from mre_lowshot.codec import from_json, to_json
+from mre_lowshot.config import Plan
+from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
-from mre_lowshot.specs import Plan
 
 TRAINER = "MRETrainer"
 
 
 def load_plan(path: Path) -> Plan:
-    """Read and check a plan, perhaps edited by hand.
+    """Read and check a plan.
 
     Raises:
-        UserError: missing, no JSON, an unknown key, a wrong type or value; each named.
+        UserError: the file is missing or not valid JSON, or has an unknown key or a wrong type or value.
     """
     if not path.is_file():
         raise UserError(f"plan {path} is missing; run mre_plan_and_preprocess first (-p names another plan)")
@@ -25,26 +25,33 @@ def load_plan(path: Path) -> Plan:
     if path.name != "plans.json" and plan.plans_name != path.stem:
         raise UserError(
             f"{path.name}: plans_name is {plan.plans_name!r}, whose preprocessed cases and results it would use; "
-            f"set it to {path.stem!r}, the file's name"
+            f"set it to {path.stem!r}, the name of the file"
         )
     return plan
 
 
 def results_folder(results: Path, dataset_name: str, plans_name: str, level: str) -> Path:
-    """nnU-Net's folder name: results/DatasetXXX_Name/MRETrainer__MREPlans__1shot."""
+    """The model folder, named as in nnU-Net: results/DatasetXXX_Name/MRETrainer__MREPlans__1shot.
+
+    Args:
+        results: root folder of results.
+        dataset_name: DatasetXXX_Name.
+        plans_name: name of the plan.
+        level: for example ``1shot``.
+    """
     return results / dataset_name / f"{TRAINER}__{plans_name}__{level}"
 
 
-def claim(path: Path, plan: Plan) -> None:
-    """Write ``plan`` to a results folder's plans.json, or check that the one there is the same.
+def write_or_verify(path: Path, plan: Plan) -> None:
+    """Write ``plan`` to the plans.json of a results folder, or verify that the existing file is the same plan.
 
     Raises:
-        UserError: the folder holds results of another plan (they are never mixed).
+        UserError: the folder contains results of another plan; results of different plans are never mixed.
     """
     if path.is_file():
-        there = load_plan(path)
-        if not same_plan(there, plan):
-            why = first_difference(_before_training(there), _before_training(plan))
+        existing = load_plan(path)
+        if not same_plan(existing, plan):
+            why = first_difference(_before_training(existing), _before_training(plan))
             raise UserError(
                 f"{path.parent}: holds results of another plan ({why}); "
                 "give this plan another name (-p), or move the folder away"
@@ -54,15 +61,13 @@ def claim(path: Path, plan: Plan) -> None:
 
 
 def same_plan(one: Plan, other: Plan) -> bool:
-    """Whether two plans say the same, whatever their reasons' wording, before training and after it."""
+    """Whether two plans are equal, except for reasons and the fusion weights tuned at the end of training."""
     return _before_training(one) == _before_training(other)
 
 
 def _before_training(plan: Plan) -> Plan:
-    """Reasons are prose: another wording is no other plan. Nor is what is found when training has ended."""
-    return replace(
-        plan, reasons={}, fold=plan.fold and replace(plan.fold, reasons={}, prior_weight=None, neighbour_weight=None)
-    )
+    fold = plan.fold and replace(plan.fold, reasons={}, atlas_weight=None, crf_weight=None)
+    return replace(plan, reasons={}, fold=fold)
 
 
 def first_difference(one: Plan, other: Plan) -> str:
@@ -75,4 +80,4 @@ def _first_difference(one: object, other: object, where: str = "") -> str:
         for key in {**one, **other}:
             if one.get(key) != other.get(key):
                 return _first_difference(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
-    return f"{where}: {one!r} there, {other!r} now"
+    return f"{where}: existing {one!r}, new {other!r}"

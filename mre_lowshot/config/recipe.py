@@ -1,31 +1,88 @@
-"""How a fold is trained and predicted: augmentation, inference, and the recipe that holds both."""
+"""How a fold is trained and a scan predicted: seven small frozen records, and the recipe that holds them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mre_lowshot.specs.check import need
+from mre_lowshot.config.check import require, require_mirror_axes, require_range
+
+Registration = Literal["none", "affine", "deformable"]
 
 
 @dataclass(frozen=True)
-class AugmentationSpec:
-    """Random changes of a training patch; every probability 0 means none (the paper's "no Aug.").
+class OptimizerConfig:
+    """Adam, its schedule and how a step is computed. Defaults: the paper (Table I, IV-C)."""
 
-    Spatial changes move the content, not the coordinate map. Angles in degrees, factors multiply, ``mirror_axes``
-    index (z, y, x). ``elastic`` is the standard deviation of the displacement at the control points, as a share of
-    the patch side; ``shift`` moves the content against the coordinate map by up to that share of the volume's side.
-    ``location_jitter`` bends the location maps (coordinates and atlas prior) of every patch as alignment to the atlas
-    will be wrong: a smooth field of up to that standard deviation, again as a share of the patch side.
+    iterations: int = 3000
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["step", "cosine"] = "step"  # cosine: down to 0 at the last iteration
+    step_every: int = 1500  # iterations between two drops of schedule step
+    step_factor: float = 0.1  # the learning rate is multiplied by this at each drop
+    ema: float = 0.0  # decay of the weights' moving average, which predicts; 0: none
+    # Forward pass in training; weights and loss are always float32. auto: bf16 on CUDA devices that support it.
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    # Compute activations again in the backward pass: less memory, more time, the same numbers. Switched on
+    # automatically when a training step does not fit into the GPU's memory.
+    recompute: bool = False
+    sync_batch_norm: bool = False  # batch-norm statistics over all processes of a training (CUDA), not per process
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "step_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; must be above 0")
+        require(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
+        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; must not be negative")
+        require_range("ema", self.ema, 0, 1, open_end=True)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Per-category cross-entropy with online hard-example mining (paper, III-E; equation 5), and Dice."""
+
+    ohem: bool = True  # keep the hardest voxels of the majority classes only
+    ohem_ratio: int = 6  # N_Lg: majority voxels kept per minority voxel
+    ohem_min_kept: int = 256  # majority voxels kept when a batch holds no minority voxel
+    majority: tuple[str, ...] = ()  # labels of the majority group; empty: derived from each fold's training labels
+    class_balance: float = 1.0  # 1: every class has the same weight (equation 5); 0: every voxel
+    dice_weight: float = 0.0  # weight of the soft Dice loss, summed over classes
+
+    def __post_init__(self) -> None:
+        for name in ("ohem_ratio", "ohem_min_kept"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
+        require(self.dice_weight >= 0, f"dice_weight is {self.dice_weight}; must not be negative")
+        require_range("class_balance", self.class_balance, 0, 1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Which patches make a mini-batch. Defaults: the paper (IV-C)."""
+
+    batch_size: int = 24  # patches per mini-batch
+    foreground_fraction: float = 0.0  # share of patches centred on a voxel of a random foreground class
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; must be at least 1")
+        require_range("foreground_fraction", self.foreground_fraction, 0, 1)
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of a training patch. Every probability 0 means none (the paper's "no Aug.").
+
+    Spatial changes move the content, not the coordinate maps. Angles are in degrees, factors multiply.
     """
 
-    spatial_probability: float = 0.0
-    rotation: float = 15.0
+    spatial_probability: float = 0.0  # of rotation, scaling, elastic deformation and shift together
+    rotation: float = 15.0  # degrees, up to, about each axis
     scaling: tuple[float, ...] = (0.85, 1.15)
-    elastic: float = 0.0
-    shift: float = 0.0
+    elastic: float = 0.0  # standard deviation of the control points' displacement, share of the patch side
+    shift: float = 0.0  # content against the coordinate maps, up to this share of the volume's side
+    # Bends the location maps (coordinates and atlas prior) of every patch, as registration errors do: a smooth field
+    # of up to this standard deviation, share of the patch side.
     location_jitter: float = 0.0
-    mirror_axes: tuple[int, ...] = ()
+    mirror_axes: tuple[int, ...] = ()  # of (z, y, x), each mirrored in half of the patches
     brightness_probability: float = 0.0
     brightness: tuple[float, ...] = (0.75, 1.25)
     contrast_probability: float = 0.0
@@ -35,112 +92,93 @@ class AugmentationSpec:
     noise_probability: float = 0.0
     noise_variance: float = 0.05
     blur_probability: float = 0.0
-    blur: tuple[float, ...] = (0.5, 1.0)
+    blur: tuple[float, ...] = (0.5, 1.0)  # sigma, voxels
     low_resolution_probability: float = 0.0
-    low_resolution: tuple[float, ...] = (0.5, 1.0)
+    low_resolution: tuple[float, ...] = (0.5, 1.0)  # zoom factor
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
             if name.endswith("_probability"):
-                need(0 <= value <= 1, f"{name} is {value}; must lie between 0 and 1")
+                require(0 <= value <= 1, f"{name} is {value}; must lie between 0 and 1")
         for name in ("scaling", "brightness", "contrast", "gamma", "blur", "low_resolution"):
             value = getattr(self, name)
-            need(
+            require(
                 len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high"
             )
         for name in ("elastic", "shift", "location_jitter"):
-            need(0 <= getattr(self, name) < 0.5, f"{name} is {getattr(self, name)}; must lie in [0, 0.5)")
-        need(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
-        need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
+            require_range(name, getattr(self, name), 0, 0.5, open_end=True)
+        require(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
+        require_mirror_axes(self.mirror_axes)
 
 
 @dataclass(frozen=True)
-class InferenceSpec:
-    """How a volume is covered with patches. ``centre``: consecutive tiles, only the centre of each kept (paper,
-    IV-C); ``overlap``: tiles every ``step`` of a side, averaged with ``weighting``. ``prior_weight`` w pools the
-    network's posterior with the labels that registration brings from the atlas, as p^(1-w) q^w (where scans are
-    aligned and the network knows the prior); with mirror images a fold finds a w of its own, unless this is 0
-    (`trainers.weighing`). ``intensity_weight`` mends the result by what each class looks like in the
-    scan itself, ``neighbour_weight`` lets like neighbours agree (`inference.appearance`). A scan whose network and
-    registration agree less than ``realign_below`` (`inference.quality`) is registered again, by what was predicted too,
-    and pooled anew. ``calibrate`` softens probabilities surer than that agreement (`inference.confidence`).
-    ``skip_empty`` calls tiles background, unasked, where every channel is constant (surroundings set to one value)."""
+class AtlasConfig:
+    """Beyond the paper: the labelled scans as atlases, to which every scan is registered."""
 
-    tiling: Literal["centre", "overlap"] = "centre"
-    step: float = 0.5
-    weighting: Literal["gaussian", "uniform"] = "gaussian"
-    mirror_axes: tuple[int, ...] = ()
-    prior_weight: float = 0.0
-    intensity_weight: float = 0.0
-    neighbour_weight: float = 0.0
-    realign_below: float = 0.0
-    calibrate: bool = False
-    skip_empty: bool = False
+    registration: Registration = "none"  # of each scan to the atlases, so that coordinates mean anatomy
+    # The mirror image of each training scan is an atlas too, in folds whose labels are left-right symmetric.
+    mirrored_atlases: bool = False
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """Beyond the paper: what lies between the network's posterior and the label map (`refinement.pipeline`)."""
+
+    # Weight w of the labels q warped from the atlases against the network's posterior p: p^(1-w) q^w. A fold with
+    # mirrored atlases tunes its own w, unless this is 0.
+    atlas_weight: float = 0.0
+    min_hu: bool = False  # CT: remove each class from voxels darker than its limit, derived from the training labels
+    em_weight: float = 0.0  # exponent of the class intensity likelihoods estimated in the scan itself (one EM step)
+    crf_weight: float = 0.0  # strength of the conditional random field's pairwise term
+    # A scan whose network and warped labels agree less than this (Dice) is registered again, guided by the
+    # prediction; 0: never.
+    reregister_below: float = 0.0
+    largest_component: bool = False  # keep the largest component of classes that are one in the training labels
+    temperature_scaling: bool = False  # saved probabilities are no more confident than the quality estimate
 
     def __post_init__(self) -> None:
-        need(0 <= self.prior_weight < 1, f"prior_weight is {self.prior_weight}; must lie in [0, 1)")
-        for name, most in (("intensity_weight", 2), ("neighbour_weight", 9), ("realign_below", 1)):
-            value = getattr(self, name)
-            need(0 <= value <= most, f"{name} is {value}; must lie in [0, {most}]")
-        need(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
-        need(set(self.mirror_axes) <= {0, 1, 2}, f"mirror_axes is {self.mirror_axes}; axes are 0 (z), 1 (y), 2 (x)")
+        require_range("atlas_weight", self.atlas_weight, 0, 1, open_end=True)
+        require_range("em_weight", self.em_weight, 0, 2)
+        require_range("crf_weight", self.crf_weight, 0, 9)
+        require_range("reregister_below", self.reregister_below, 0, 1)
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a volume is covered with tiles."""
+
+    # centre: consecutive tiles of which only the centre is kept (paper, IV-C); overlap: tiles every ``step`` of a
+    # side, averaged.
+    tiling: Literal["centre", "overlap"] = "centre"
+    step: float = 0.5  # of a patch side, for overlap
+    weighting: Literal["gaussian", "uniform"] = "gaussian"  # of overlapping tiles
+    mirror_axes: tuple[int, ...] = ()  # axes of mirrored views that are averaged (test-time augmentation)
+    skip_empty: bool = False  # tiles in which every channel is constant are background without computing them
+
+    def __post_init__(self) -> None:
+        require(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
+        require_mirror_axes(self.mirror_axes)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a fold is trained (paper, Table I and IV-C). Defaults are the paper's recipe.
-
-    ``schedule`` ``step`` multiplies the rate by ``step_factor`` every ``step_every`` iterations, ``cosine`` lets it
-    fall to zero at the last one. ``majority`` names the OHEM majority group; empty means it is derived from the
-    training labels' voxel shares. ``n_lg`` is N_Lg, ``ohem_floor`` how many majority voxels are kept when a batch
-    holds no minority voxel. ``class_balance`` 1 gives every class the same weight (equation 5), 0 every voxel.
-    ``dice_weight`` adds the soft Dice loss, summed over classes. ``balanced_share`` is the share of patches centred on
-    a voxel of a class drawn at random. ``ema`` is the decay of the weights' moving average, 0 for none.
-    ``alignment`` is how a scan is registered to the atlas, so that coordinates mean anatomy. ``mirror_images``: at
-    prediction each training scan's mirror image is an atlas too, where left and right are alike (and scans are
-    aligned, with ``network.atlas_prior``). ``largest_component`` keeps, in predictions, only the largest piece of each
-    class that is one piece in the training labels, ``hu_floors`` (CT) keeps each class off voxels too dark for it by
-    these labels.
-    ``precision`` is what the network computes in while it is trained (``auto``: bf16 on CUDA devices that have it, else
-    float32); weights and loss are float32 always. ``sync_batch_norm`` takes batch-norm statistics over all processes of
-    a training (CUDA) instead of per process.
-    ``recompute`` computes activations a second time in the backward pass instead of keeping them (less memory, more
-    time, the same numbers); it turns itself on when a GPU's memory does not hold a training step.
-    """
+    """How a fold is trained and a scan predicted. The defaults are the paper's recipe."""
 
     name: str = "paper"
-    iterations: int = 3000
-    batch_size: int = 24
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: Literal["step", "cosine"] = "step"
-    step_every: int = 1500
-    step_factor: float = 0.1
-    ohem: bool = True
-    n_lg: int = 6
-    ohem_floor: int = 256
-    class_balance: float = 1.0
-    majority: tuple[str, ...] = ()
-    dice_weight: float = 0.0
-    balanced_share: float = 0.0
-    ema: float = 0.0
-    alignment: Literal["none", "affine", "deformable"] = "none"
-    mirror_images: bool = False
-    largest_component: bool = False
-    hu_floors: bool = False
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    sync_batch_norm: bool = False
-    recompute: bool = False
-    augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
-    inference: InferenceSpec = field(default_factory=InferenceSpec)
+    # paper: the paper's patch, grid, crop and OHEM groups; adaptive: planned from the fingerprint.
+    planning: Literal["paper", "adaptive"] = "paper"
+    # Size of the network: the paper's, the small one (for a CPU), or by the device's memory.
+    size: Literal["paper", "small", "auto"] = "paper"
+    architecture: Literal["mre_net", "unet"] = "mre_net"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    atlas: AtlasConfig = field(default_factory=AtlasConfig)
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "step_every", "n_lg", "ohem_floor"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
-        need(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; must be above 0")
-        need(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
-        for name in ("weight_decay", "dice_weight"):
-            need(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; must not be negative")
-        need(0 <= self.class_balance <= 1, f"class_balance is {self.class_balance}; must lie in [0, 1]")
-        need(0 <= self.balanced_share <= 1, f"balanced_share is {self.balanced_share}; must lie in [0, 1]")
-        need(0 <= self.ema < 1, f"ema is {self.ema}; must lie in [0, 1)")
+    @property
+    def is_literal(self) -> bool:
+        """Whether the paper's fixed patch, grid and network size are taken."""
+        return self.planning == "paper" and self.size == "paper"

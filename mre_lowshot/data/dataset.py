@@ -1,6 +1,6 @@
-"""A raw dataset in nnU-Net's layout: dataset.json, imagesTr, labelsTr, imagesTs; which files belong to which case.
+"""Raw datasets in nnU-Net's layout: dataset.json, and the cases of imagesTr, labelsTr, imagesTs and labelsTs.
 
-Only names are looked at here; what the files hold is read and judged in ``verification``.
+This module uses file names only; `data.verification` reads and checks the content of the files.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mre_lowshot.codec import nearest
+from mre_lowshot.config.json import suggest
+from mre_lowshot.data.readers import READABLE_ENDINGS
+from mre_lowshot.data.readers import file_ending as ending_of
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
-from mre_lowshot.volume import READABLE_ENDINGS
-from mre_lowshot.volume import file_ending as ending_of
 
-COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # one file of these may hold all channels (RGB)
-# Images that are not read. A file of another ending is taken for none, and passed over.
+COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # one such file may contain all channels (RGB)
+# Image formats that are not supported and are reported. Files with any other ending are skipped.
 FOREIGN_ENDINGS = (".dcm", ".dicom", ".ima", ".mgz", ".mgh", ".img", ".hdr", ".nhdr", ".mnc", ".par", ".gipl", ".vtk",
                    ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".mat", ".h5", ".bz2")  # fmt: skip
 CONVERT = "convert it first (DICOM to NIfTI by dcm2niix, for example)"
@@ -27,32 +27,27 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})$")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its channel files in order (or one colour file that holds them all) and its label map, if annotated."""
+    """One scan and its label map."""
 
     name: str
-    images: tuple[Path, ...]
-    label: Path | None = None
+    images: tuple[Path, ...]  # channel files in order, or one colour file with all channels
+    label: Path | None = None  # None: not annotated
 
 
 @dataclass(frozen=True)
-class RawDataset:
-    """What dataset.json says and which cases are there.
-
-    ``labels`` holds background (0) and every class, without the ignore label; ``cases`` come from imagesTr (those
-    without a file in labelsTr are unlabelled), ``test_cases`` from imagesTs. ``problems`` are the files that do not
-    fit into a case, told as ``verification.verify`` tells its own; cases named there are left out of the lists.
-    """
+class Dataset:
+    """The content of dataset.json, and the cases found in the folder."""
 
     folder: Path
     name: str
     channel_names: tuple[str, ...]
-    labels: dict[str, int]
+    labels: dict[str, int]  # background (0) and every class, without the ignore label
     ignore_label: int | None
     file_ending: str
     num_training: int
-    cases: tuple[Case, ...]
-    test_cases: tuple[Case, ...] = ()
-    problems: tuple[str, ...] = field(default=(), compare=False)
+    cases: tuple[Case, ...]  # of imagesTr; those without a file in labelsTr are unlabelled
+    test_cases: tuple[Case, ...] = ()  # of imagesTs
+    problems: tuple[str, ...] = field(default=(), compare=False)  # files that do not form a case, one line each
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -60,7 +55,7 @@ class RawDataset:
         return tuple(case for case in self.cases if case.label)
 
     @classmethod
-    def load(cls, folder: Path) -> RawDataset:
+    def load(cls, folder: Path) -> Dataset:
         """Read dataset.json and group the files of ``folder`` into cases; no image is opened.
 
         Raises:
@@ -76,13 +71,13 @@ class RawDataset:
         ending = _needed(data, "file_ending", where)
         if ending not in READABLE_ENDINGS:
             raise UserError(
-                f"{where}: file_ending {ending!r} is not read here; {nearest(str(ending), READABLE_ENDINGS)}"
+                f"{where}: file_ending {ending!r} is not supported; {suggest(str(ending), READABLE_ENDINGS)}"
             )
         number = _needed(data, "numTraining", where)
         if not _is_count(number):
-            raise UserError(f"{where}: numTraining is {number!r}; it must be the number of training cases")
+            raise UserError(f"{where}: numTraining is {number!r}; must be the number of training cases")
         cases, problems = _paired(folder, "Tr", len(channels), ending)
-        unlabelled = folder / "imagesTs"  # nnU-Net's users often have an empty one
+        unlabelled = folder / "imagesTs"  # often an empty folder in nnU-Net datasets
         has_tests = unlabelled.is_dir() and any(p.name[0] != "." for p in unlabelled.iterdir())
         tests, more = _paired(folder, "Ts", len(channels), ending) if has_tests else ([], [])
         both = sorted({case.name for case in cases} & {case.name for case in tests})
@@ -91,18 +86,25 @@ class RawDataset:
             found = "".join(f"\n  {p}" for p in problems)
             raise UserError(
                 f"{folder.name}: none of the {len(cases)} cases in imagesTr has a label map in labelsTr; annotate at "
-                f"least one and save it as labelsTr/CASE{ending}{found}"
+                f"least one case and save the label map as labelsTr/CASE{ending}{found}"
             )
         return cls(folder, folder.name, channels, labels, ignore, ending, number,
                    tuple(cases), tuple(tests), tuple(problems))  # fmt: skip
 
 
 def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[list[Case], list[str]]:
-    """Group ``name_0000.ext, name_0001.ext, ...`` into cases, sorted by name, and tell what does not fit.
+    """Group ``name_0000.ext, name_0001.ext, ...`` into cases, sorted by name.
 
-    With one channel, plain files ``name.ext`` count as cases when no file ends in ``_0000``. With several, a case may
-    be one colour file ``name_0000.png`` (its channels are counted when it is read). ``file_ending`` None takes every
-    readable ending. Cases with a problem are not among those returned.
+    With one channel, files ``name.ext`` are cases if no file name ends in ``_0000``. With several channels, a case may
+    be one colour file ``name_0000.png``, whose channels `data.verification` counts.
+
+    Args:
+        folder: folder with the images.
+        channels: number of channels of the dataset.
+        file_ending: ending of the images; None accepts every readable ending.
+
+    Returns:
+        The cases without problems, and the problems, one line each.
 
     Raises:
         UserError: the folder is missing.
@@ -123,8 +125,8 @@ def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[li
             )
         if extra:
             problems.append(
-                f"case {name}: {', '.join(extra)} in {folder.name} beyond the {channels} channel(s) of the dataset; "
-                "remove the file, or name the channel in channel_names"
+                f"case {name}: {', '.join(extra)} in {folder.name} exceeds the {channels} channel(s) of the dataset; "
+                "remove the file, or add the channel to channel_names"
             )
         if not missing and not extra:
             cases.append(Case(name, tuple(files[i] for i in sorted(files))))
@@ -132,27 +134,29 @@ def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[li
 
 
 def _files(folder: Path, ending: str | None) -> dict[str, list[Path]]:
-    """The readable files of ``folder`` (all endings, or one) by name without ending, sorted."""
+    """The readable files of ``folder`` with the given ending (None: any) by name without ending, sorted."""
     if not folder.is_dir():
         raise UserError(f"{folder}: the folder is missing")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        its = ending_of(path)
-        if its and (ending is None or its == ending) and not path.name.startswith(".") and path.is_file():
-            found.setdefault(path.name[: -len(its)], []).append(path)
+        own = ending_of(path)
+        if own and (ending is None or own == ending) and not path.name.startswith(".") and path.is_file():
+            found.setdefault(path.name[: -len(own)], []).append(path)
     return found
 
 
 def _other_endings(folder: Path, ending: str | None) -> list[str]:
+    """Problems with images of unsupported formats and with readable images of another ending."""
     foreign = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in FOREIGN_ENDINGS and p.name[0] != "."]
-    found = [f"{folder}: {name} is not read ({', '.join(READABLE_ENDINGS)} are); {CONVERT}" for name in foreign[:3]]
+    supported = f"supported: {', '.join(READABLE_ENDINGS)}"
+    found = [f"{folder}: {name} is not read ({supported}); {CONVERT}" for name in foreign[:3]]
     if foreign[3:]:
         found.append(f"{folder}: {len(foreign) - 3} more such files are not read; convert or move them")
     others = [p.name for paths in _files(folder, None).values() for p in paths if ending and ending_of(p) != ending]
     if others:
         names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        mend = "convert or move them, or set file_ending"
-        found.append(f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; {mend}")
+        fix = "convert or move them, or set file_ending"
+        found.append(f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; {fix}")
     return found
 
 
@@ -160,8 +164,8 @@ def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, 
     """Case name -> channel number -> file, and problems."""
     files, problems = _files(folder, ending), []
     if not files:
-        holds = f"{folder}: holds no image ending in {ending or ', '.join(READABLE_ENDINGS)}"
-        problems.append(f"{holds}; put them there, converted where they are DICOM or of another format")
+        missing = f"{folder}: contains no image ending in {ending or ', '.join(READABLE_ENDINGS)}"
+        problems.append(f"{missing}; add images, converted to this format if they are DICOM or another format")
     problems += _other_endings(folder, ending)
     plain = channels == 1 and not any(stem.endswith("_0000") for stem in files)
     groups: dict[str, dict[int, Path]] = {}
@@ -169,7 +173,7 @@ def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, 
         match = _CHANNEL.match(stem)
         if len(paths) > 1:
             names = ", ".join(p.name for p in paths)
-            problems.append(f"case {stem}: is there more than once ({names}) in {folder.name}; keep one")
+            problems.append(f"case {stem}: more than one file ({names}) in {folder.name}; keep one")
         elif plain:
             groups[stem] = {0: paths[0]}
         elif match:
@@ -183,7 +187,7 @@ def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, 
 
 
 def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[Case], list[str]]:
-    """Cases of images{part} with their label maps in labels{part}, where there are any, and problems."""
+    """The cases of images{part} with their label maps in labels{part}, if any, and problems."""
     images, labels = folder / f"images{part}", folder / f"labels{part}"
     cases, problems = find_cases(images, channels, ending)
     if not labels.is_dir():
@@ -191,8 +195,8 @@ def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[C
     problems += _other_endings(labels, ending)
     maps = {stem: paths[0] for stem, paths in _files(labels, ending).items()}
     for stem in sorted(set(maps) - set(_groups(images, channels, ending)[0])):
-        mend = f"rename it {stem[:-5]}{ending}" if stem.endswith("_0000") else "add the image or remove the label map"
-        problems.append(f"case {stem}: {labels.name}/{maps[stem].name} has no image in {images.name}; {mend}")
+        fix = f"rename it {stem[:-5]}{ending}" if stem.endswith("_0000") else "add the image or remove the label map"
+        problems.append(f"case {stem}: {labels.name}/{maps[stem].name} has no image in {images.name}; {fix}")
     return [Case(case.name, case.images, maps.get(case.name)) for case in cases], problems
 
 
@@ -204,53 +208,53 @@ def _needed(data: dict[str, Any], key: str, where: str) -> Any:
     if key in data:
         return data[key]
     close = difflib.get_close_matches(key, data, n=1)
-    mend = f"found {close[0]!r}: rename it {key!r}" if close else f"add it (there: {', '.join(sorted(data))})"
-    raise UserError(f"{where}: key {key!r} is missing; {mend}")
+    fix = f"found {close[0]!r}: rename it {key!r}" if close else f"add it (found: {', '.join(sorted(data))})"
+    raise UserError(f"{where}: key {key!r} is missing; {fix}")
 
 
 def _channel_names(data: dict[str, Any], where: str) -> tuple[str, ...]:
     key = "modality" if "modality" in data and "channel_names" not in data else "channel_names"
     names = _needed(data, key, where)
     if not isinstance(names, dict) or not names or sorted(names) != sorted(str(i) for i in range(len(names))):
-        raise UserError(f'{where}: {key} is {names!r}; it must number the channels from 0, as in {{"0": "CT"}}')
+        raise UserError(f'{where}: {key} is {names!r}; must number the channels from 0, as in {{"0": "CT"}}')
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
-def whole_labels(labels: Any, where: str) -> dict[str, int]:
-    """The "labels" of a dataset.json, checked to be names before whole numbers.
+def validate_labels(labels: Any, where: str) -> dict[str, int]:
+    """Check that the "labels" of a dataset.json map names to non-negative integers, and return them.
 
     Raises:
-        UserError: no names, a region, or a value that is no whole number; begins with ``where``.
+        UserError: not such a mapping, or a region-based label; the message starts with ``where``.
     """
     if not isinstance(labels, dict) or not labels:
-        raise UserError(f'{where}: labels is {labels!r}; it must name them, as in {{"background": 0, "liver": 1}}')
+        raise UserError(f'{where}: labels is {labels!r}; must map names to integers: {{"background": 0, "liver": 1}}')
     for name, value in labels.items():
         if isinstance(value, list):
             raise UserError(
-                f"{where}: label {name!r} is the region {value}; region-based labels are not supported, give every "
-                "label one whole number of its own"
+                f"{where}: label {name!r} is the region {value}; region-based labels are not supported, give each "
+                "label one integer of its own"
             )
         if not _is_count(value):
-            turned = "turn the entries round" if str(name).isdigit() else "give it"
-            raise UserError(f'{where}: label {name!r} is {value!r}; {turned}, as in "liver": 1 (whole numbers from 0)')
+            fix = "swap name and value" if str(name).isdigit() else "set it to an integer"
+            raise UserError(f'{where}: label {name!r} is {value!r}; {fix}, as in "liver": 1 (integers from 0)')
     return labels
 
 
 def _labels(data: dict[str, Any], where: str) -> tuple[dict[str, int], int | None]:
-    labels = whole_labels(_needed(data, "labels", where), where)
+    labels = validate_labels(_needed(data, "labels", where), where)
     if labels.get("background") != 0:
-        alike = difflib.get_close_matches("background", [str(name).lower() for name in labels], n=1, cutoff=0.8)
-        mend = f"rename {next(name for name in labels if name.lower() == alike[0])!r}" if alike else "add it"
+        close = difflib.get_close_matches("background", [str(name).lower() for name in labels], n=1, cutoff=0.8)
+        fix = f"rename {next(name for name in labels if name.lower() == close[0])!r}" if close else "add it"
         if "background" in labels:
-            mend = "set it to 0"
-        raise UserError(f'{where}: labels {labels} lack "background": 0; {mend}')
+            fix = "set it to 0"
+        raise UserError(f'{where}: labels {labels} lack "background": 0; {fix}')
     classes = dict(sorted(((n, v) for n, v in labels.items() if n != "ignore"), key=lambda item: item[1]))
     if list(classes.values()) != list(range(len(classes))) or len(classes) < 2:
         raise UserError(
             f"{where}: labels {list(classes.values())} must be the consecutive numbers 0, 1, 2, ... with at least one "
-            "class beside background; renumber them here and in the label maps"
+            "class besides background; renumber them here and in the label maps"
         )
     ignore = labels.get("ignore")
     if ignore is not None and ignore < len(classes):
-        raise UserError(f"{where}: ignore label {ignore} is a class's number too; use {len(classes)} or more")
+        raise UserError(f"{where}: ignore label {ignore} is also the value of a class; use {len(classes)} or more")
     return classes, ignore

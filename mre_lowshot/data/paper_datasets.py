@@ -1,7 +1,7 @@
-"""What the paper fixed for its two datasets: OHEM's groups and N_Lg (IV-C, Table I), and which labels it scores (IV-A).
+"""Settings of the paper for its two datasets: OHEM groups and N_Lg (IV-C, Table I), and the labels evaluated (IV-A).
 
-A dataset is taken for one of the two by its labels' names. Everywhere else the groups are derived from each fold's
-training labels.
+A dataset is recognised by the names of its labels. For other datasets the groups are derived from the training labels
+of each fold.
 """
 
 from __future__ import annotations
@@ -13,32 +13,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperGroups:
-    """One of the paper's datasets. Each structure is written as the names it is known by.
-
-    ``listed`` are the structures of the named group: OHEM's majority (``listed_are_majority``; background joins it) or
-    its minority. ``scored`` are those that the paper evaluates; all of them must occur for the dataset to be known.
-    """
+    """OHEM groups and evaluated labels of a dataset. A structure is a tuple of its accepted names."""
 
     dataset: str
-    n_lg: int
-    listed_are_majority: bool
+    ohem_ratio: int  # N_Lg, majority voxels kept per minority voxel
+    listed_are_majority: bool  # whether `listed` is the majority group (without background) or the minority group
     listed: tuple[tuple[str, ...], ...]
-    scored: tuple[tuple[str, ...], ...]
-    reason: str
+    scored: tuple[tuple[str, ...], ...]  # structures that the paper evaluates; a known dataset has all of them
+    reason: str  # for the plan
 
     def majority(self, labels: Iterable[str]) -> list[str]:
-        """The labels of OHEM's majority group, background among them."""
+        """The labels of OHEM's majority group, including background."""
         listed = {name for names in self.listed for name in names}
         return [n for n in labels if n == "background" or (plain(n) in listed) == self.listed_are_majority]
 
     def scored_labels(self, labels: Iterable[str]) -> list[str]:
-        """The labels that the paper evaluates, in the dataset's order."""
+        """The labels that the paper evaluates, in the order of ``labels``."""
         wanted = {name for names in self.scored for name in names}
         return [name for name in labels if plain(name) in wanted]
 
 
 def plain(name: str) -> str:
-    """A label's name in lower case, words joined by one blank: "Right_Kidney" and "right kidney" are the same."""
+    """Normalise a label name: lower case, words separated by one space ("Right_Kidney" becomes "right kidney")."""
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
@@ -48,7 +44,7 @@ _VT = ("vt", "ventricles", "ventricle")
 
 MRBRAINS18 = PaperGroups(
     dataset="MRBrainS18",
-    n_lg=6,
+    ohem_ratio=6,
     listed_are_majority=True,
     listed=(_GM, _WM, _VT),
     scored=(
@@ -62,7 +58,7 @@ MRBRAINS18 = PaperGroups(
 
 BTCV = PaperGroups(
     dataset="BTCV",
-    n_lg=4,
+    ohem_ratio=4,
     listed_are_majority=False,
     listed=(("gallbladder",), ("esophagus", "oesophagus")),
     scored=(
@@ -77,6 +73,6 @@ KNOWN = (MRBRAINS18, BTCV)
 
 
 def groups_of(labels: Iterable[str]) -> PaperGroups | None:
-    """The dataset of the paper whose evaluated structures all occur among ``labels``, if one does."""
-    there = {plain(name) for name in labels}
-    return next((known for known in KNOWN if all(there & set(names) for names in known.scored)), None)
+    """The dataset of the paper of which ``labels`` contains all evaluated structures; None if there is none."""
+    present = {plain(name) for name in labels}
+    return next((known for known in KNOWN if all(present & set(names) for names in known.scored)), None)

@@ -1,7 +1,7 @@
-"""Which scans a fold trains on: 1shot, 2shot, 3shot, 5pct, leave-one-out, all. Seeded, saved, editable by hand.
+"""Splits of the labelled cases into training and test cases: 1shot, 2shot, 3shot, 5pct, loo (leave-one-out), all.
 
-The protocol (paper, IV-B): one-shot trains on each scan in turn, more shots on seven random draws; every other
-labelled scan is tested on.
+Protocol of the paper (IV-B): one-shot trains on each case in turn, more shots on seven random draws; all other labelled
+cases are test cases. Splits are seeded and saved to files that users may edit.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import Any, Literal
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 
-Split = dict[str, list[str]]  # {"train": [...], "val": [...]}, nnU-Net's form
+Split = dict[str, list[str]]  # {"train": [...], "val": [...]} as in nnU-Net
 DRAWS = 7  # repetitions of two- and three-shot in the paper
 _COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*$")
 _COUNTED = re.compile(r"0*([1-9]\d*)[-_]?(shot|pct)s?$")
 
 
 def parse_level(text: str) -> str:
-    """The level as it is written in file and folder names: ``1shot``, ``2shot``, ..., ``5pct``, ``loo`` or ``all``;
-    of a cohort ``1shot_NAME``.
+    """Normalise a level to its form in file names: ``1shot``, ``2shot``, ..., ``5pct``, ``loo``, ``all``.
+
+    The level of a cohort is ``1shot_NAME``.
 
     Raises:
-        UserError: it is none of these.
+        UserError: not a level.
     """
     plain = text.strip().lower()
     base, _, cohort = text.strip().rpartition("_")
@@ -48,10 +49,10 @@ def parse_level(text: str) -> str:
 
 
 def parse_fold(text: str) -> int | Literal["all"]:
-    """``fold0``, ``fold_0`` and ``0`` give 0; ``all`` gives ``"all"``.
+    """Parse a fold: ``fold0``, ``fold_0`` and ``0`` return 0, ``all`` returns ``"all"``.
 
     Raises:
-        UserError: it is none of these.
+        UserError: not a fold.
     """
     plain = text.strip().lower()
     if plain == "all":
@@ -63,18 +64,23 @@ def parse_fold(text: str) -> int | Literal["all"]:
 
 
 def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None) -> list[Split]:
-    """Make the folds of ``level`` from the labelled cases ``names``; their order does not matter.
+    """Make the folds of a level.
 
-    ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded, at least one) train on n cases and hold the others
-    out: with ``1shot`` each case in turn, otherwise seven distinct seeded draws, or all subsets where there are no
-    more. If n takes all cases there is one fold with nothing held out. ``loo`` holds out each case in turn, ``all``
-    none.
+    ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded, at least one) train on n cases and test on the others:
+    with ``1shot`` each case in turn, otherwise seven distinct random draws, or all subsets if there are at most seven.
+    If n is the number of cases, one fold trains on all. ``loo`` tests on each case in turn; ``all`` has no test case.
 
     Args:
-        cohort: take only these cases, e.g. seven, as the paper does.
+        level: see `parse_level`.
+        names: the labelled cases; their order does not matter.
+        seed: of the random draws.
+        cohort: use only these cases, e.g. seven, as the paper does.
+
+    Returns:
+        The folds, each with sorted training ("train") and test ("val") cases.
 
     Raises:
-        UserError: unknown level, too few cases, cases named twice, or cohort names that are no labelled case.
+        UserError: unknown level, too few cases, duplicate names, or a cohort case that is not a labelled case.
     """
     level = parse_level(level)
     _check_names(names, names, "the dataset")
@@ -82,40 +88,41 @@ def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequenc
         _check_names(cohort, names, "cohort")
     cases = sorted(names if cohort is None else cohort)
     if not cases:
-        raise UserError(f"level {level}: there is no labelled case; annotate at least one")
+        raise UserError(f"level {level}: no labelled case; annotate at least one")
     if level == "all":
         return [_split(cases, cases)]
     if level == "loo":
         if len(cases) == 1:
             raise UserError(
-                f"level loo: {cases[0]} is the only labelled case, nothing is left to train on; use 1shot or all"
+                f"level loo: {cases[0]} is the only labelled case, no case is left to train on; use 1shot or all"
             )
         return [_split([c for c in cases if c != out], cases) for out in cases]
     count = _train_count(level, len(cases))
     if count > len(cases):
-        raise UserError(
-            f"level {level}: needs {count} labelled cases, there are {len(cases)}; use {len(cases)}shot or all"
-        )
+        raise UserError(f"level {level}: needs {count} labelled cases, found {len(cases)}; use {len(cases)}shot or all")
     if level == "1shot":
         return [_split([case], cases) for case in cases]
     return [_split(train, cases) for train in _draws(cases, count, seed)]
 
 
 def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
-    """The cases of cohort ``name``: {"NAME": [cases]} or, for several datasets, {"DatasetXXX_Name": {"NAME": [cases]}}.
+    """Read the cases of cohort ``name`` from a JSON file.
+
+    The file is {"NAME": [cases]} or, for several datasets, {"DatasetXXX_Name": {"NAME": [cases]}}.
 
     Raises:
-        UserError: the file is missing or of another form, there is no such cohort, or its name cannot name folders.
+        UserError: the file is missing or has another structure, the cohort is missing, or its name is not valid in
+            folder names.
     """
     if not _COHORT.match(name):
         raise UserError(f"--cohort {name!r}: use letters, digits and -, a letter first (it names folders)")
     if not path.is_file():
-        raise UserError(f'{path}: is not there; write {{"{name}": [case names]}} into it, or name another (--cohorts)')
+        raise UserError(f'{path}: is missing; create it with {{"{name}": [case names]}}, or give another (--cohorts)')
     data = read_json(path, "cohorts")
     cohorts = data.get(dataset, data) if isinstance(data, dict) else {}
     if not isinstance(cohorts, dict) or name not in cohorts:
-        there = ", ".join(cohorts) if isinstance(cohorts, dict) and cohorts else "none"
-        raise UserError(f"{path}: has no cohort {name!r} for {dataset} (there: {there})")
+        found = ", ".join(cohorts) if isinstance(cohorts, dict) and cohorts else "none"
+        raise UserError(f"{path}: has no cohort {name!r} for {dataset} (found: {found})")
     cases = cohorts[name]
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise UserError(f"{path}: cohort {name!r} is {cases!r:.100}; must be a list of case names")
@@ -123,27 +130,34 @@ def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
 
 
 def with_cohort(level: str, name: str) -> str:
-    """The level of cohort ``name``, as ``1shot_NAME``.
+    """The level of cohort ``name``, for example ``1shot_NAME``.
 
     Raises:
-        UserError: the level names a cohort already.
+        UserError: the level already contains a cohort.
     """
     level = parse_level(level)
     if "_" in level:
-        raise UserError(f"level {level} names a cohort already; leave out --cohort, or say {level.partition('_')[0]}")
+        raise UserError(f"level {level} names a cohort already; omit --cohort, or give {level.partition('_')[0]}")
     return f"{level}_{name}"
 
 
 def load_or_make(
     folder: Path, level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None
 ) -> list[Split]:
-    """The folds saved as ``splits_<level>.json`` in ``folder``, checked; made and saved where the file is not there.
+    """Load and check the folds in ``splits_<level>.json``; make and save them if the file does not exist.
 
-    A file that is there wins over ``seed``: it may have been edited by hand. With a ``cohort`` it must hold its cases.
+    An existing file takes precedence over ``seed``, because users may edit it.
+
+    Args:
+        folder: folder of the file.
+        level: see `parse_level`.
+        names: the labelled cases.
+        seed: of the random draws.
+        cohort: use only these cases; an existing file must contain exactly these.
 
     Raises:
-        UserError: as ``make_splits``; or the file is not in nnU-Net's form, names unknown cases, lets a case be in
-            train and val, has an empty train or not the level's number of training cases.
+        UserError: as `make_splits`; or the file does not have nnU-Net's structure, contains unknown cases, has a case
+            in both train and val, an empty train, or a number of training cases that does not match the level.
     """
     level = parse_level(level)
     path = Path(folder) / f"splits_{level}.json"
@@ -152,16 +166,16 @@ def load_or_make(
         kept = {name for fold in splits for part in fold.values() for name in part}
         if cohort is not None and kept != set(cohort):
             raise UserError(
-                f"{path}: holds another cohort than is named now ({_some(kept ^ set(cohort))} in one of them only); "
-                "delete it and the results of that level, or give the cohort another name"
+                f"{path}: contains other cases than the given cohort ({_some(kept ^ set(cohort))} in only one of "
+                "them); delete it and the results of that level, or give the cohort another name"
             )
         left = set(names) - kept
         if left and "_" not in level:
-            print(f"note: {path.name} leaves out {_some(left)}; delete {path} to have it made again")
+            print(f"note: {path.name} leaves out {_some(left)}; delete {path} to generate it again")
         return splits
     base, _, name = level.partition("_")
     if name and cohort is None:
-        raise UserError(f"level {level}: {path} is not there; name the cohort once (--cohort {name})")
+        raise UserError(f"level {level}: {path} is missing; name the cohort once (--cohort {name})")
     splits = make_splits(base, names, seed, cohort)
     write_json(path, splits)
     return splits
@@ -170,7 +184,7 @@ def load_or_make(
 def _train_count(level: str, cases: int) -> int:
     base = level.partition("_")[0]
     number = int(re.sub(r"\D", "", base))
-    # to the nearest, a half upward: of 220 cases the paper trains on 2 (1 %), 11 (5 %) and 22 (10 %)
+    # rounded half up: of 220 cases the paper trains on 2 (1 %), 11 (5 %) and 22 (10 %)
     return number if base.endswith("shot") else max(1, (2 * number * cases + 100) // 200)
 
 
@@ -179,7 +193,7 @@ def _split(train: Collection[str], cases: Sequence[str]) -> Split:
 
 
 def _draws(cases: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
-    """At most ``DRAWS`` distinct subsets of ``count`` cases, in the order drawn; all where there are no more."""
+    """``DRAWS`` distinct random subsets of ``count`` cases in the order drawn, or all subsets if not more exist."""
     if math.comb(len(cases), count) <= DRAWS:
         return list(combinations(cases, count))
     generator, drawn = random.Random(seed), dict[tuple[str, ...], None]()
@@ -189,12 +203,12 @@ def _draws(cases: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]
 
 
 def _check_names(given: Sequence[str], known: Collection[str], where: str) -> None:
-    every = set(known)
+    known_names = set(known)
     for name in given:
-        if name not in every:
+        if name not in known_names:
             close = difflib.get_close_matches(name, known, n=1)
-            mend = f"did you mean {close[0]!r}?" if close else f"there are {len(known)}: {_some(known)}"
-            raise UserError(f"{where}: {name!r} is no labelled case of the dataset; {mend}")
+            fix = f"did you mean {close[0]!r}?" if close else f"the {len(known)} labelled cases are {_some(known)}"
+            raise UserError(f"{where}: {name!r} is not a labelled case of the dataset; {fix}")
     twice = sorted(name for name, times in Counter(given).items() if times > 1)
     if twice:
         raise UserError(f"{where}: {_some(twice)} named more than once; name each case once")
@@ -206,7 +220,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Split]:
-    remake = f"mend it, or delete {path} to have it made again"
+    remake = f"correct it, or delete {path} to generate it again"
     if not isinstance(data, list) or not data:
         raise UserError(f'{path.name}: must be a list of folds {{"train": [...], "val": [...]}}; {remake}')
     for number, fold in enumerate(data):
@@ -219,12 +233,12 @@ def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Sp
         for part in ("train", "val"):
             _check_names(fold[part], names, f"{where}: {part}")
         if both := set(fold["train"]) & set(fold["val"]):
-            raise UserError(f"{where}: {_some(both)} in train and in val; a case tested on must not be trained on")
+            raise UserError(f"{where}: {_some(both)} in train and in val; remove each case from one of them")
         if not fold["train"]:
             raise UserError(f"{where}: train is empty; name at least one case")
         if level.partition("_")[0].endswith("shot") and len(fold["train"]) != _train_count(level, len(names)):
             raise UserError(
-                f"{where}: train names {len(fold['train'])} cases ({_some(fold['train'])}), level {level} means "
+                f"{where}: train contains {len(fold['train'])} cases ({_some(fold['train'])}), level {level} requires "
                 f"{_train_count(level, len(names))}; {remake}"
             )
     return data

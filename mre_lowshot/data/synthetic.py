@@ -1,9 +1,9 @@
-"""A CT-like abdomen phantom: a data set that anyone may have, for the demonstration and for tests.
+"""Synthetic CT-like abdomen phantoms: a freely available dataset for the demonstration and for tests.
 
-Every anatomy is drawn from a seed: body size, position in the field of view, a smooth elastic deformation, and each
-organ's place, size, tilt, outline and HU. Organs share their HU with unlabelled neighbours (muscle, bowel, stomach,
-veins, heart), so that position and shape must be learnt and no threshold will do. It stands for no patient and says
-nothing about performance on patients.
+A seed determines each anatomy: body size, position in the field of view, a smooth elastic deformation, and position,
+size, orientation, outline and HU of each organ. Unlabelled neighbours (muscle, bowel, stomach, veins, heart) have the
+same HU as the organs, so that a threshold is not sufficient and position and shape must be learned. Results on phantoms
+do not predict performance on patients.
 """
 
 from __future__ import annotations
@@ -13,51 +13,58 @@ from pathlib import Path
 
 import numpy as np
 
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.volume import write_volume
 from mre_lowshot.files import write_json
-from mre_lowshot.volume import Geometry, write_volume
 
 DATASET = "Dataset900_Synthetic"
 LABELS = {
     "background": 0, "liver": 1, "spleen": 2, "right_kidney": 3, "left_kidney": 4, "aorta": 5, "gallbladder": 6,
 }  # fmt: skip
-ORIENTATIONS = ("LPS", "RAS", "LPS", "LAS", "RPI", "LPS", "PIR")  # of the files written, in turn
-SMALLEST_FIELD = (140.0, 260.0, 320.0)  # mm (z, y, x) that the phantom needs
-FAT, MUSCLE, LUNG, AIR = -100.0, 70.0, -840.0, -1000.0
-CAVITY = (78.0, 118.0)  # mm half axes (y, x) of the abdominal cavity
+ORIENTATIONS = ("LPS", "RAS", "LPS", "LAS", "RPI", "LPS", "PIR")  # of successive files
+SMALLEST_FIELD = (140.0, 260.0, 320.0)  # smallest field of view, mm (z, y, x)
+FAT, MUSCLE, LUNG, AIR = -100.0, 70.0, -840.0, -1000.0  # HU
+CAVITY = (78.0, 118.0)  # half axes (y, x) of the abdominal cavity, mm
 Triple = tuple[float, float, float]
 
 
 @dataclass
 class _Canvas:
-    """A body being painted. ``z, y, x`` are mm in the undeformed body: left, posterior and superior are positive."""
+    """A phantom under construction; all arrays are (D, H, W)."""
 
     rng: np.random.Generator
-    z: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
+    z: np.ndarray  # coordinates in mm in the undeformed body; superior is positive
+    y: np.ndarray  # posterior is positive
+    x: np.ndarray  # left is positive
     hu: np.ndarray
     labels: np.ndarray
 
     def paint(self, mask: np.ndarray, hu: float | np.ndarray, label: str = "background") -> None:
+        """Set HU and label inside ``mask``."""
         self.hu[mask] = hu[mask] if isinstance(hu, np.ndarray) else hu
         self.labels[mask] = LABELS[label]
 
     def blob(self, centre: Triple, radii: Triple) -> np.ndarray:
-        """An irregular ellipsoid, jittered in place, size and tilt: below 1 inside. Centre and radii (z, y, x) mm."""
+        """An irregular ellipsoid with random position, size and orientation: a field that is below 1 inside.
+
+        ``centre`` and ``radii`` are (z, y, x) in mm.
+        """
         from scipy.spatial.transform import Rotation
 
-        turn = Rotation.from_rotvec(_clipped(self.rng, 0.12, 3)).as_matrix()
+        rotation = Rotation.from_rotvec(_clipped(self.rng, 0.12, 3)).as_matrix()
         middle = np.add(centre, _clipped(self.rng, 5.0, 3))
         size = np.multiply(radii, np.exp(_clipped(self.rng, 0.07, 3)))
         offset = [axis - float(m) for axis, m in zip((self.z, self.y, self.x), middle, strict=True)]
         value = np.zeros_like(self.z)
-        for row, radius in zip(turn, size, strict=True):
+        for row, radius in zip(rotation, size, strict=True):
             value += sum(float(w / radius) * o for w, o in zip(row, offset, strict=True)) ** 2
-        return value + _smooth(self.rng, self.z.shape, (6, 8, 10), 0.10)
+        irregular: np.ndarray = value + _smooth(self.rng, self.z.shape, (6, 8, 10), 0.10)
+        return irregular
 
     def disc(self, y: float | np.ndarray, x: float | np.ndarray, ry: float, rx: float) -> np.ndarray:
-        """A tube along z: below 1 inside."""
-        return ((self.y - y) / ry) ** 2 + ((self.x - x) / rx) ** 2
+        """An elliptic tube along z with centre (y, x) and half axes (ry, rx) in mm: a field that is below 1 inside."""
+        tube: np.ndarray = ((self.y - y) / ry) ** 2 + ((self.x - x) / rx) ** 2
+        return tube
 
 
 def _clipped(rng: np.random.Generator, deviation: float, size: int) -> np.ndarray:
@@ -65,13 +72,12 @@ def _clipped(rng: np.random.Generator, deviation: float, size: int) -> np.ndarra
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], knots: tuple[int, ...], deviation: float) -> np.ndarray:
-    """A random field that varies smoothly between ``knots``: the same field at any ``shape``."""
+    """A smooth random field on a grid of ``knots``, resampled to ``shape``: the same field for every ``shape``."""
     from scipy.ndimage import zoom
 
     field = deviation * np.clip(rng.normal(size=knots), -2, 2)
-    for size, count in zip(
-        shape, knots, strict=True
-    ):  # cubic splines, an axis at a time: axis 0 in, and out as the last
+    # cubic splines, one axis at a time: tensordot consumes axis 0 and appends the new axis as the last
+    for size, count in zip(shape, knots, strict=True):
         weights = zoom(np.eye(count), (size / count, 1), order=3) if size != count else np.eye(count)
         field = np.tensordot(field, weights.astype(np.float32), axes=(0, 1)).astype(np.float32)
     return field
@@ -80,23 +86,33 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], knots: tuple[int, 
 def make_subject(
     seed: int, shape: tuple[int, int, int] = (40, 72, 88), spacing: Triple = (4.0, 4.0, 4.0)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make one subject: image (D, H, W) float32 in HU and labels (D, H, W) uint8 (``LABELS``), both in LPS.
+    """Make one phantom.
 
-    ``spacing`` is (z, y, x) in mm. The anatomy depends on the seed and lies in mm, so that (20, 36, 44) at 8 mm is
-    the coarse, fast form of the default; the noise is drawn per voxel.
+    The anatomy is defined in mm and depends on the seed only: 20x36x44 voxels of 8 mm give a coarse, fast version of
+    the default. The noise is independent per voxel.
+
+    Args:
+        seed: of the anatomy and the noise.
+        shape: voxels (D, H, W).
+        spacing: voxel size (z, y, x) in mm.
+
+    Returns:
+        Image (D, H, W) float32 in HU and label map (D, H, W) uint8 with the values of `LABELS`, both in LPS.
 
     Raises:
         ValueError: the field of view is smaller than ``SMALLEST_FIELD``.
     """
     field = tuple(n * s for n, s in zip(shape, spacing, strict=True))
     if any(f < least for f, least in zip(field, SMALLEST_FIELD, strict=True)):
-        raise ValueError(f"field of view {field} mm (z, y, x): the phantom needs at least {SMALLEST_FIELD}")
+        raise ValueError(f"field of view {field} mm (z, y, x): must be at least {SMALLEST_FIELD}")
     rng = np.random.default_rng(seed)
     axes = [((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, spacing, strict=True)]
-    plain = np.meshgrid(*axes, indexing="ij")
+    scanner = np.meshgrid(*axes, indexing="ij")
     scale, shift = float(rng.uniform(0.94, 1.05)), rng.uniform(-1, 1, 3) * (8, 6, 7) + (0, -16, 0)
-    bent = [(p - float(s)) / scale + _smooth(rng, shape, (4, 5, 5), 4.5) for p, s in zip(plain, shift, strict=True)]
-    canvas = _Canvas(rng, bent[0], bent[1], bent[2], np.full(shape, AIR, np.float32), np.zeros(shape, np.uint8))
+    z, y, x = (
+        (p - float(s)) / scale + _smooth(rng, shape, (4, 5, 5), 4.5) for p, s in zip(scanner, shift, strict=True)
+    )
+    canvas = _Canvas(rng, z, y, x, np.full(shape, AIR, np.float32), np.zeros(shape, np.uint8))
     body = _paint_wall(canvas)
     _paint_bowel(canvas)
     _paint_organs(canvas)
@@ -104,12 +120,12 @@ def make_subject(
     _paint_vessels_and_spine(canvas)
     canvas.paint(~body, AIR)
     _drop_islands(canvas)
-    canvas.hu[_table(rng, body, plain[1], plain[2], spacing)] = 150.0
+    canvas.hu[_table(rng, body, scanner[1], scanner[2], spacing)] = 150.0
     return _scan(rng, canvas.hu, body), canvas.labels
 
 
 def _paint_wall(c: _Canvas) -> np.ndarray:
-    """Skin, fat ring, muscle wall, ribs, and a cavity full of fat. Gives the body's mask."""
+    """Paint skin, subcutaneous fat, muscle wall, ribs and a cavity filled with fat; return the mask of the body."""
     fat = c.rng.uniform(8, 24)
     y, x = CAVITY
     body = c.disc(0, 0, y + 14 + fat, x + 14 + fat) < 1
@@ -129,24 +145,24 @@ def _paint_wall(c: _Canvas) -> np.ndarray:
 
 
 def _paint_bowel(c: _Canvas) -> None:
-    """Unlabelled look-alikes: small bowel (some with oral contrast), colon with gas, stomach with an air level."""
+    """Paint unlabelled structures: small bowel (some with contrast agent), colon with gas, stomach, pancreas."""
     from scipy.spatial.transform import Rotation
 
     allowed = c.disc(-8, 0, 66, 108) < 1
     for _ in range(13):
         middle = c.rng.uniform((-85, -58, -55), (-18, 12, 75))
-        turn = Rotation.random(random_state=int(c.rng.integers(2**31))).as_matrix()
+        rotation = Rotation.random(random_state=int(c.rng.integers(2**31))).as_matrix()
         ring, tube = float(c.rng.uniform(16, 26)), float(c.rng.uniform(9, 13))
         offset = [axis - float(m) for axis, m in zip((c.z, c.y, c.x), middle, strict=True)]
-        u, v, w = (sum(float(k) * o for k, o in zip(row, offset, strict=True)) for row in turn)
+        u, v, w = (sum(float(k) * o for k, o in zip(row, offset, strict=True)) for row in rotation)
         distance = np.sqrt((np.sqrt(u**2 + v**2) - ring) ** 2 + w**2)
         c.paint(allowed & (distance < tube), 75.0)
         c.paint(allowed & (distance < tube - 3), float(c.rng.choice([15, 45, 85, 110, 160])))
     for x, top in ((-98.0, -32.0), (98.0, -8.0)):  # ascending and descending colon
-        place = c.disc(22, x + 6 * np.sin(c.z / 17), 20, 17)
+        colon = c.disc(22, x + 6 * np.sin(c.z / 17), 20, 17)
         for limit, hu in ((1.0, 70.0), (0.7, c.rng.uniform(30, 120))):
-            c.paint((place < limit) & (c.z < top), hu)
-        c.paint((place < 0.6) & (c.z < top) & (c.y < 16), -850.0)
+            c.paint((colon < limit) & (c.z < top), hu)
+        c.paint((colon < 0.6) & (c.z < top) & (c.y < 16), -850.0)
     stomach = c.blob((28, -22, 58), (46, 40, 42))
     c.paint(stomach < 1, 75.0)
     c.paint(stomach < 0.8, c.rng.uniform(5, 40))
@@ -155,6 +171,7 @@ def _paint_bowel(c: _Canvas) -> None:
 
 
 def _paint_organs(c: _Canvas) -> None:
+    """Paint liver, spleen, kidneys and gallbladder."""
     cavity = c.disc(0, 0, *CAVITY) < 1
     means = {"liver": 90.0, "spleen": 104.0, "right_kidney": 165.0, "left_kidney": 165.0, "gallbladder": 16.0}
     hu = {name: mean + _clipped(c.rng, 9.0, 1)[0] for name, mean in means.items()}
@@ -176,7 +193,7 @@ def _paint_organs(c: _Canvas) -> None:
 
 
 def _paint_chest(c: _Canvas) -> None:
-    """Lung bases above the diaphragm, and the heart."""
+    """Paint the lung bases above the diaphragm, and the heart."""
     from_axis = c.disc(0, 0, *CAVITY)
     dome = 70 + c.rng.uniform(-5, 5) - 36 * from_axis**3 - 0.12 * c.y - 5 * np.tanh(c.x / 40)
     c.paint((from_axis < 1) & (c.z > dome), LUNG)
@@ -185,6 +202,7 @@ def _paint_chest(c: _Canvas) -> None:
 
 
 def _paint_vessels_and_spine(c: _Canvas) -> None:
+    """Paint vena cava, aorta, vertebrae and spinal canal."""
     c.paint(c.disc(18, -24 - 0.05 * c.z, 11, 13) < 1, 105.0 + c.rng.uniform(-12, 12))  # inferior vena cava
     radius, phase = 12.0 * np.exp(_clipped(c.rng, 0.12, 1)[0]), c.rng.uniform(0, 6)
     aorta = c.disc(20, 12 + 5 * np.sin(c.z / 45 + phase), radius, radius)
@@ -199,7 +217,7 @@ def _paint_vessels_and_spine(c: _Canvas) -> None:
 
 
 def _drop_islands(c: _Canvas) -> None:
-    """Organs that neighbours cut to pieces keep their largest one; the rest becomes fat."""
+    """Keep the largest component of organs that neighbouring structures divide; set the others to fat."""
     from scipy.ndimage import label
 
     for name in list(LABELS)[1:]:
@@ -210,25 +228,27 @@ def _drop_islands(c: _Canvas) -> None:
 
 
 def _table(rng: np.random.Generator, body: np.ndarray, y: np.ndarray, x: np.ndarray, spacing: Triple) -> np.ndarray:
-    """The scanner's couch, two curved sheets under the patient: one to two voxels of air between."""
+    """Mask of the patient table: two curved sheets, one to two voxels of air below the body."""
     from scipy.ndimage import binary_dilation
 
     step = spacing[1]
     top = float(y[body].max()) + step * rng.uniform(1.6, 2.6) - 0.0009 * x**2
     thick = max(5.0, 1.2 * step)
     sheets = ((y > top) & (y < top + thick)) | ((y > top + 26) & (y < top + 26 + thick))
-    return sheets & (np.abs(x) < 190) & ~binary_dilation(body, iterations=1)
+    table: np.ndarray = sheets & (np.abs(x) < 190) & ~binary_dilation(body, iterations=1)
+    return table
 
 
 def _scan(rng: np.random.Generator, hu: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """What a scanner makes of it: tissue texture, blurred edges, correlated and white noise, the 12-bit floor."""
+    """Simulate the acquisition: tissue texture, blurred edges, correlated and white noise, 12-bit range."""
     from scipy.ndimage import gaussian_filter
 
     image = hu + np.where(hu > -200, _smooth(rng, hu.shape, (14, 24, 28), 7.0), 0.0)
     image = gaussian_filter(image.astype(np.float32), 0.45)
     mottle = gaussian_filter(rng.standard_normal(hu.shape, np.float32), (0.5, 0.9, 0.9))
     image += mottle / mottle.std() * np.where(body, 18.0, 8.0) + 12.0 * rng.standard_normal(hu.shape, np.float32)
-    return np.clip(np.rint(image), -1024, 3071).astype(np.float32)
+    scan: np.ndarray = np.clip(np.rint(image), -1024, 3071).astype(np.float32)
+    return scan
 
 
 def write_dataset(
@@ -238,9 +258,19 @@ def write_dataset(
     shape: tuple[int, int, int] = (40, 72, 88),
     spacing: Triple = (4.0, 4.0, 4.0),
 ) -> Path:
-    """Write a raw data set in nnU-Net's layout below ``folder`` (the folder of raw data sets) and give its folder.
+    """Write a raw dataset of phantoms in nnU-Net's layout.
 
-    Subjects differ in slice spacing and number of slices by up to a tenth, and their files in orientation.
+    Slice spacing and number of slices vary by up to 10 % between subjects, and files differ in orientation.
+
+    Args:
+        folder: root folder of raw datasets.
+        subjects: number of phantoms.
+        seed: of all phantoms.
+        shape: mean number of voxels (D, H, W).
+        spacing: mean voxel size (z, y, x) in mm.
+
+    Returns:
+        The folder of the dataset.
     """
     root = folder / DATASET
     for number in range(subjects):
@@ -258,7 +288,7 @@ def write_dataset(
         write_volume(root / "labelsTr" / f"{name}.nii.gz", labels, geometry)
     about = {
         "name": "Synthetic",
-        "description": "CT-like abdomen phantoms drawn by mre_lowshot.synthetic: for demonstration and tests only",
+        "description": "CT-like abdomen phantoms (mre_lowshot.data.synthetic), for demonstration and tests only",
         "channel_names": {"0": "CT"},
         "labels": LABELS,
         "numTraining": subjects,

@@ -1,4 +1,4 @@
-"""Read every case of a raw dataset once and tell all that is wrong with it, at once."""
+"""Verification of a raw dataset: reads every case once and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mre_lowshot.dataset import Case, RawDataset
+from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.volume import Volume, read_image, read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.volume import Volume, read_image, read_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-REPLACE = "replace them, for example with the background's value"
+REPLACE = "replace them, for example with the value of the background"
 OnCase = Callable[[Case, Volume, "Volume | None"], None]
 
 
 def verify(
-    dataset: RawDataset,
+    dataset: Dataset,
     on_case: OnCase | None = None,
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
     test_cases: bool = True,
 ) -> list[str]:
-    """Read all cases, one at a time, and list every problem found, each on one line; an empty list means all is well.
+    """Read all cases, one at a time, and list all problems.
 
     Args:
-        dataset: what ``RawDataset.load`` gave; its own ``problems`` come first in the list.
-        on_case: called with (case, image (C, D, H, W), label map (D, H, W) or None) for each **training** case without
-            a problem, so that a fingerprint needs no second reading. Test scans are never handed over.
+        dataset: from `Dataset.load`; its ``problems`` come first in the list.
+        on_case: called with (case, image (C, D, H, W), label map (D, H, W) or None) for each training case without a
+            problem, so that the fingerprint does not read the files again. Never called with a test case.
         progress: wraps the sequence of cases, e.g. ``functools.partial(tqdm, desc="verify", disable=None)``.
-        test_cases: read imagesTs and labelsTs too (there a label map may be empty).
+        test_cases: also read imagesTs and labelsTs, where a label map may be empty.
+
+    Returns:
+        The problems, one line each; empty if none was found.
     """
     problems = list(dataset.problems)
     expected = {len(dataset.labelled), len(dataset.cases)}
@@ -47,25 +50,25 @@ def verify(
         image = _image(case, dataset, found)
         label = _label(case.label, dataset, found, may_be_empty=not is_training) if case.label else None
         if image and label and (different := image.geometry.differences(label.geometry)):
-            mend = "resample the label map onto the image (nearest neighbour), or export the pair again"
+            fix = "resample the label map onto the image (nearest neighbour), or export the pair again"
             if image.geometry.dimensions == 2 and image.geometry.shape == label.geometry.shape:
-                mend = "both have the same pixels, so give both files the same pixel size"
-            found.append(f"image and label map are not on one grid: {'; '.join(different)}; {mend}")
+                fix = "both have the same number of pixels; give both files the same pixel size"
+            found.append(f"image and label map are not on one grid: {'; '.join(different)}; {fix}")
         problems += [f"case {case.name}: {text}" for text in found]
         if on_case and is_training and image and not found:
             on_case(case, image, label)
     return problems
 
 
-def refuse(dataset: RawDataset, problems: Sequence[str]) -> None:
-    """Raise one UserError that lists all ``problems``; do nothing when there are none."""
+def raise_problems(dataset: Dataset, problems: Sequence[str]) -> None:
+    """Raise one UserError that lists all ``problems``, unless the list is empty."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"{dataset.name}: {count} to mend:\n  " + "\n  ".join(problems))
+        raise UserError(f"{dataset.name}: {count} found:\n  " + "\n  ".join(problems))
 
 
-def _image(case: Case, dataset: RawDataset, found: list[str]) -> Volume | None:
-    """The case's channels, stacked; None when that cannot be. What is wrong is added to ``found``."""
+def _image(case: Case, dataset: Dataset, found: list[str]) -> Volume | None:
+    """The stacked channels (C, D, H, W) of a case; None if they cannot be stacked. Appends problems to ``found``."""
     volumes = [volume for path in case.images if (volume := _read(read_image, path, found))]
     if len(volumes) < len(case.images):
         return None
@@ -80,9 +83,9 @@ def _image(case: Case, dataset: RawDataset, found: list[str]) -> Volume | None:
     titles = [f"channel {i} ({name})" for i, name in enumerate(names)]
     if count != len(names):
         found.append(
-            f"{len(case.images)} file(s) hold {count} channel(s), dataset.json names {len(names)} "
+            f"{len(case.images)} file(s) contain {count} channel(s), dataset.json names {len(names)} "
             f"({', '.join(names)}); "
-            f"give one file a channel ({case.name}_0000, _0001, ...), or mend channel_names"
+            f"save each channel as a file ({case.name}_0000, _0001, ...), or correct channel_names"
         )
         titles = [f"channel {i}" for i in range(count)]
     for title, channel in zip(titles, (channel for volume in volumes for channel in volume.array), strict=True):
@@ -93,12 +96,13 @@ def _image(case: Case, dataset: RawDataset, found: list[str]) -> Volume | None:
     if size[0] > 1 and 1 in size[1:]:
         found.append(
             f"size {size} (z, y, x): a single slice that is not axial; save it as a 2D image (.png, .tif), "
-            "or give the whole volume"
+            "or provide the full volume"
         )
     return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path) if volumes[1:] else first
 
 
 def _intensities(name: str, channel: np.ndarray) -> list[str]:
+    """Problems with the intensities of one channel (D, H, W)."""
     low, high = float(channel.min()), float(channel.max())
     if not np.isfinite([low, high]).all():
         bad = int((~np.isfinite(channel)).sum())
@@ -108,7 +112,8 @@ def _intensities(name: str, channel: np.ndarray) -> list[str]:
     return []
 
 
-def _label(path: Path, dataset: RawDataset, found: list[str], may_be_empty: bool) -> Volume | None:
+def _label(path: Path, dataset: Dataset, found: list[str], may_be_empty: bool) -> Volume | None:
+    """The label map; None if it cannot be read. Appends problems to ``found``."""
     label = _read(read_labels, path, found)
     if label is None:
         return None
@@ -117,23 +122,23 @@ def _label(path: Path, dataset: RawDataset, found: list[str], may_be_empty: bool
     allowed = {*known, dataset.ignore_label}
     for value, count in zip(values, counts, strict=True):
         if value not in allowed:
-            mend = "add it there or relabel"
+            fix = "add it there or relabel"
             if values == [0, 255]:
-                mend = "it is a black and white mask: save it with 0 and 1"
+                fix = "the file is a black-and-white mask: save it with values 0 and 1"
             found.append(
                 f"label {value} ({count} voxels) is not in dataset.json labels {known}"
-                f"{f' (ignore {dataset.ignore_label})' if dataset.ignore_label is not None else ''}; {mend}"
+                f"{f' (ignore {dataset.ignore_label})' if dataset.ignore_label is not None else ''}; {fix}"
             )
     if not may_be_empty and all(value in (0, dataset.ignore_label) for value in values):
         found.append(
             f"the label map {path.name} has no voxel of any class of dataset.json; annotate it, or remove the "
-            "file so that the case counts as unlabelled"
+            "file to make the case unlabelled"
         )
     return label
 
 
 def _counted(array: np.ndarray) -> tuple[list[int], list[int]]:
-    """Values and their voxel counts; ``bincount``, as sorting a whole CT takes seconds."""
+    """Values and their voxel counts. Uses ``bincount``, because sorting all voxels of a CT takes seconds."""
     low, high = int(array.min()), int(array.max())
     if high - low > 1_000_000:
         values, counts = np.unique(array, return_counts=True)
@@ -144,6 +149,7 @@ def _counted(array: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _read(reader: Callable[[Path], Volume], path: Path, found: list[str]) -> Volume | None:
+    """Read a file; append the error to ``found`` and return None if it cannot be read."""
     where = f"{path.parent.name}/{path.name}"
     try:
         volume = reader(path)

@@ -1,8 +1,8 @@
-"""Measures used for lesions in breast ultrasound: 2D label maps only (paper, Table XII and its reference 46).
+"""Metrics for lesions in breast ultrasound, for 2D label maps only (paper, Table XII and its reference 46).
 
-Shares, not percent: ``TP_share`` |S∩R|/|R|, ``FP_share`` |S\\R|/|R| (it may exceed 1), ``F1`` (the Dice coefficient)
-and ``ARE``, the averaged radial error. They are named so that they are not taken for nnU-Net's TP and FP, which count
-pixels.
+For a prediction S and a reference R: ``TP_share`` |S∩R|/|R|, ``FP_share`` |S\\R|/|R| (it may exceed 1), ``F1`` (the
+Dice coefficient) and ``ARE``, the averaged radial error. All are fractions, not percent. The suffix distinguishes the
+first two from TP and FP, which count pixels.
 """
 
 from __future__ import annotations
@@ -15,25 +15,34 @@ import numpy as np
 from mre_lowshot.errors import UserError
 
 BUS_METRICS = ("F1", "ARE", "TP_share", "FP_share")
-RAYS = 360  # one a degree
-STEPS_A_PIXEL = 4  # along a ray
+RAYS = 360  # one per degree
+STEPS_PER_PIXEL = 4  # along a ray
 
 
 def averaged_radial_error(
     reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float] = (1.0, 1.0), rays: int = RAYS
 ) -> float:
-    """ARE of two boolean masks (H, W) with spacing (y, x): the mean over rays from the reference's centre of gravity
-    of |r_S - r_R| / r_R.
+    """Averaged radial error (ARE): the mean over rays of |r_S - r_R| / r_R.
 
-    r is where a ray leaves a mask for the last time; r_S is 0 where the ray does not meet the prediction at all, so
-    that an empty prediction scores 1. Rays that do not meet the reference (its centre may lie outside it) are left
-    out. NaN where the reference is empty.
+    Rays start at the centre of gravity of the reference. r_R and r_S are the distances at which a ray leaves the
+    reference and the prediction for the last time; r_S is 0 where the ray does not intersect the prediction, so that an
+    empty prediction scores 1. Rays that do not intersect the reference are excluded (its centre of gravity may lie
+    outside of it).
+
+    Args:
+        reference: boolean mask (H, W).
+        prediction: boolean mask (H, W).
+        spacing: pixel size (y, x); the result does not depend on its unit.
+        rays: number of rays, at equal angles.
+
+    Returns:
+        ARE as a fraction; NaN for an empty reference.
     """
     if not reference.any():
         return math.nan
     scale = np.asarray(spacing, dtype=float)
     centre = np.argwhere(reference).mean(axis=0) * scale
-    step = scale.min() / STEPS_A_PIXEL
+    step = scale.min() / STEPS_PER_PIXEL
     reach = math.hypot(*(np.asarray(reference.shape) * scale))
     radii = np.arange(step, reach + step, step)
     angles = np.arange(rays) * 2 * np.pi / rays
@@ -43,10 +52,10 @@ def averaged_radial_error(
     inside = ((pixels >= 0) & (pixels < np.asarray(reference.shape)[:, None, None])).all(axis=0)
     row, column = (np.where(inside, axis, 0) for axis in pixels)
     last_r, last_s = (((mask[row, column] & inside) * radii).max(axis=1) for mask in (reference, prediction))
-    met = last_r > 0
-    if not met.any():
+    intersected = last_r > 0
+    if not intersected.any():
         return math.nan
-    return float((np.abs(last_s - last_r)[met] / last_r[met]).mean())
+    return float((np.abs(last_s - last_r)[intersected] / last_r[intersected]).mean())
 
 
 def bus_metrics(
@@ -56,10 +65,17 @@ def bus_metrics(
     spacing: Sequence[float],
     ignore_label: int | None = None,
 ) -> dict[int, dict[str, float]]:
-    """`BUS_METRICS` of one case for each value in ``labels``; label maps (1, H, W), spacing (z, y, x).
+    """`BUS_METRICS` of one case.
 
-    All are NaN where the reference lacks the structure. Pixels whose reference is ``ignore_label`` are taken out of
-    both maps.
+    Args:
+        reference: integer label map (1, H, W).
+        prediction: integer label map (1, H, W).
+        labels: label name to value, without background.
+        spacing: voxel size (z, y, x).
+        ignore_label: pixels with this reference label are excluded from both maps.
+
+    Returns:
+        Label value to metrics, all NaN where the reference does not contain the structure.
 
     Raises:
         UserError: the label map has more than one slice.
@@ -67,7 +83,7 @@ def bus_metrics(
     if reference.shape[0] != 1:
         raise UserError(
             f"profile bus measures 2D images, this label map has {reference.shape[0]} slices; "
-            "use another --profile, or give one image a slice"
+            "use another --profile, or save each slice as an image"
         )
     valid = np.ones(reference.shape[1:], bool) if ignore_label is None else reference[0] != ignore_label
     rows = {}

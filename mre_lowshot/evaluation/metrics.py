@@ -1,16 +1,17 @@
-"""How well a label map agrees with its reference: overlap, 95th-percentile surface distance, volume.
+"""Agreement of a label map with its reference: overlap, 95th-percentile Hausdorff distance, volume.
 
-Pure functions on integer label maps (D, H, W) with spacing (z, y, x) in mm, on the grid they are given in. What is
-undefined (a structure that neither map holds) is NaN, never a number; whoever takes means leaves it out and says so.
+Pure functions on integer label maps (D, H, W) on one grid, with spacing (z, y, x) in mm. An undefined value (a
+structure that is in neither map) is NaN; means exclude NaN and report how many values were excluded.
 
-Profiles of HD95:
+Definitions (profiles) of HD95:
 
-- ``default``: the larger of the two directed 95th percentiles between 6-connected surfaces (4-connected where the
-  volume is one slice, which would otherwise be all surface). A voxel at the image's edge is surface.
-- ``medpy``: the 95th percentile of both directions' distances pooled, as MedPy's ``hd95``. It hides false positives
-  that are small beside the structure.
-- ``mrbrains18``: the MRBrainS18 challenge's way: in-plane edges (3x3 neighbourhood in the slice, the image's edge is
-  no edge), the larger directed percentile, and voxels whose reference is 9 or 10 taken out of both maps.
+- ``default``: the larger of the two directed 95th percentiles between 6-connected surfaces (4-connected for a volume of
+  one slice, all of which would otherwise be surface). Voxels at the image border are surface voxels.
+- ``medpy``: the 95th percentile of the distances of both directions pooled, as MedPy's ``hd95``. It does not detect
+  false positives that are small compared with the structure.
+- ``mrbrains18``: the evaluation of the MRBrainS18 challenge: in-plane edges (3x3 neighbourhood in the slice; the image
+  border is not an edge), the larger directed percentile, and voxels with reference label 9 or 10 excluded from both
+  maps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 
 
 def counts(reference: np.ndarray, prediction: np.ndarray, valid: np.ndarray | None = None) -> dict[str, int]:
-    """Voxels TP, FP, FN, TN, n_pred and n_ref of two boolean masks, inside ``valid`` where one is given."""
+    """Voxel counts TP, FP, FN, TN, n_pred and n_ref of two boolean masks, within ``valid`` if given."""
     total = int(reference.size)
     if valid is not None:
         reference, prediction, total = reference & valid, prediction & valid, int(np.count_nonzero(valid))
@@ -45,20 +46,29 @@ def counts(reference: np.ndarray, prediction: np.ndarray, valid: np.ndarray | No
 
 
 def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Dice 2|A∩B|/(|A|+|B|) of two boolean masks: NaN when both are empty, 0 when one is."""
+    """Dice coefficient 2|A∩B|/(|A|+|B|) of two boolean masks: NaN if both are empty, 0 if one is."""
     n = counts(reference, prediction)
     return _ratio(2 * n["TP"], n["n_ref"] + n["n_pred"])
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """The length in mm of the image's diagonal, its one-voxel axes left out (a slice has no depth)."""
+    """Length of the image diagonal in mm, without axes of one voxel (a slice has no depth)."""
     return math.hypot(*(n * s for n, s in zip(shape, spacing, strict=True) if n > 1))
 
 
 def hd95(
     reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], profile: Profile = "default"
 ) -> float:
-    """The 95th-percentile Hausdorff distance in mm of two boolean masks (D, H, W); NaN when one of them is empty.
+    """95th-percentile Hausdorff distance (HD95) of two boolean masks.
+
+    Args:
+        reference: boolean mask (D, H, W).
+        prediction: boolean mask (D, H, W).
+        spacing: voxel size (z, y, x) in mm.
+        profile: definition of HD95, see the module docstring.
+
+    Returns:
+        HD95 in mm; NaN if a mask is empty.
 
     Raises:
         ValueError: ``profile`` is not one of `PROFILES`.
@@ -76,10 +86,20 @@ def hd95(
 def surface_distances(
     reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], profile: Profile = "default"
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Distances in mm from each reference surface voxel to the prediction's surface, and the other way round.
+    """Distances between the surfaces of two boolean masks, in both directions.
 
-    None when a mask has no surface. A k-d tree over surface voxels gives the same distances as a distance transform
-    and, unlike it, does not slow down when one stray voxel stretches the joint bounding box over the whole image.
+    A k-d tree over the surface voxels gives the same distances as a distance transform, and its speed does not depend
+    on the bounding box, which a single distant voxel can extend to the entire image.
+
+    Args:
+        reference: boolean mask (D, H, W).
+        prediction: boolean mask (D, H, W).
+        spacing: voxel size (z, y, x) in mm.
+        profile: definition of the surface, see the module docstring.
+
+    Returns:
+        Distances in mm from each reference surface voxel to the predicted surface, and from each predicted surface
+        voxel to the reference surface; None if a mask has no surface.
     """
     from scipy.spatial import cKDTree
 
@@ -90,8 +110,8 @@ def surface_distances(
     points = [np.argwhere(_surface(mask[box], profile)) * scale for mask in (reference, prediction)]
     if not all(len(p) for p in points):
         return None
-    here, there = points
-    return cKDTree(there).query(here)[0], cKDTree(here).query(there)[0]
+    of_reference, of_prediction = points
+    return cKDTree(of_prediction).query(of_reference)[0], cKDTree(of_reference).query(of_prediction)[0]
 
 
 def case_metrics(
@@ -102,11 +122,20 @@ def case_metrics(
     ignore_label: int | None = None,
     profile: Profile = "default",
 ) -> dict[int, dict[str, float]]:
-    """All metrics of one case, for each value in ``labels`` (name to value, without background).
+    """All metrics of one case.
 
-    Voxels whose reference is ``ignore_label`` are taken out of both maps (with profile ``mrbrains18`` those labelled
-    9 or 10 too). Each label gets Dice, IoU, TP, FP, FN, TN, n_pred, n_ref (voxels), HD95 and HD95_diagonal (mm; the
-    second takes the image's diagonal where one map lacks the structure), volume_ref_ml and volume_pred_ml.
+    Args:
+        reference: integer label map (D, H, W).
+        prediction: integer label map (D, H, W).
+        labels: label name to value, without background.
+        spacing: voxel size (z, y, x) in mm.
+        ignore_label: voxels with this reference label are excluded from both maps (with profile ``mrbrains18`` also
+            those with labels 9 and 10).
+        profile: definition of HD95, see the module docstring.
+
+    Returns:
+        Label value to metrics: Dice, IoU; TP, FP, FN, TN, n_pred, n_ref in voxels; HD95 and HD95_diagonal in mm (the
+        second is the image diagonal if only one map has the structure); volume_ref_ml and volume_pred_ml in ml.
 
     Raises:
         ValueError: the two maps differ in shape.
@@ -132,20 +161,20 @@ def _mask_metrics(
     n = counts(reference, prediction, valid)
     distance = hd95(reference, prediction, spacing, profile)
     one_empty = (n["n_ref"] == 0) != (n["n_pred"] == 0)
-    voxel = math.prod(spacing)  # mm³
+    voxel_volume = math.prod(spacing)  # mm³
     return {
         "Dice": _ratio(2 * n["TP"], n["n_ref"] + n["n_pred"]),
         "IoU": _ratio(n["TP"], n["TP"] + n["FP"] + n["FN"]),
         **n,
         "HD95": distance,
         "HD95_diagonal": image_diagonal(reference.shape, spacing) if one_empty else distance,
-        "volume_ref_ml": n["n_ref"] * voxel / 1000,
-        "volume_pred_ml": n["n_pred"] * voxel / 1000,
+        "volume_ref_ml": n["n_ref"] * voxel_volume / 1000,
+        "volume_pred_ml": n["n_pred"] * voxel_volume / 1000,
     }
 
 
-def _ratio(above: int, below: int) -> float:
-    return above / below if below else math.nan
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else math.nan
 
 
 def _valid(reference: np.ndarray, ignore_label: int | None, profile: Profile) -> np.ndarray | None:
@@ -156,7 +185,7 @@ def _valid(reference: np.ndarray, ignore_label: int | None, profile: Profile) ->
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The box around the mask's voxels and one voxel of margin, where the image has one."""
+    """Bounding box of the mask with a margin of one voxel, clipped to the image; None for an empty mask."""
     box = []
     for axis in range(mask.ndim):
         found = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
@@ -170,11 +199,13 @@ def _surface(mask: np.ndarray, profile: Profile) -> np.ndarray:
     from scipy.ndimage import binary_erosion, generate_binary_structure
 
     if profile == "mrbrains18":
-        return mask & ~binary_erosion(mask, np.ones((1, 3, 3), bool), border_value=1)
+        edges: np.ndarray = mask & ~binary_erosion(mask, np.ones((1, 3, 3), bool), border_value=1)
+        return edges
     neighbours = generate_binary_structure(mask.ndim, 1)
     for axis, size in enumerate(mask.shape):
-        if size == 1:  # no depth: neighbours within the slice only
+        if size == 1:  # a slice has no depth: in-plane neighbours only
             neighbours &= np.expand_dims(
                 np.array([False, True, False]), tuple(a for a in range(mask.ndim) if a != axis)
             )
-    return mask & ~binary_erosion(mask, neighbours, border_value=0)
+    surface: np.ndarray = mask & ~binary_erosion(mask, neighbours, border_value=0)
+    return surface

@@ -1,8 +1,8 @@
-"""Metrics of many cases brought together: nnU-Net's summary.json (with more in it), a CSV and a table to read.
+"""Summary of the metrics of many cases: nnU-Net's summary.json with additional keys, a CSV file and a text table.
 
-A summary is a plain dict, as it stands in summary.json: ``foreground_mean``, ``mean`` per label value and
-``metric_per_case`` are nnU-Net's; the counts of what was left out of them and of what went wrong are ours. NaN
-(undefined) never enters a mean; in the file it is ``null``.
+A summary is a dict with the keys of summary.json. ``foreground_mean``, ``mean`` (per label value) and
+``metric_per_case`` are those of nnU-Net; additional keys count the values left out of the means, missed and spurious
+structures, and cases that could not be evaluated. Means exclude NaN (undefined); the file stores it as ``null``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
 from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
 from mre_lowshot.files import write_json, write_text
-from mre_lowshot.volume import Volume, file_ending, read_labels
 
 MAY_BE_UNDEFINED = ("Dice", "IoU", "HD95", "HD95_diagonal")
 METRICS = (*MAY_BE_UNDEFINED, *COUNTS, "volume_ref_ml", "volume_pred_ml")
@@ -31,10 +32,10 @@ CSV_COLUMNS = ("Dice", "HD95", "HD95_diagonal", "volume_ref_ml", "volume_pred_ml
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case's `case_metrics`, with the files it came from where there are any."""
+    """The metrics of one case, and the paths of its files if it has any."""
 
     name: str
-    metrics: Mapping[int, Mapping[str, float]]
+    metrics: Mapping[int, Mapping[str, float]]  # label value -> metric -> value, as `case_metrics` returns
     prediction_file: str = ""
     reference_file: str = ""
 
@@ -46,11 +47,20 @@ def summarise(
     ignore_label: int | None = None,
     profile: str = "default",
 ) -> dict[str, Any]:
-    """Means per label and over labels, with the number of values left out of each and of structures missed.
+    """Means per label and over labels, with the numbers of values left out and of missed and spurious structures.
 
-    ``missed_structures`` counts cases whose reference has the structure and whose prediction has none of it,
-    ``spurious_structures`` the opposite. The foreground mean is over the labels whose own mean is defined
-    (nnU-Net's is NaN as soon as one is not). ``ignore_label`` and ``profile`` are recorded: give `case_metrics`'s.
+    ``missed_structures`` counts cases in which only the reference contains the structure, ``spurious_structures`` cases
+    in which only the prediction does. The foreground mean averages the labels with a defined mean (nnU-Net's is NaN if
+    one is undefined).
+
+    Args:
+        cases: metrics per case.
+        labels: label name to value, without background.
+        ignore_label: the value used in `case_metrics`; recorded only.
+        profile: the profile used in `case_metrics`; recorded, and ``bus`` adds the means of `BUS_METRICS`.
+
+    Returns:
+        The summary, with the keys of summary.json.
     """
     rows = {value: [case.metrics[value] for case in cases] for value in labels.values()}
     names = (*METRICS, *_more(profile))
@@ -90,14 +100,25 @@ def evaluate_folder(
     ignore_label: int | None = None,
     profile: str = "default",
 ) -> dict[str, Any]:
-    """Compare every label map in ``reference_dir`` with the one of the same case name in ``prediction_dir``.
+    """Evaluate every label map in ``prediction_dir`` against the reference with the same case name.
 
-    A case that cannot be compared (unreadable, another grid, two files) is named with its reason in ``failed_cases``
-    and the others go on; ``missing_predictions`` and ``extra_predictions`` list what has no counterpart.
-    ``unlisted_labels`` names values that occur in a case and are in no label list: they are not evaluated.
+    A case that cannot be evaluated (unreadable file, different grid, two files of one name) is listed in
+    ``failed_cases`` with the reason, and the others are evaluated. ``missing_predictions`` and ``extra_predictions``
+    list files without counterpart, ``unlisted_labels`` the label values of a case that are not in ``labels``; these
+    are not evaluated.
+
+    Args:
+        reference_dir: folder with the reference label maps.
+        prediction_dir: folder with the predicted label maps.
+        labels: label name to value, without background.
+        ignore_label: voxels with this reference label are excluded.
+        profile: definition of HD95 (`evaluation.metrics`), or ``bus`` for breast ultrasound.
+
+    Returns:
+        The summary, see `summarise`.
 
     Raises:
-        UserError: a folder is missing or holds no label maps, or the two have no case in common.
+        UserError: a folder is missing or contains no label maps, or no case occurs in both.
     """
     from tqdm import tqdm
 
@@ -106,7 +127,7 @@ def evaluate_folder(
     if not common:
         raise UserError(
             f"{prediction_dir}: none of its {len(predictions)} label maps has the name of a reference in "
-            f"{reference_dir} (such as {next(iter(references))}); give the two folders that belong together"
+            f"{reference_dir} (for example {next(iter(references))}); give the matching folders"
         )
     known = {0, *labels.values()} | ({ignore_label} if ignore_label is not None else set())
     known |= set(MRBRAINS18_IGNORED) if profile == "mrbrains18" else set()
@@ -121,9 +142,9 @@ def evaluate_folder(
             failed[name] = str(problem)
             continue
         results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path)))
-        strange = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
-        if strange:
-            unlisted[name] = sorted(strange)
+        unknown = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
+        if unknown:
+            unlisted[name] = sorted(unknown)
     return summarise(results, labels, ignore_label=ignore_label, profile=profile) | {
         "missing_predictions": [name for name in references if name not in predictions],
         "extra_predictions": [name for name in predictions if name not in references],
@@ -133,13 +154,13 @@ def evaluate_folder(
 
 
 def label_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of ``folder`` by case name (file name less its ending), sorted; hidden files are left out.
+    """The image files of ``folder`` by case name (file name without ending), sorted, without hidden files.
 
     Raises:
-        UserError: it is no folder, or holds no file of a format read here.
+        UserError: it is not a folder, or contains no file in a readable format.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give the folder that holds the label maps")
+        raise UserError(f"{folder}: is not a folder; give the folder with the label maps")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         ending = file_ending(path)
@@ -151,7 +172,7 @@ def label_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write summary.json and summary.csv (a row per case and label; an undefined value is an empty cell)."""
+    """Write summary.json and summary.csv (one row per case and label, an empty cell for NaN); return both paths."""
     names = {str(value): name for name, value in summary["labels"].items()}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -167,9 +188,9 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """The summary as plain text: a line per label, their mean, and every case that is missing or was refused.
+    """The summary as a text table: one line per label, their mean, and notes on missing and failed cases.
 
-    Works on a summary just made and on one read back from summary.json.
+    Accepts a summary from `summarise` or one read from summary.json.
     """
     head = ("label", "name", "Dice", "n", "HD95 mm", "n", "HD95* mm", "missed", "spurious")
     lines: list[tuple[str, ...]] = [head]
@@ -190,21 +211,19 @@ def format_table(summary: Mapping[str, Any]) -> str:
         for line in lines
     ]
     text += [
-        f"{summary['number_of_cases']} cases. n: values in the mean (cases of a label, labels in the last line); "
-        "a structure that neither map holds is left out.",
-        "missed, spurious: only the reference, only the prediction has the structure (Dice 0, no HD95; HD95* counts "
-        "the image diagonal).",
+        f"{summary['number_of_cases']} cases. n: values in the mean (cases per label; labels in the last line); "
+        "a structure absent from both label maps is left out.",
+        "missed, spurious: structures in the reference only, in the prediction only (Dice 0, no HD95; HD95* uses the "
+        "image diagonal).",
     ]
     return "\n".join([*text, *_bus_lines(summary), *_notes(summary)])
 
 
 def _bus_lines(summary: Mapping[str, Any]) -> list[str]:
-    """With profile bus: mean (standard deviation over the images, ddof 1) in percent, a line per label."""
+    """With profile bus: mean and standard deviation over images (ddof 1) in percent, one line per label."""
     if summary["profile"] != "bus":
         return []
-    lines = [
-        "breast ultrasound, mean (SD) of the images, %: ARE averaged radial error, TP |S and R|/|R|, FP |S - R|/|R|"
-    ]
+    lines = ["breast ultrasound, mean (SD) over images, %: ARE averaged radial error, TP |S and R|/|R|, FP |S - R|/|R|"]
     for name, value in summary["labels"].items():
         cells = []
         for title, metric in zip(("F1", "ARE", "TP", "FP"), BUS_METRICS, strict=True):
@@ -217,8 +236,10 @@ def _bus_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | None = None) -> str:
-    """How well the quality estimates rank the cases by their mean Dice, in words. ``scores`` by case; without them,
-    those that stand in the summary (`trainers.fold.validate`)."""
+    """Correlation of quality estimates with the mean Dice of the cases, as a sentence.
+
+    ``scores`` maps case names to quality estimates; None takes those in the summary (`trainers.fold.validate`).
+    """
     from scipy.stats import pearsonr, spearmanr
 
     pairs = []
@@ -252,7 +273,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             notes.append(f"{len(summary[key])} {what}: {', '.join(summary[key])}")
     for case, values in summary["unlisted_labels"].items():
         notes.append(
-            f"case {case}: holds values {', '.join(map(str, values))}, which are no listed label: not evaluated"
+            f"case {case}: contains label values {', '.join(map(str, values))}, which are not listed: not evaluated"
         )
     return notes + [f"not evaluated: {reason}" for reason in summary["failed_cases"].values()]
 
@@ -265,8 +286,8 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     different = reference.geometry.differences(prediction.geometry)
     if different:
         raise UserError(
-            f"case {name}: {predictions[0]} is not on the reference's grid ({'; '.join(different)}; reference first); "
-            "resample it with nearest neighbour onto the reference"
+            f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
+            "first); resample it onto the reference with nearest-neighbour interpolation"
         )
     return reference, prediction
 
@@ -274,7 +295,7 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
 def _metrics(
     name: str, reference: Volume, prediction: Volume, labels: Mapping[str, int], ignore: int | None, profile: str
 ) -> dict[int, dict[str, float]]:
-    """`case_metrics`, and with profile bus `bus_metrics` beside them."""
+    """`case_metrics`, with profile bus also `bus_metrics`."""
     spacing, bus = reference.geometry.spacing, profile == "bus"
     measured: Profile = "default" if bus else cast(Profile, profile)
     rows = case_metrics(reference.array, prediction.array, labels, spacing, ignore, measured)

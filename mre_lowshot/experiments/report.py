@@ -1,4 +1,4 @@
-"""What a table came to: read back from the folds' summaries, compared, written as JSON, CSV and text."""
+"""Results of an experiment table: collection from the summaries of the folds, comparison, output as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -13,45 +13,44 @@ from typing import Any
 
 import numpy as np
 
+from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation import statistics
 from mre_lowshot.experiments.runner import Setting, summary_path
 from mre_lowshot.experiments.tables import Row, Table, plan_name
 from mre_lowshot.files import read_json, write_json, write_text
-from mre_lowshot.plans import load_plan
 
 METRICS = ("Dice", "HD95")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fold of one row: ``value`` a metric's mean over labels (each label's mean over test scans, as mre_train
-    prints it), ``cases`` test scan -> metric -> mean over labels; NaN undefined. ``missed``: structures not found;
-    ``failed``: scans that could not be scored, with the reason."""
+    """The results of one fold of one row. NaN: undefined."""
 
     fold: int
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # training scans
     seed: int
-    value: dict[str, float]
-    cases: dict[str, dict[str, float]]
-    missed: int
+    value: dict[str, float]  # metric -> mean over labels of the means over test scans, as mre_train prints it
+    cases: dict[str, dict[str, float]]  # test scan -> metric -> mean over labels
+    missed: int  # structures of which no voxel was predicted
     iterations: int
-    failed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()  # reasons of scans that could not be scored
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row's runs, by fold."""
+    """The runs of a row."""
 
     row: Row
-    plan: str
-    runs: dict[int, Run]
+    plan: str  # name of the row's plan
+    runs: dict[int, Run]  # by fold
 
     def values(self, metric: str) -> list[float]:
+        """The defined values of ``metric``, one per run."""
         return [v for run in self.runs.values() if not math.isnan(v := run.value[metric])]
 
     def mean_sd(self, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation (ddof 1; NaN with one run) over the runs."""
+        """Mean and standard deviation over runs (ddof 1; NaN for fewer than two)."""
         values = self.values(metric)
         mean = math.fsum(values) / len(values) if values else math.nan
         return mean, plain_statistics.stdev(values) if len(values) > 1 else math.nan
@@ -66,25 +65,37 @@ def collect(
     folds: Sequence[int] | None,
     labels: Sequence[str] | None = None,
 ) -> list[RowResult]:
-    """The runs with the setting's seed that are there; ``folds`` None takes all. ``labels`` scores these labels only.
+    """Read the existing runs of the rows that were trained with the seed of ``setting``.
+
+    Args:
+        table: the table of the rows.
+        rows: rows to read.
+        setting: base, level, iterations and seed.
+        results: root folder of results.
+        dataset: dataset name, DatasetXXX_Name.
+        folds: fold numbers; None reads all existing folds.
+        labels: names of the labels to score; None scores all.
+
+    Returns:
+        One `RowResult` per row, possibly without runs.
 
     Raises:
-        UserError: ``labels`` names a label that the dataset has not.
-    """  # fmt: skip
-    made = []
+        UserError: ``labels`` contains a label that the dataset does not have.
+    """
+    collected = []
     for row in rows:
         name = plan_name(row, setting.base, setting.iterations)
         model = summary_path(results, dataset, name, setting.level, 0).parents[2]
-        there = sorted(int(p.name[5:]) for p in model.glob("fold_*") if p.name[5:].isdigit())
+        trained = sorted(int(p.name[5:]) for p in model.glob("fold_*") if p.name[5:].isdigit())
         runs = {}
-        for fold in there:
+        for fold in trained:
             path = summary_path(results, dataset, name, setting.level, fold)
             if path.is_file() and (folds is None or fold in folds):
                 run = _run(path, fold, labels)
                 if run.seed == setting.seed:
                     runs[fold] = run
-        made.append(RowResult(row, name, runs))
-    return made
+        collected.append(RowResult(row, name, runs))
+    return collected
 
 
 def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
@@ -92,7 +103,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
     numbers = summary["labels"]
     for name in labels or ():
         if name not in numbers:
-            raise UserError(f"--labels: {name!r} is no label of {path.parents[3].name}; labels are {list(numbers)}")
+            raise UserError(f"--labels: {name!r} is not a label of {path.parents[3].name}; labels are {list(numbers)}")
     keys = [str(numbers[name]) for name in (labels or numbers)]
     cases = {
         case["case"]: {m: _mean([case["metrics"][k][m] for k in keys]) for m in METRICS}
@@ -106,7 +117,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         value={m: _mean([summary["mean"][k][m] for k in keys]) for m in METRICS},
         cases=cases,
         missed=sum(summary["missed_structures"][k] for k in keys),
-        iterations=plan.recipe.iterations,
+        iterations=plan.recipe.optimizer.iterations,
         failed=tuple(summary["failed_cases"].values()),
     )
 
@@ -117,13 +128,17 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def common_folds(row: RowResult, reference: RowResult) -> list[int]:
-    """Folds that both rows have and that trained on the same scans (a split may have been made again in between)."""
+    """Folds of both rows that were trained on the same scans (the split may have changed between trainings)."""
     both = [fold for fold in row.runs if fold in reference.runs]
     return [fold for fold in both if row.runs[fold].train == reference.runs[fold].train]
 
 
 def differences(row: RowResult, reference: RowResult, metric: str) -> tuple[list[float], np.ndarray]:
-    """Row minus reference: one number a common run, and one a (run, test scan) pair (NaN where there is none)."""
+    """Differences of ``metric``, row minus reference, over their common folds.
+
+    Returns:
+        One value per run, and an array (runs, test scans) with NaN where a scan was not tested in both runs.
+    """
     folds = common_folds(row, reference)
     runs = [row.runs[f].value[metric] - reference.runs[f].value[metric] for f in folds]
     scans = sorted({name for f in folds for name in row.runs[f].cases})
@@ -139,14 +154,24 @@ def differences(row: RowResult, reference: RowResult, metric: str) -> tuple[list
 def comparisons(
     rows: Sequence[RowResult], reference: str, metric: str, method: statistics.Method
 ) -> dict[str, statistics.Comparison]:
-    """Every other row that has runs in common with the reference row, by name; they are one family."""
+    """Compare all rows that have runs in common with the reference row; the comparisons form one family.
+
+    Args:
+        rows: the rows of a table.
+        reference: name of the reference row.
+        metric: Dice or HD95.
+        method: tests and correction, see `statistics.compare`.
+
+    Returns:
+        Comparisons by row name; empty if the reference row has no runs.
+    """
     base = next((r for r in rows if r.row.name == reference and r.runs), None)
     if base is None:
         return {}
     others = [r for r in rows if r is not base and common_folds(r, base)]
     both = [differences(r, base, metric) for r in others]
-    made = statistics.compare([d for d, _ in both], [p for _, p in both], method)
-    return {r.row.name: c for r, c in zip(others, made, strict=True)}
+    compared = statistics.compare([d for d, _ in both], [p for _, p in both], method)
+    return {r.row.name: c for r, c in zip(others, compared, strict=True)}
 
 
 def to_data(
@@ -157,7 +182,16 @@ def to_data(
     reference: str,
     labels: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Everything about the table as plain data, for results.json."""
+    """The content of results.json: the table, its rows, runs and comparisons.
+
+    Args:
+        table: the table.
+        rows: results of its rows.
+        setting: base, level, iterations and seed.
+        dataset: dataset name.
+        reference: name of the reference row.
+        labels: names of the scored labels; None for all.
+    """
     tests = {method: {m: comparisons(rows, reference, m, method) for m in METRICS} for method in ("default", "paper")}
     return {
         "table": table.name, "title": table.title, "source": table.source, "dataset": dataset,
@@ -184,7 +218,14 @@ def to_data(
 
 
 def write(data: Mapping[str, Any], rows: Sequence[RowResult], text: str, folder: Path) -> None:
-    """results.json, results.csv (a line a row), pairs.csv (a line a training and test scan), table.txt."""
+    """Write results.json, results.csv (one line per row), pairs.csv (one line per run and test scan) and table.txt.
+
+    Args:
+        data: content of results.json, from `to_data`.
+        rows: results of the rows.
+        text: content of table.txt.
+        folder: output folder.
+    """
     write_json(folder / "results.json", dict(data))
     write_text(folder / "table.txt", text + "\n")
     head = ["row", "label", "plan", "runs", *(f"{m}_{w}" for m in METRICS for w in ("mean", "sd")), "missed"]
@@ -205,7 +246,7 @@ def write(data: Mapping[str, Any], rows: Sequence[RowResult], text: str, folder:
 
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    made = csv.writer(text, lineterminator="\n")
-    made.writerow(head)
-    made.writerows([["" if isinstance(v, float) and math.isnan(v) else v for v in line] for line in lines])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([["" if isinstance(v, float) and math.isnan(v) else v for v in line] for line in lines])
     return text.getvalue()

@@ -1,7 +1,7 @@
-"""One row of a table: its plan, its preprocessed cases (shared where rows preprocess alike), its folds.
+"""Execution of one row of a table: plan, preprocessed cases (shared by rows with equal preprocessing), and folds.
 
-Everything goes through what mre_plan_and_preprocess and mre_train use, and lies where they would put it, so that a row
-can be looked at, gone on with and predicted with by the other commands.
+Rows use the functions and the folders of mre_plan_and_preprocess and mre_train, so that the other commands can inspect
+a row, resume its training and predict with its models.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mre_lowshot import checkpoint
-from mre_lowshot.codec import to_json
-from mre_lowshot.dataset import Case, RawDataset
+from mre_lowshot.config import Plan
+from mre_lowshot.config.json import to_json
+from mre_lowshot.config.plan_files import load_plan, results_folder, same_plan
+from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.tables import Base, Row, plan_name
 from mre_lowshot.files import read_json, write_json
-from mre_lowshot.planners.planner import DatasetFacts, make_plan, with_changes
-from mre_lowshot.planners.rules import Device
-from mre_lowshot.plans import load_plan, results_folder, same_plan
+from mre_lowshot.planners.decisions import DatasetFacts
+from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.planner import make_plan, with_changes
 from mre_lowshot.preprocessing.prepare import prepare_dataset
-from mre_lowshot.specs import Plan
-from mre_lowshot.splits import Split
-from mre_lowshot.trainers.fold import FoldJob, make_trainer, validate
+from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
 
 RECORD = "preprocessing.json"
@@ -34,57 +36,76 @@ RECORD = "preprocessing.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a table have in common. ``iterations`` None: as many as the row's recipe says."""
+    """The settings shared by all rows of a table."""
 
-    base: Base = "small"
-    level: str = "1shot"
-    iterations: int | None = None
+    base: Base = "small"  # network size
+    level: str = "1shot"  # number of training scans per fold
+    iterations: int | None = None  # None: those of the row's recipe
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """What tells results of one setting from those of another, as ``1shot_small_300``."""
+        """Part of the name of the results folder, for example ``1shot_small_300``."""
         parts = [self.level, self.base, *([str(self.iterations)] if self.iterations is not None else [])]
         return "_".join(parts)
 
 
 def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[str, Any], device: Device) -> Plan:
-    """The row's plan; with base ``small`` the small network is planned on any device."""
+    """Plan a row. With base ``small`` the plan has the small network on every device.
+
+    Args:
+        row: changed fields and recipe.
+        setting: base and iterations.
+        facts: properties of the dataset.
+        fingerprint: content of dataset_fingerprint.json.
+        device: the training device.
+
+    Raises:
+        UserError: a changed field breaks a rule of the plan.
+    """
     if setting.base == "small":
         device = replace(device, kind="cpu")
     name = plan_name(row, setting.base, setting.iterations)
-    plan = make_plan(facts, fingerprint, device, row.recipe_at(setting.base), name)
+    plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
     changes = dict(row.changes)
     if setting.iterations is not None:
-        plan = replace(plan, recipe=replace(plan.recipe, iterations=setting.iterations))
-        changes["recipe.iterations"] = str(setting.iterations)
+        changes["recipe.optimizer.iterations"] = str(setting.iterations)
+        plan = with_changes(plan, {"recipe.optimizer.iterations": str(setting.iterations)}, "mre_experiment")
     for key, factor in row.scaled.items():
-        section, _, field = key.partition(".")
-        changes[key] = str(round(getattr(getattr(plan, section), field) * factor))
+        changes[key] = str(round(attrgetter(key)(plan) * factor))
     return with_changes(plan, changes, "mre_experiment")
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Write the row's plan to preprocessed/DatasetXXX_Name, or check that the one there is the same.
+    """Write the plan of a row to ``folder`` (preprocessed/DatasetXXX_Name), or verify that the existing file is equal.
 
     Raises:
-        UserError: another plan of that name is there.
+        UserError: a different plan with this name exists.
     """
     path = folder / f"{plan.plans_name}.json"
     if path.is_file() and not same_plan(load_plan(path), plan):
         raise UserError(
-            f"{path}: is there and differs from what the table's row means now (edited by hand, another version, or "
-            "another device); move it and its results away to run the row again"
+            f"{path}: already exists and differs from the plan of the table's row (edited, or written by another "
+            "version or on another device); move it and its results away to run the row again"
         )
     if not path.is_file():
         write_json(path, to_json(plan))
 
 
 def prepare_row(
-    plan: Plan, dataset: RawDataset, folder: Path, progress: Callable[[Sequence[Case]], Iterable[Case]] = iter
+    plan: Plan, dataset: Dataset, folder: Path, progress: Callable[[Sequence[Case]], Iterable[Case]] = iter
 ) -> None:
-    """Preprocess the row's cases, unless they are there; where another plan of the dataset preprocessed alike, its
-    cases are linked (copied, where links are not to be had)."""
+    """Preprocess the labelled cases for a row, unless they exist already.
+
+    If another plan of the dataset has the same preprocessing, its cases are hard-linked, or copied if the file system
+    does not support links.
+
+    Args:
+        plan: the plan of the row.
+        dataset: the raw dataset.
+        folder: preprocessed/DatasetXXX_Name.
+        progress: wraps the sequence of cases, for a progress bar.
+    """
     wanted = {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]}
     own = folder / plan.plans_name
     if _record(own) == wanted:
@@ -101,45 +122,62 @@ def prepare_row(
 
 def _record(folder: Path) -> Any:
     path = folder / RECORD
-    return read_json(path, "record of preprocessing") if path.is_file() else None
+    return read_json(path, "preprocessing record") if path.is_file() else None
 
 
-def _link(there: Path, here: Path) -> None:
-    here.unlink(missing_ok=True)
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
     try:
-        os.link(there, here)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(there, here)
+        shutil.copyfile(source, target)
 
 
 def summary_path(results: Path, dataset_name: str, name: str, level: str, fold: int) -> Path:
+    """Path of the validation summary of a fold.
+
+    Args:
+        results: root folder of results.
+        dataset_name: DatasetXXX_Name.
+        name: name of the plan.
+        level: for example ``1shot``.
+        fold: number of the fold.
+    """
     return results_folder(results, dataset_name, name, level) / f"fold_{fold}" / "validation" / "summary.json"
 
 
 def summary_path_of(job: FoldJob) -> Path:
+    """Path of the validation summary of a job."""
     return summary_path(job.results, job.plan.dataset_name, job.plan.plans_name, job.level, job.fold)
 
 
 def is_done(job: FoldJob) -> bool:
-    """Whether the fold was trained and scored.
+    """Whether the fold has been trained and scored.
 
     Raises:
-        UserError: it was, but by another plan or with another seed.
+        UserError: it was trained with another plan, split or seed.
     """
     if not summary_path_of(job).is_file():
         return False
-    there = load_plan(job.folder / "plans.json")
-    if not is_of(there, job.plan, job.seed, job.split):
-        seed = there.fold.seed if there.fold else 0
+    trained = load_plan(job.folder / "plans.json")
+    if not is_of(trained, job.plan, job.seed, job.split):
+        seed = trained.fold.seed if trained.fold else 0
         raise UserError(
-            f"{job.folder}: was trained by another plan, on another split or with another seed ({seed}) than the "
-            "row's; move it away"
+            f"{job.folder}: was trained with another plan, another split or another seed ({seed}) than the row; move "
+            "it away"
         )
     return True
 
 
 def is_of(trained: Plan, plan: Plan, seed: int, split: Split | None = None) -> bool:
-    """Whether a fold was trained by ``plan`` with ``seed``, on ``split`` where one is given."""
+    """Whether a fold was trained with ``plan``, ``seed`` and, if given, ``split``.
+
+    Args:
+        trained: the plan stored with the fold.
+        plan: the expected plan.
+        seed: the expected seed.
+        split: the expected training and test cases; None accepts any.
+    """
     fold = trained.fold
     if fold is None or fold.seed != seed or not same_plan(replace(trained, fold=None), plan):
         return False
@@ -148,13 +186,25 @@ def is_of(trained: Plan, plan: Plan, seed: int, split: Split | None = None) -> b
 
 def run_fold(
     job: FoldJob,
+    *,
     workers: int = 0,
-    on_step: Callable[[MRETrainer], None] | None = None,
+    on_start: Callable[[MRETrainer], AbstractContextManager[Callable[[MRETrainer], None] | None]],
     on_case: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train the fold (going on where it was interrupted) and score its other cases, as mre_train does; the summary."""
-    begun = time.monotonic()
-    trainer = make_trainer(job, resume=(job.folder / checkpoint.LATEST).is_file())
-    trainer.fit(workers, on_step)
-    trainer.logbook.say(f"trained to iteration {trainer.iteration} in {time.monotonic() - begun:.0f} s")
-    return validate(job, trainer, job.split["val"], job.folder / "validation", on_case)
+    """Train a fold, resuming an interrupted training, and score its test cases, as mre_train does.
+
+    Args:
+        job: the fold.
+        workers: loader processes.
+        on_start: receives the trainer; a context manager that yields a callback for each iteration, or None.
+        on_case: called with the name of each scored case.
+
+    Returns:
+        The validation summary.
+    """
+    start = time.monotonic()
+    trainer = make_trainer(job, TrainMode.CONTINUE if job.has_checkpoint else TrainMode.NEW)
+    with on_start(trainer) as on_step:
+        trainer.fit(workers, on_step)
+    trainer.training_log.log(f"trained to iteration {trainer.iteration} in {time.monotonic() - start:.0f} s")
+    return validate(job, trainer, job.split["val"], job.folder / "validation", on_case=on_case)

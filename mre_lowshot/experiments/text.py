@@ -1,4 +1,4 @@
-"""Tables as a person reads them: means over runs, the paper's figures beside, differences to the reference row."""
+"""Tables as text: means over runs, the figures of the paper, and differences to the reference row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METHODS: tuple[statistics.Method, ...] = ("default", "paper")
 
 
 def listing() -> str:
-    """All tables and their rows."""
+    """A list of all tables and their rows."""
     lines = []
     for table in TABLES.values():
         lines.append(f"{table.name}: {table.title}" + (f" (paper: {table.source})" if table.source else ""))
@@ -23,14 +23,23 @@ def listing() -> str:
             changes = [f"{k}={v}" for k, v in row.changes.items()] + [f"{k} x {v:g}" for k, v in row.scaled.items()]
             changes += [f"recipe {row.recipe}"] * (row.recipe != "paper")
             only = f" (--base {row.base} only)" if row.base else ""
-            lines.append(f"  {row.name + mark:18} {row.label}{only}: {', '.join(changes) or 'the base as it is'}")
-    return "\n".join([*lines, "* the row that the others are compared with"])
+            lines.append(f"  {row.name + mark:18} {row.label}{only}: {', '.join(changes) or 'no change'}")
+    return "\n".join([*lines, "* reference row"])
 
 
 def format_rows(
     table: Table, rows: Sequence[RowResult], setting: Setting, dataset: str, reference: str, method: statistics.Method
 ) -> str:
-    """The table: rows, then the comparison with the reference row, then what the figures mean."""
+    """The table as text: results of the rows, comparison with the reference row, and a legend.
+
+    Args:
+        table: the table.
+        rows: results of its rows.
+        setting: base and level.
+        dataset: dataset name.
+        reference: name of the reference row.
+        method: tests and correction, see `statistics.compare`.
+    """
     iterations = sorted({run.iterations for r in rows for run in r.runs.values()})
     size = "small (CPU size)" if setting.base == "small" else "paper (the paper's size)"
     head = f"{table.name}: {table.title}. {dataset}, {setting.level}, base {size}"
@@ -38,40 +47,42 @@ def format_rows(
         head += f", {' / '.join(map(str, iterations))} iterations"
     parts = [head, _results(rows, setting.level)]
     parts.append(_compared(rows, reference, method))
-    waiting = [r.row.name for r in rows if not r.runs]
-    if waiting:
-        parts.append(f"no run yet: {', '.join(waiting)}")
+    not_run = [r.row.name for r in rows if not r.runs]
+    if not_run:
+        parts.append(f"no run yet: {', '.join(not_run)}")
     for r in rows:
         parts += [f"row {r.row.name}, not scored: {reason}" for run in r.runs.values() for reason in run.failed]
     note = (
-        "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures of which "
-        "nothing was found (no HD95)."
+        "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures without any "
+        "predicted voxel (no HD95)."
     )
     if any(row.paper for row in table.rows):
-        note += f" Paper: its {table.source}, Dice in %, its own data and size: levels, not digits."
+        note += f" Paper: {table.source}, Dice in %; its data and network size differ: compare levels, not digits."
     parts.append(note)
     return "\n".join(part for part in parts if part)
 
 
 def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) -> str:
-    """One line a row, one column a dataset: Dice, and in brackets the mean difference to the reference row over the
-    runs that both have."""
+    """One line per row and one column per dataset: Dice, and in brackets the mean difference to the reference row.
+
+    The difference is over the runs that both rows have. ``found`` maps dataset names to results of the rows.
+    """
     names = list(dict.fromkeys(r.row.name for rows in found.values() for r in rows if r.runs))
     lines = [["row", *found]]
     for name in names:
         cells = []
         for rows in found.values():
-            mine = next((r for r in rows if r.row.name == name and r.runs), None)
+            row = next((r for r in rows if r.row.name == name and r.runs), None)
             base = next((r for r in rows if r.row.name == reference), None)
             cell = "-"
-            if mine is not None:
-                cell = f"{mine.mean_sd('Dice')[0]:.4f}"
-                differ = differences(mine, base, "Dice")[0] if base is not None and name != reference else []
-                cell += f" ({sum(differ) / len(differ):+.4f}, n {len(differ)})" if differ else f" (n {len(mine.runs)})"
+            if row is not None:
+                cell = f"{row.mean_sd('Dice')[0]:.4f}"
+                differ = differences(row, base, "Dice")[0] if base is not None and name != reference else []
+                cell += f" ({sum(differ) / len(differ):+.4f}, n {len(differ)})" if differ else f" (n {len(row.runs)})"
             cells.append(cell)
         lines.append([name, *cells])
     return "\n".join(
-        [f"all datasets: Dice (difference to row {reference} over the n runs that both have)", _aligned(lines, left=1)]
+        [f"all datasets: Dice (difference to row {reference} over n common runs)", _aligned(lines, left=1)]
     )
 
 
@@ -81,15 +92,15 @@ def _results(rows: Sequence[RowResult], level: str) -> str:
     lines = [head]
     for r in rows:
         printed = {f.dataset: f for f in r.row.paper if f.level == level}
-        told = []
+        figures = []
         for name in papers:
             figure = printed.get(name)
-            told += ["-", "-"] if figure is None else [
+            figures += ["-", "-"] if figure is None else [
                 f"{figure.dice:.2f} ({figure.dice_sd:.2f})", f"{figure.hd95:.2f} ({figure.hd95_sd:.2f})",
             ]  # fmt: skip
         missed = str(sum(run.missed for run in r.runs.values())) if r.runs else "-"
         cells = [_mean_sd(r.mean_sd("Dice"), 4), _mean_sd(r.mean_sd("HD95"), 2)]
-        lines.append([r.row.name, r.row.label, str(len(r.runs)), *cells, missed, *told])
+        lines.append([r.row.name, r.row.label, str(len(r.runs)), *cells, missed, *figures])
     return _aligned(lines)
 
 
@@ -113,9 +124,9 @@ def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Meth
         [
             f"against row {reference}, over common runs:",
             _aligned(lines, left=1),
-            note + " (Dice and HD95 are a family each).",
+            note + " (Dice and HD95 are separate families).",
             "intervals: bootstrap over (training scan x test scan) pairs"
-            + ("; one training scan only, so they say nothing about others" if runs == 1 else ""),
+            + ("; only one training scan, so they do not cover other training scans" if runs == 1 else ""),
         ]
     )
 
@@ -140,7 +151,7 @@ def _p(value: float) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]], left: int = 2) -> str:
-    """Columns of equal width, the first ``left`` of them flush left."""
+    """``lines`` in aligned columns, the first ``left`` of them left-aligned, the others right-aligned."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))

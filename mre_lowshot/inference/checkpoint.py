@@ -1,6 +1,6 @@
-"""Checkpoints: everything to go on with training, and everything to predict without the dataset at hand.
+"""Checkpoints: everything to continue a training, and everything to predict without the dataset.
 
-They hold tensors and plain values only, so that they load with ``weights_only=True``: nothing in them is unpickled.
+They hold tensors and plain values only, so that they load with ``weights_only=True``: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy
 import torch
 
 from mre_lowshot import __version__
-from mre_lowshot.alignment import Atlases
-from mre_lowshot.codec import from_json, to_json
+from mre_lowshot.atlas.atlas import Atlases
+from mre_lowshot.config import FORMAT_VERSION, Plan
+from mre_lowshot.config.json import from_json, to_json
+from mre_lowshot.config.plan import wrong_version
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import whole_file
-from mre_lowshot.specs import FORMAT_VERSION, Plan
+from mre_lowshot.files import atomic_write
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what shapes the numbers."""
+    """Versions of the software that determines the results."""
     others = {}
     for name in ("scipy", "scikit-image", "SimpleITK", "batchgenerators"):
-        with suppress(metadata.PackageNotFoundError):  # arrays are handled without SimpleITK, too
+        with suppress(metadata.PackageNotFoundError):  # everything but files works without SimpleITK
             others[name] = metadata.version(name)
     return {
         "mre_lowshot": __version__,
@@ -42,13 +43,22 @@ def versions() -> dict[str, str]:
 def save(
     path: Path,
     plan: Plan,
+    *,
     weights: dict[str, torch.Tensor],
     training: dict[str, Any],
     atlases: Atlases = (),
     dataset: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint: ``weights`` are those to predict with, ``training`` the state to go on from, ``dataset`` the
-    content of dataset.json. The plan holds the network's spec and the labels' names."""
+    """Write a checkpoint.
+
+    Args:
+        path: of the file.
+        plan: the fold's; it holds the network's configuration and the labels' names.
+        weights: to predict with.
+        training: state to continue the training from.
+        atlases: the fold's, without mirrored ones.
+        dataset: content of dataset.json.
+    """
     content = {
         "format_version": FORMAT_VERSION,
         "plan": to_json(plan),
@@ -58,7 +68,7 @@ def save(
         "versions": versions(),
         "atlases": [atlas.to_tensors() for atlas in atlases],
     }
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 
@@ -75,11 +85,11 @@ def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
         raise UserError(f"{path}: the checkpoint is missing; train the fold first") from None
     except Exception as problem:  # torch raises many kinds for a damaged or foreign file
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(f"{path}: is no checkpoint of mre_lowshot, or damaged ({reason}); train again") from None
+        raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again") from None
     found = content.get("format_version") if isinstance(content, dict) else None
     if found != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version is {found}, this mre_lowshot reads {FORMAT_VERSION}; train again")
+        raise UserError(f"{path}: {wrong_version(found)}")
     missing = sorted({"plan", "weights", "training", "atlases"} - content.keys())
     if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}: foreign or damaged; train the fold again")
+        raise UserError(f"{path}: lacks {', '.join(missing)}: not of mre_lowshot, or damaged; train the fold again")
     return from_json(Plan, content["plan"], f"{path}: plan"), content

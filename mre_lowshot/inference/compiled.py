@@ -1,11 +1,11 @@
-"""Prediction networks through torch.compile, where asked for: the same answers or none, never the end of a prediction.
+"""Inference networks through torch.compile, on request: the same results or none, and never an aborted prediction.
 
-Compiled code holds for one shape only (how many tiles, and what is kept of them), and making it takes tens of
-seconds or more. So a shape is compiled when it has come often enough to come again, and a few shapes at most: the
-others, as the last tiles of a scan, run as they are. The first answer for a shape is compared with that of the network
-as it is. Whatever goes wrong, no compiler being there included, is said once, and all runs uncompiled from then on.
+Compiled code serves one shape only (number of tiles, and kept part), and compiling takes tens of seconds or more. So a
+shape is compiled once it has occurred often enough to occur again, and only a few shapes are: the others, such as the
+last tiles of a scan, run uncompiled. The first result for a shape is compared with the uncompiled network's. Any
+failure, a missing compiler included, is reported once, and everything runs uncompiled afterwards.
 
-On CUDA the kernels are replayed as CUDA graphs (``reduce-overhead``). No GPU was at hand: that has not been tried.
+On CUDA the kernels are replayed as CUDA graphs (``reduce-overhead``). This has not been run on a GPU.
 """
 
 from __future__ import annotations
@@ -18,110 +18,119 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mre_lowshot.inference.fast import FastNetwork, Keep, agree
+from mre_lowshot.grid import Box
 from mre_lowshot.inference.tiles import Tile
+from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs
 
-ARRIVALS = 3  # the time that a shape comes at which it is compiled
-SHAPES = 3  # compiled at most
-WARM_UP = 2  # calls on CUDA before what runs is the graph: one to warm up, one to record
+MIN_OCCURRENCES = 3  # of a shape before it is compiled
+MAX_SHAPES = 3  # that are compiled
+WARM_UP = 2  # calls on CUDA before the graph runs: one to warm up, one to record
 Shape = tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]
-"""That of a batch of tiles, and what is kept of them."""
+"""Of a batch of tiles, and of the part kept of them."""
 
 
-def commonest_first(tiles: Sequence[Tile]) -> list[Tile]:
-    """The tiles that keep the same part together, the largest such group first: it is the one worth compiling for."""
+def most_frequent_first(tiles: Sequence[Tile]) -> list[Tile]:
+    """Tiles grouped by the part that they keep, the largest group first: it is the one to compile for."""
     count = Counter(tile.keep for tile in tiles)
     return sorted(tiles, key=lambda tile: (-count[tile.keep], tile.keep))
 
 
 class Compiler:
-    """What the compiled networks of one predictor share: the ``shapes`` compiled (folds differ in their weights only,
-    and torch uses the code again), and the first line of the first ``problem``, told through ``say``: after it all run
-    uncompiled. ``seconds``: spent on compiling so far."""
+    """State shared by the compiled networks of one predictor. Folds differ in their weights only, and torch reuses the
+    code.
 
-    def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
-        self.device, self.say = device, say
+    Attributes:
+        shapes: compiled so far.
+        problem: first line of the first failure, reported through ``log``; afterwards nothing is compiled.
+        seconds: spent on compiling.
+    """
+
+    def __init__(self, device: torch.device, log: Callable[[str], None]) -> None:
+        self.device, self.log = device, log
         self.shapes: set[Shape] = set()
         self.problem: str | None = None
         self.seconds = 0.0
 
     def wrap(self, networks: Sequence[nn.Module]) -> list[nn.Module]:
-        """The networks, those made for prediction (`inference.fast`) to be compiled as they are used."""
-        return [Compiled(n, self) if isinstance(n, FastNetwork) else n for n in networks]
+        """The networks, with inference networks compiled as they are used."""
+        return [Compiled(n, self) if isinstance(n, InferenceNetwork) else n for n in networks]
 
-    def takes(self, shape: Shape) -> bool:
-        """Whether this shape, which came often enough, is compiled too; said where it is new."""
+    def accepts(self, shape: Shape) -> bool:
+        """Whether this frequent shape is compiled; a new one is reported."""
         if shape not in self.shapes:
-            if len(self.shapes) >= SHAPES:
+            if len(self.shapes) >= MAX_SHAPES:
                 return False
             self.shapes.add(shape)
-            self.say(f"compiling the network for {shape[0][0]} tiles at a time (shape {len(self.shapes)} of at most "
-                     f"{SHAPES}); may take a minute or more")  # fmt: skip
+            self.log(f"compiling the network for {shape[0][0]} tiles at a time (shape {len(self.shapes)} of at most "
+                     f"{MAX_SHAPES}); may take a minute or more")  # fmt: skip
         return True
 
     def give_up(self, problem: str) -> None:
-        """Nothing is compiled from now on, and what CUDA graphs hold is let go."""
+        """Compile nothing from now on, and free what CUDA graphs hold."""
         self.problem = problem
-        self.say(f"torch.compile is not used: {problem}")
+        self.log(f"torch.compile is not used: {problem}")
         if self.device.type == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()
 
 
 class Compiled(nn.Module):
-    """Called as `FastNetwork` is, and answers as it does; compiled for the shapes that come often."""
+    """An `InferenceNetwork` that is compiled for frequent shapes, with the same results."""
 
-    def __init__(self, network: FastNetwork, compiler: Compiler) -> None:
+    def __init__(self, network: InferenceNetwork, compiler: Compiler) -> None:
         super().__init__()
         self.network, self.compiler = network, compiler
-        self.arrivals: Counter[Shape] = Counter()
+        self.occurrences: Counter[Shape] = Counter()
         self.checked: set[Shape] = set()
         self._call: Any = None
 
-    def forward(self, image: Tensor, coordinates: Tensor | None = None, keep: Keep | None = None) -> Tensor:
+    def forward(self, image: Tensor, coordinates: Tensor | None = None, keep: Box | None = None) -> Tensor:
         try:
-            if self._worth(image, coordinates, keep):
+            if self._is_compiled(image, coordinates, keep):
                 return self._compiled(image, coordinates, keep)
-            return self.network(image, coordinates, keep)
+            logits: Tensor = self.network(image, coordinates, keep)
+            return logits
         except Exception as error:
-            # before anything was compiled an error is the network's own; after that it may lie in the memory held
+            # before anything was compiled an error is the network's own; afterwards memory held by CUDA graphs may
+            # cause it
             if self.compiler.problem is not None or not self.compiler.shapes:
                 raise
             problem = first_line(error)
-        self.compiler.give_up(problem)  # only now, outside the handler, is what the call held let go
-        return self.network(image, coordinates, keep)
+        self.compiler.give_up(problem)  # outside the handler, so that the failed call's memory is freed
+        logits = self.network(image, coordinates, keep)
+        return logits
 
-    def _worth(self, image: Tensor, coordinates: Tensor | None, keep: Keep | None) -> bool:
-        """Whether this shape runs compiled. When it first does, its answer is compared; RuntimeError if it differs."""
+    def _is_compiled(self, image: Tensor, coordinates: Tensor | None, keep: Box | None) -> bool:
+        """Whether this shape runs compiled. The first compiled result is compared; RuntimeError if it differs."""
         if self.compiler.problem is not None:
             return False
         shape = (tuple(image.shape), None if keep is None else tuple(keep))
         if shape in self.checked:
             return True
-        self.arrivals[shape] += 1
-        if self.arrivals[shape] < ARRIVALS or not self.compiler.takes(shape):
+        self.occurrences[shape] += 1
+        if self.occurrences[shape] < MIN_OCCURRENCES or not self.compiler.accepts(shape):
             return False
         begun = time.monotonic()
         for _ in range(WARM_UP if image.is_cuda else 1):
             self._compiled(image, coordinates, keep)
         self.compiler.seconds += time.monotonic() - begun
-        problem = agree(self._compiled, self.network, image, coordinates, keep, "the network as it is")
+        problem = compare_outputs(self._compiled, self.network, image, coordinates, keep, "the network as it is")
         if problem is not None:
             raise RuntimeError(problem)
         self.checked.add(shape)
         return True
 
-    def _compiled(self, image: Tensor, coordinates: Tensor | None, keep: Keep | None) -> Tensor:
-        if self._call is None:  # not before: some systems refuse at once
+    def _compiled(self, image: Tensor, coordinates: Tensor | None, keep: Box | None) -> Tensor:
+        if self._call is None:  # not before: some systems raise_problems at once
             mode = "reduce-overhead" if image.is_cuda else None
             self._call = torch.compile(self.network, fullgraph=True, dynamic=False, mode=mode)
-        if not image.is_cuda:
-            return self._call(image, coordinates, keep)
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._call(image, coordinates, keep).clone()  # the next replay writes over it
+        if image.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        logits: Tensor = self._call(image, coordinates, keep)
+        return logits.clone() if image.is_cuda else logits  # the next replay of a CUDA graph writes over it
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong in one line: torch's compiler says much more."""
+    """What went wrong in one line: torch's compiler logs much more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

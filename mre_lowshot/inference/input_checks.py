@@ -1,43 +1,43 @@
-"""Is this scan like those the model was made for? Warnings in words, never silent, never a refusal."""
+"""Whether a scan resembles the training scans: warnings, never an error."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from mre_lowshot.config import Plan
+from mre_lowshot.data.volume import Volume
 from mre_lowshot.planners.fingerprint import CONSTANT_BACKGROUND_SHARE
 from mre_lowshot.preprocessing.cropping import foreground_mask
-from mre_lowshot.specs import Plan
-from mre_lowshot.volume import Volume
 
-TOLERANCE = 1.5  # times outside the range seen in planning before a warning is given
+TOLERANCE = 1.5  # factor outside the planned scans' range from which a warning is given
 
 
-def unlike_training(image: Volume, plan: Plan) -> list[str]:
-    """What about the scan lies far from the scans that were planned on: spacing, extent, background, CT intensities."""
+def differences_from_training(image: Volume, plan: Plan) -> list[str]:
+    """In what the scan lies far outside the planned scans' ranges: spacing, extent, background, CT intensities."""
     warnings = []
-    seen, names = plan.seen, ("z", "y", "x")
+    ranges, names = plan.training_ranges, ("z", "y", "x")
     spacing = np.asarray(image.geometry.spacing)
     extent = spacing * np.asarray(image.geometry.shape)
     for what, values, key, unit in (("spacing", spacing, "spacing", "mm"), ("extent", extent, "extent_mm", "mm")):
-        low, high = np.asarray(seen[key])
+        low, high = np.asarray(ranges[key])
         for axis in np.flatnonzero((values < low / TOLERANCE) | (values > high * TOLERANCE)):
             warnings.append(
-                f"{what} along {names[axis]} is {values[axis]:.3g} {unit}, planned on "
+                f"{what} along {names[axis]} is {values[axis]:.3g} {unit}, training scans "
                 f"{low[axis]:.3g} to {high[axis]:.3g} {unit}"
             )
     if plan.preprocessing.crop == "nonzero":
         constant = 1 - float(foreground_mask(image.array).mean())
         if constant < CONSTANT_BACKGROUND_SHARE:
             warnings.append(
-                f"{constant:.0%} of it is constant background, planned on skull-stripped scans; strip it as they were"
+                f"{constant:.0%} of it is constant background, the training scans are skull-stripped; strip it alike"
             )
     for index, scheme in enumerate(plan.preprocessing.normalization):
         if scheme.scheme != "clip":
             continue  # other intensities have no absolute scale
-        low, high = seen["channels"][index]["median"]
+        low, high = ranges["channels"][index]["median"]
         value, margin = float(np.median(image.array[index])), 0.5 * (scheme.upper - scheme.lower)
         if not low - margin <= value <= high + margin:
             warnings.append(
-                f"median intensity is {value:.0f} HU, planned on {low:.0f} to {high:.0f} HU; is the scan in HU?"
+                f"median intensity is {value:.0f} HU, training scans {low:.0f} to {high:.0f} HU; is the scan in HU?"
             )
     return warnings

@@ -1,4 +1,4 @@
-"""Finding trained models under results/ and loading their networks."""
+"""Trained models on disk: finding one under results/, and loading its folds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from mre_lowshot import checkpoint
-from mre_lowshot.alignment import Atlas, Atlases
+from mre_lowshot.atlas.atlas import Atlas, Atlases
+from mre_lowshot.atlas.mirrored import with_mirrored
+from mre_lowshot.config import Plan
+from mre_lowshot.config.plan_files import TRAINER
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.pooling import to_weigh
-from mre_lowshot.mirroring import with_images
-from mre_lowshot.network.build import MRENet, build
-from mre_lowshot.plans import TRAINER
-from mre_lowshot.specs import Plan
+from mre_lowshot.inference import checkpoint
+from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.network.build import build
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,31 @@ class Model:
     folder: Path
     folds: tuple[int, ...]
     plans: tuple[Plan, ...]
-    networks: tuple[MRENet, ...]
+    networks: tuple[nn.Module, ...]
     atlases: tuple[Atlases, ...]
-    unfinished: tuple[int, ...]  # folds whose training has not come to its end
+    unfinished: tuple[int, ...] = ()  # folds whose training has not ended
 
     @property
     def plan(self) -> Plan:
         """What the folds share (network, patch, preprocessing, labels): the first fold's plan."""
         return self.plans[0]
 
+    @classmethod
+    def of_fold(cls, plan: Plan, network: nn.Module, atlases: Atlases, folder: Path = Path()) -> Model:
+        """The model of a single fold, as its trainer has it in memory."""
+        number = plan.fold.fold if plan.fold else 0
+        return cls(folder, (number,), (plan,), (network,), (atlases,))
+
 
 def find_folder(
     results: Path, dataset: str | None = None, level: str | None = None, plans: str | None = None
 ) -> tuple[Path, str]:
-    """The model folder to use, and in words how it was chosen: the only one that fits, else the one trained last.
+    """The model folder to use, and how it was chosen: the only one that fits, else the one trained last.
 
     Args:
-        results: the results root. dataset: id, name or full name; level, plans: as given in training; None fits all.
+        results: the results root.
+        dataset: id, name or full name; None fits all.
+        level, plans: as in training; None fits all.
 
     Raises:
         UserError: nothing trained fits; the message lists what is there.
@@ -55,7 +64,7 @@ def find_folder(
     fitting = [p for p in trained if _fits(p, dataset, level, plans)]
     if not fitting:
         there = "; ".join(f"{p.parent.name}/{p.name}" for p in trained) or "nothing"
-        raise UserError(f"no trained model in {results} fits (there: {there}); train one with mre_train, or give -m")
+        raise UserError(f"no trained model in {results} fits (trained: {there}); train one with mre_train, or give -m")
     newest = max(fitting, key=lambda p: trained[p])
     how = "the only trained model" if len(fitting) == 1 else f"the one of {len(fitting)} trained last"
     return newest, how
@@ -72,23 +81,27 @@ def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None)
 
 
 def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) -> Model:
-    """Load the named folds (None: all that are trained) of a model folder. A fold's folder, copied anywhere, or a
-    checkpoint file alone do as well: nothing else is read.
+    """Load the given folds (None: all that are trained) of a model's folder, or a single fold's folder or checkpoint
+    file, wherever it lies: nothing else is read.
 
     Raises:
-        UserError: a fold is not there, or its checkpoint cannot be used.
+        UserError: no such folder or fold, or a checkpoint cannot be used.
     """
-    alone = _alone(folder)
-    if alone is not None:
+    if not folder.exists():
+        raise UserError(f"model {folder}: does not exist; give .../MRETrainer__MREPlans__1shot or a checkpoint file")
+    single = _single_checkpoint(folder)
+    if single is not None:
         if folds is not None:
-            raise UserError(f"{folder}: is a single fold's; leave out -f")
-        return _loaded(folder, [alone], device)
-    there = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
-    wanted = sorted(there) if folds is None else sorted(set(folds))
-    missing = [fold for fold in wanted if fold not in there]
+            raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
+        return _loaded(folder, [single], device)
+    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
+    wanted = sorted(trained) if folds is None else sorted(set(folds))
+    missing = [fold for fold in wanted if fold not in trained]
     if missing or not wanted:
-        raise UserError(f"{folder}: fold {missing or 'any'} is not trained (there: {sorted(there) or 'none'}); see -f")
-    return _loaded(folder, [_newest(there[fold]) for fold in wanted], device)
+        raise UserError(
+            f"{folder}: fold {missing or 'any'} is not trained (trained: {sorted(trained) or 'none'}); see -f"
+        )
+    return _loaded(folder, [_newest(trained[fold]) for fold in wanted], device)
 
 
 def _newest(fold: Path) -> Path:
@@ -96,8 +109,8 @@ def _newest(fold: Path) -> Path:
     return final if final.is_file() else fold / checkpoint.LATEST
 
 
-def _alone(path: Path) -> Path | None:
-    """The checkpoint that ``path`` is, or that lies in it directly."""
+def _single_checkpoint(path: Path) -> Path | None:
+    """The checkpoint that ``path`` is, or that lies directly in it."""
     if path.is_file():
         return path
     return _newest(path) if _newest(path).is_file() else None
@@ -113,13 +126,13 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
-        atlases.append(with_images(tuple(Atlas.from_tensors(data) for data in content["atlases"]), plan))
-        if content["training"]["iteration"] < plan.recipe.iterations or to_weigh(plan):
+        atlases.append(with_mirrored(tuple(Atlas.from_tensors(data) for data in content["atlases"]), plan))
+        if content["training"]["iteration"] < plan.recipe.optimizer.iterations or needs_tuning(plan):
             unfinished.append(fold)
     different = [f for f, p in zip(folds, plans, strict=True) if _shared(p) != _shared(plans[0])]
     if different:
         raise UserError(
-            f"{folder}: folds {different} were trained by another plan than fold {folds[0]}; choose with -f"
+            f"{folder}: folds {different} were trained with another plan than fold {folds[0]}; choose with -f"
         )
     return Model(folder, tuple(folds), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished))
 
@@ -132,5 +145,6 @@ def _shared(plan: Plan) -> tuple[object, ...]:
         plan.labels,
         plan.channel_names,
         plan.recipe.inference,
-        plan.recipe.alignment,
+        plan.recipe.refinement,
+        plan.recipe.atlas.registration,
     )

@@ -1,11 +1,11 @@
-"""How far to trust a prediction, without a reference: which of many scans a person should look at first.
+"""Quality of a prediction estimated without a reference: which of many scans a person should check first.
 
-Two estimates, per class, between 0 and 1:
+Two estimates per class, between 0 and 1:
 
-- ``agreement``: Dice between what the network alone says and the labels that registration brings from the atlas. The
-  two err in different places, so where they agree both are likely right. Only where scans are registered.
-- ``expected_dice``: the Dice that the predicted probabilities themselves expect, where nothing is registered. A network
-  is surer than it is right on scans unlike its training scan, so the number is too high.
+- ``agreement``: Dice between the network's own labels and the labels warped from the atlases. Their errors lie in
+  different positions, so where they agree both are probably right. Only where scans are registered.
+- ``expected_dice``: the Dice that the predicted probabilities expect, where nothing is registered. It is too high, as a
+  network is overconfident on scans that differ from its training scan.
 
 Both rank scans; neither is the true Dice (mre_train and mre_evaluate print the correlation with it).
 """
@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.agreement import expected_dice, label_agreement
 from mre_lowshot.files import write_text
-from mre_lowshot.inference.pooling import told
+from mre_lowshot.refinement.fusion import is_informative
 
 FILE = "quality.csv"
 OWN_COLUMNS = ("case", "score", "basis")
@@ -31,49 +32,41 @@ OWN_COLUMNS = ("case", "score", "basis")
 
 @dataclass(frozen=True)
 class Quality:
-    """One scan's estimates: ``basis`` says which, ``score`` is their mean over classes, ``classes`` by label value."""
+    """Estimates of one scan.
+
+    Attributes:
+        basis: ``agreement`` or ``expected_dice``.
+        score: their mean over classes; 0 where none is defined.
+        classes: by label value; NaN where undefined.
+    """
 
     basis: str
     score: float
     classes: Mapping[int, float]
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether any class has an estimate."""
+        return not all(math.isnan(value) for value in self.classes.values())
 
-def estimate(posterior: np.ndarray, brought: np.ndarray | None) -> Quality:
-    """Estimate from the network's own class posterior (K, *size) and the labels ``brought`` by registration
-    (K, *size), None where there was none. Where these say nothing (`pooling.told`), nothing is compared."""
-    if brought is None or not (known := told(brought)).any():
+
+def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None) -> Quality:
+    """Estimate from the network's posterior (K, *size) and the labels warped from the atlases (K, *size), None where
+    nothing was registered. Voxels where the warped labels carry no information are left out."""
+    if warped is None or not (known := is_informative(warped)).any():
         values, basis = expected_dice(posterior), "expected_dice"
     else:
-        one, other = posterior.argmax(axis=0)[known], brought.argmax(axis=0)[known]
+        one, other = posterior.argmax(axis=0)[known], warped.argmax(axis=0)[known]
         values, basis = label_agreement(one, other, len(posterior)), "agreement"
     defined = [v for v in values.values() if not math.isnan(v)]
     return Quality(basis, float(np.mean(defined)) if defined else 0.0, values)
 
 
-def expected_dice(probabilities: np.ndarray) -> dict[int, float]:
-    """Of each foreground class, 2 sum_{i labelled k} p_k / (sum_i p_k + number labelled k); NaN where neither is."""
-    labels = probabilities.argmax(axis=0)
-    found = {}
-    for k in range(1, len(probabilities)):
-        mask = labels == k
-        total = float(probabilities[k].sum(dtype=np.float64)) + np.count_nonzero(mask)
-        inside = float(probabilities[k][mask].sum(dtype=np.float64))
-        found[k] = 2 * inside / total if total >= 1 else math.nan
-    return found
-
-
-def label_agreement(one: np.ndarray, other: np.ndarray, classes: int) -> dict[int, float]:
-    """Dice of each foreground class between two label maps; NaN where neither has it."""
-    both = np.bincount(one[one == other].ravel(), minlength=classes)
-    total = np.bincount(one.ravel(), minlength=classes) + np.bincount(other.ravel(), minlength=classes)
-    return {k: float(2 * both[k] / total[k]) if total[k] else math.nan for k in range(1, classes)}
-
-
 def write_qualities(
     folder: Path, qualities: Mapping[str, Quality], labels: Mapping[str, int], file: str = FILE
 ) -> Path:
-    """Write ``folder/<file>``: a line a scan, the least trusted first. Lines of other scans that stand there
-    (from an earlier run into the folder) are kept."""
+    """Write ``folder/<file>``: one row per scan, the least trusted first. Rows of other scans, from an earlier run into
+    the folder, are kept. ``labels`` is name to value."""
     rows = read_rows(folder / file)
     numbers = {value: f"label_{label}" if label in OWN_COLUMNS else label for label, value in labels.items() if value}
     for case, quality in qualities.items():
@@ -89,10 +82,10 @@ def write_qualities(
 
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """The lines of a quality file by case; none where it is not there.
+    """The rows of a quality file by case; none where there is no file.
 
     Raises:
-        UserError: it is no such file.
+        UserError: it is another kind of file.
     """
     if not path.is_file():
         return {}
@@ -101,10 +94,10 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
             rows = list(csv.DictReader(lines))
         return {row["case"]: row for row in rows if float(row["score"]) >= 0}
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is no list of qualities (columns case, score, basis ...); move it away") from None
+        raise UserError(f"{path}: is not a table of qualities (columns case, score, basis ...); move it away") from None
 
 
 def first_to_check(qualities: Mapping[str, Quality], most: int = 10) -> str:
-    """The scans to look at first, in words."""
+    """The least trusted scans with their scores, as text."""
     worst = sorted(qualities.items(), key=lambda item: (item[1].score, item[0]))[:most]
     return ", ".join(f"{name} ({quality.score:.2f})" for name, quality in worst)

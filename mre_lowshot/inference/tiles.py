@@ -1,7 +1,8 @@
-"""Covering a volume with patches: which input each tile reads and which voxels of its output are kept.
+"""Covering a volume with tiles: the input of each tile, and the voxels of its output that are kept.
 
-Tiles never hang over the edge: the last one of an axis is moved inside and keeps its border voxels, because padding
-would shift what SE and the image-level branch pool. Only a volume smaller than the patch is padded (by the caller).
+Tiles never extend beyond the volume: the last one along an axis is moved inside and keeps its border voxels, because
+padding would shift the averages of SE and the image-level branch. Only a volume smaller than the patch is padded (by
+the caller).
 """
 
 from __future__ import annotations
@@ -12,27 +13,32 @@ from itertools import product
 
 import numpy as np
 
+from mre_lowshot.grid import Box, as_slices
+
 
 @dataclass(frozen=True)
 class Tile:
-    """``start`` of the input patch in the volume; ``keep`` (low, high) an axis, in voxels of the patch."""
+    """``start`` of the input patch in the volume; ``keep``: kept part, in voxels of the patch."""
 
     start: tuple[int, ...]
-    keep: tuple[tuple[int, int], ...]
+    keep: Box
 
     def input_slices(self, patch: tuple[int, ...]) -> tuple[slice, ...]:
+        """The tile's input in the volume."""
         return tuple(slice(s, s + p) for s, p in zip(self.start, patch, strict=True))
 
     def kept_slices(self) -> tuple[slice, ...]:
-        return tuple(slice(low, high) for low, high in self.keep)
+        """The kept part in the patch."""
+        return as_slices(self.keep)
 
     def output_slices(self) -> tuple[slice, ...]:
+        """The kept part in the volume."""
         return tuple(slice(s + low, s + high) for s, (low, high) in zip(self.start, self.keep, strict=True))
 
 
 def centre_tiles(size: tuple[int, ...], patch: tuple[int, ...], centre: tuple[int, ...]) -> Iterator[Tile]:
-    """Consecutive tiles whose kept parts cover the volume exactly once (paper, IV-C): the centre of each, and at the
-    volume's border the patch's border too. ``size`` must be at least ``patch``."""
+    """Consecutive tiles whose kept parts cover the volume exactly once (paper, IV-C): the centre of each patch, and
+    at the volume's border the patch's border too. ``size`` must be at least ``patch``."""
     axes = [_centre_axis(n, p, c) for n, p, c in zip(size, patch, centre, strict=True)]
     for parts in product(*axes):
         yield Tile(tuple(part[0] for part in parts), tuple(part[1] for part in parts))
@@ -62,10 +68,11 @@ def overlap_tiles(size: tuple[int, ...], patch: tuple[int, ...], step: float) ->
 
 
 def gaussian_weight(patch: tuple[int, ...]) -> np.ndarray:
-    """Importance of a patch's voxels, highest in the centre: sigma an eighth of the side (nnU-Net's), never below
-    1e-3 of the highest, so that every voxel has a vote. Float32."""
+    """Weight of a patch's voxels when tiles overlap: Gaussian, sigma an eighth of the side (nnU-Net's), at least 1e-3
+    of the maximum, so that every voxel counts. Float32."""
     weight = np.ones((), dtype=np.float64)
     for n in patch:
         line = np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2)
         weight = weight[..., None] * line
-    return np.maximum(weight / weight.max(), 1e-3).astype(np.float32)
+    normalized: np.ndarray = np.maximum(weight / weight.max(), 1e-3).astype(np.float32)
+    return normalized

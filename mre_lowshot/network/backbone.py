@@ -1,4 +1,4 @@
-"""The backbone: a shallow 3D (or 2D) U-Net with transition convolutions on its skips (paper, III-B; Fig. 2a)."""
+"""Backbone: a shallow 3D (or 2D) U-Net with transition convolutions on the skip connections (paper, III-B; Fig. 2a)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mre_lowshot.network.recompute import run
+from mre_lowshot.config import NetworkConfig
+from mre_lowshot.network.optimized.recompute import run
 from mre_lowshot.network.resize import AveragePool
-from mre_lowshot.specs import NetworkSpec
 
-# By number of axes. Typed loosely: torch's own signatures name int triples where any length is meant here.
+# Layer classes by number of spatial axes. Typed as Any: torch's stubs fix the number of axes in each signature.
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORM: dict[str, dict[int, Any]] = {
@@ -20,13 +20,17 @@ NORM: dict[str, dict[int, Any]] = {
 }
 
 
-def norm_layer(spec: NetworkSpec, channels: int) -> nn.Module:
-    """The spec's normalisation, affine."""
-    return NORM[spec.norm][spec.axes](channels, affine=True)
+def norm_layer(spec: NetworkConfig, channels: int) -> nn.Module:
+    """An affine normalisation layer of the kind ``spec.norm`` for ``channels`` channels."""
+    layer: nn.Module = NORM[spec.norm][spec.axes](channels, affine=True)
+    return layer
 
 
-def conv_block(spec: NetworkSpec, in_channels: int, out_channels: int, count: int) -> nn.Sequential:
-    """``count`` times 3x3x3 'same' convolution -> ReLU -> norm (the paper's order); the first changes the width."""
+def conv_block(spec: NetworkConfig, in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+    """``count`` blocks of 3x3x3 'same' convolution -> ReLU -> normalisation (the order of the paper).
+
+    The first convolution maps ``in_channels`` to ``out_channels``, the others keep ``out_channels``.
+    """
     layers: list[nn.Module] = []
     for index in range(count):
         first = in_channels if index == 0 else out_channels
@@ -35,16 +39,17 @@ def conv_block(spec: NetworkSpec, in_channels: int, out_channels: int, count: in
 
 
 class Backbone(nn.Module):
-    """Encoder blocks, average pooling between them, skips reduced to a quarter, transposed convolutions upward.
+    """Encoder blocks joined by average pooling, decoder blocks joined by transposed convolutions.
 
-    ``forward`` takes (B, C, *size), every side divisible by the spec's ``divisor``, and gives the decoder's levels,
-    finest first: (B, widths[0], *size), (B, widths[1], *size/strides[0]), ...; the bottleneck comes last.
-    ``recompute`` keeps only each block's input for the gradients.
+    A transition convolution reduces each skip connection to a quarter of its channels. ``forward`` takes
+    (B, C, *size), every side divisible by ``spec.divisor``, and returns the decoder levels, finest first:
+    (B, widths[0], *size), (B, widths[1], *size/strides[0]), ..., and the bottleneck last. With ``recompute`` each block
+    stores only its input for the backward pass (`network.optimized.recompute`).
     """
 
     recompute = False
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: NetworkConfig) -> None:
         super().__init__()
         widths = spec.widths
         inputs = (spec.in_channels, *widths[:-1])

@@ -1,47 +1,54 @@
-"""The whole network from its spec: backbone -> embedding -> head. Rebuilt from a checkpoint by the same call."""
+"""The complete network: backbone -> embedding -> head. Training and checkpoint loading both call `build`."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mre_lowshot.config import NetworkConfig
 from mre_lowshot.network.backbone import CONV, Backbone
 from mre_lowshot.network.embedding import ASPP, Embedding
-from mre_lowshot.network.folded import folded_logits, pays
 from mre_lowshot.network.head import PrototypeHead
-from mre_lowshot.specs import NetworkSpec
+from mre_lowshot.network.optimized.fused_head import fused_logits, is_cheaper
 
 
 class MRENet(nn.Module):
-    """Image patch (B, C, *size) and its coordinate maps (B, axes, *size) -> class logits (B, K, *size).
+    """Image patch (B, C, *size) and its location maps (B, location_channels, *size) -> class logits (B, K, *size).
 
-    The softmax of the logits over K is the class posterior of equation 3 (or, with ``dml`` off, of a plain 1x1x1
-    classifier on the embedding).
+    The softmax of the logits over K is the class posterior of equation 3; with ``prototype_head`` off, that of a
+    1x1x1 convolutional classifier on the embedding.
 
-    The N_e-wide embedding is built only where the folded head (`network.folded`) would cost more: decided by shape,
-    ``folded`` tells. ``plain`` is the same network, parameters and all, in torch's own operations throughout: the
-    reference that the fast ways are tested and timed against.
+    ``fused`` selects the fused head (`network.optimized.fused_head`), which does not compute the N_e-wide embedding.
+    It is chosen from the layer widths alone, where it takes fewer multiplications. With ``plain`` the network has the
+    same parameters and uses only torch's standard operations: the reference for tests and timings of the optimized
+    ones.
     """
 
-    def __init__(self, spec: NetworkSpec, plain: bool = False) -> None:
+    def __init__(self, spec: NetworkConfig, plain: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = Backbone(spec)
         self.embedding = Embedding(spec, plain)
-        self.folded = not plain and pays(spec, self.embedding.varying_features, self.embedding.constant_features)
+        self.fused = not plain and is_cheaper(spec, self.embedding.varying_features, self.embedding.constant_features)
         channels = self.embedding.out_channels
-        self.head: nn.Module = PrototypeHead(spec, channels) if spec.dml else CONV[spec.axes](channels, spec.classes, 1)
+        self.head: nn.Module = (
+            PrototypeHead(spec, channels) if spec.prototype_head else CONV[spec.axes](channels, spec.classes, 1)
+        )
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         levels = self.backbone(image)
-        if not self.folded or not isinstance(self.head, PrototypeHead):
-            return self.head(self.embedding(levels, coordinates))
+        if not self.fused or not isinstance(self.head, PrototypeHead):
+            logits: Tensor = self.head(self.embedding(levels, coordinates))
+            return logits
         features, pooled = self.embedding.features(levels, coordinates)
         pooled = None if pooled is None else pooled.flatten(1)
-        return folded_logits(features, pooled, self.embedding.fusion, self.head)
+        return fused_logits(features, pooled, self.embedding.fusion, self.head)
 
     def recompute(self, on: bool = True) -> None:
-        """From now on keep only the inputs of the backbone's blocks and of the ASPP for the gradients, and compute
-        the rest again in the backward pass: the same numbers with about a third of the memory, a third more time."""
+        """Switch recomputation of activations on or off, for the backbone blocks and the ASPP branches.
+
+        When on, only their inputs are stored in the forward pass and the backward pass computes the rest again: the
+        same values and gradients with about a third of the memory and a third more time.
+        """
         for module in self.modules():
             if isinstance(module, (Backbone, ASPP)):
                 module.recompute = on
@@ -52,14 +59,15 @@ class MRENet(nn.Module):
         return self.backbone.recompute
 
 
-def build(spec: NetworkSpec, plain: bool = False) -> MRENet:
-    """A network with fresh weights (torch's own initialisation; seed torch before for a repeatable one).
+def build(spec: NetworkConfig, plain: bool = False) -> MRENet:
+    """Build a network with torch's default initialisation; seed torch first for reproducible weights.
 
-    ``plain`` keeps to torch's own dilated convolutions and the embedding written out, for comparison: state dicts and
-    seeds give the same numbers as without, to rounding.
+    ``plain`` uses torch's dilated convolutions and computes the embedding explicitly, as a reference: state-dict keys
+    and initial values are those of the optimized network, outputs are equal up to rounding.
     """
     return MRENet(spec, plain)
 
 
 def parameter_count(network: nn.Module) -> int:
+    """The number of parameters."""
     return sum(p.numel() for p in network.parameters())

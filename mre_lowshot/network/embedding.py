@@ -1,4 +1,4 @@
-"""From backbone levels to one embedding a voxel: coordinates, SE attention, ASPP, fusion (paper, III-C; Fig. 2b)."""
+"""From backbone levels to one embedding per voxel: coordinates, SE attention, ASPP, fusion (paper, III-C; Fig. 2b)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mre_lowshot.config import NetworkConfig
 from mre_lowshot.network.backbone import CONV, norm_layer
-from mre_lowshot.network.dilated import DilatedConv
-from mre_lowshot.network.recompute import run
+from mre_lowshot.network.optimized.dilated import DilatedConv
+from mre_lowshot.network.optimized.recompute import run
 from mre_lowshot.network.resize import upsample
-from mre_lowshot.specs import NetworkSpec
 
 
 def patch_coordinates(size: torch.Size | tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Cartesian maps of one patch, (axes, *size), each axis running from -1 to 1 over the patch itself."""
+    """Cartesian coordinate maps of a patch, (axes, *size): each axis runs from -1 to 1 across the patch."""
     lines = [torch.linspace(-1, 1, n, device=device, dtype=dtype) if n > 1 else torch.zeros(1) for n in size]
     return torch.stack(torch.meshgrid(*[line.to(device, dtype) for line in lines], indexing="ij"))
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention: global average -> C/reduction -> ReLU -> C -> sigmoid -> rescale. (B, C, *size) -> same."""
+    """Channel attention: global average -> C/reduction -> ReLU -> C -> sigmoid -> rescale.
+
+    ``forward`` maps (B, C, *size) to the same shape.
+    """
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -35,23 +38,24 @@ class SqueezeExcite(nn.Module):
 
 
 def joined(features: Tensor, pooled: Tensor | None) -> Tensor:
-    """Features of every voxel and, after them, those that a whole patch shares, broadcast."""
+    """Concatenate per-voxel features (B, V, *size) and per-patch features (B, P, 1, ...), the latter broadcast."""
     if pooled is None:
         return features
     return torch.cat([features, pooled.expand(-1, -1, *features.shape[2:])], dim=1)
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid: 1x1x1, one 3x3x3 a dilation, and the image-level branch, concatenated.
+    """Atrous spatial pyramid pooling: a 1x1x1 branch, one 3x3x3 branch per dilation, and the image-level branch.
 
-    (B, C, *size) -> (B, branches * aspp_channels, *size); each branch is conv -> norm -> ReLU. The image-level
-    branch's batch norm sees one vector a patch; the spec's ``image_level_norm`` switches it off. ``plain`` uses torch's
-    own dilated convolutions; ``recompute`` keeps only the input for the gradients.
+    ``forward`` maps (B, C, *size) to (B, branches * aspp_channels, *size); each branch is convolution -> normalisation
+    -> ReLU. The batch norm of the image-level branch averages over one vector per patch; ``spec.image_level_norm``
+    switches it off. ``plain`` uses torch's dilated convolutions. With ``recompute`` each branch stores only its input
+    for the backward pass.
     """
 
     recompute = False
 
-    def __init__(self, spec: NetworkSpec, channels: int, plain: bool = False) -> None:
+    def __init__(self, spec: NetworkConfig, channels: int, plain: bool = False) -> None:
         super().__init__()
         width, self.plain = spec.aspp_channels, plain
         self.branches = nn.ModuleList([self._branch(spec, CONV[spec.axes](channels, width, 1))])
@@ -66,12 +70,15 @@ class ASPP(nn.Module):
         self.out_channels = width * (1 + len(spec.dilations) + int(spec.image_level))
 
     @staticmethod
-    def _branch(spec: NetworkSpec, conv: nn.Module) -> nn.Sequential:
+    def _branch(spec: NetworkConfig, conv: nn.Module) -> nn.Sequential:
         return nn.Sequential(conv, norm_layer(spec, spec.aspp_channels), nn.ReLU())
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The branches that see places, (B, .., *size), and the image level's, (B, aspp_channels, 1, ...), if any."""
-        if x.device.type == "cpu" and not self.plain:  # what the dilated branches want: converted once, not once each
+        """Output of the convolutional branches (B, V, *size) and of the image-level branch (B, aspp_channels, 1, ...).
+
+        The second is None where the network has no image-level branch.
+        """
+        if x.device.type == "cpu" and not self.plain:  # convert the layout once for all dilated branches
             x = x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
         outputs = torch.cat([run(branch, x, self.recompute) for branch in self.branches], dim=1)
         if self.image_level is None:
@@ -85,33 +92,40 @@ class ASPP(nn.Module):
 class Embedding(nn.Module):
     """Backbone levels and coordinates -> per-voxel features z, and their linear fusion to the embedding e = Wz + b.
 
-    With AMS the levels are upsampled to the input's size and concatenated (64 + 128 + 3 channels in the paper's
-    network), go through SE and ASPP, and are fused by a 1x1x1 convolution to ``embedding`` channels. Without AMS
-    the finest level (with the coordinates, if any) is fused directly. ``embedding`` 0 leaves z as it is.
+    With ``multiscale`` (the paper's AMS) the levels are upsampled to the input size and concatenated with the
+    coordinates (64 + 128 + 3 channels in the paper's network), pass SE and ASPP, and a 1x1x1 convolution fuses them to
+    ``embedding_dim`` channels. Without it the finest level and the coordinates are fused directly. With
+    ``embedding_dim`` 0, e = z.
     """
 
-    def __init__(self, spec: NetworkSpec, plain: bool = False) -> None:
+    def __init__(self, spec: NetworkConfig, plain: bool = False) -> None:
         super().__init__()
         self.spec = spec
         levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
-        self.levels = levels if spec.ams else 1
+        self.levels = levels if spec.multiscale else 1
         channels = sum(spec.widths[: self.levels]) + spec.location_channels
-        self.se = SqueezeExcite(channels, spec.se_reduction) if spec.ams and spec.se else None
-        self.aspp = ASPP(spec, channels, plain) if spec.ams and spec.aspp else None
+        self.se = SqueezeExcite(channels, spec.se_reduction) if spec.multiscale and spec.se else None
+        self.aspp = ASPP(spec, channels, plain) if spec.multiscale and spec.aspp else None
         features = self.aspp.out_channels if self.aspp is not None else channels
-        self.fusion = CONV[spec.axes](features, spec.embedding, 1) if spec.embedding else nn.Identity()
+        self.fusion = CONV[spec.axes](features, spec.embedding_dim, 1) if spec.embedding_dim else nn.Identity()
         self.constant_features = spec.aspp_channels if self.aspp is not None and spec.image_level else 0
         self.varying_features = features - self.constant_features
-        self.out_channels = spec.embedding or features
+        self.out_channels = spec.embedding_dim or features
 
     def features(self, levels: list[Tensor], coordinates: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """z, everything up to the fusion: what differs from voxel to voxel (B, .., *size), and what a patch's voxels
-        share (B, .., 1, ...) or None. ``coordinates`` (B, axes, *size) over the whole volume."""
+        """The features z before the fusion: per voxel (B, V, *size), and per patch (B, P, 1, ...) or None.
+
+        ``coordinates`` (B, location_channels, *size) are the patch's location maps.
+        """
         x = self.stacked(levels, coordinates)
         return self.aspp.parts(x) if self.aspp is not None else (x, None)
 
     def stacked(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
-        """The levels at the input's size and the coordinates, after SE: (B, C, *size), what ASPP reads."""
+        """The input of the ASPP (B, C, *size): levels at the input size and coordinates, after SE.
+
+        Raises:
+            ValueError: the network takes location maps and ``coordinates`` is None.
+        """
         finest = levels[0]
         size = finest.shape[2:]
         parts = [finest]
@@ -122,10 +136,11 @@ class Embedding(nn.Module):
             parts.append(own.expand(finest.shape[0], *own.shape))
         elif self.spec.coordinates == "volume":
             if coordinates is None:
-                raise ValueError("this network needs the patch's coordinate maps")
+                raise ValueError("this network needs the coordinate maps of the patch")
             parts.append(coordinates.to(finest.dtype))
         x = torch.cat(parts, dim=1)
         return self.se(x) if self.se is not None else x
 
     def forward(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
-        return self.fusion(joined(*self.features(levels, coordinates)))
+        embedding: Tensor = self.fusion(joined(*self.features(levels, coordinates)))
+        return embedding

@@ -1,8 +1,8 @@
-"""Pooling and upsampling between the levels: torch's own, or a formulation whose CUDA gradient is deterministic.
+"""Average pooling and linear upsampling, with a formulation whose CUDA gradient is deterministic.
 
-torch's gradients of average pooling and trilinear interpolation add with atomics on CUDA, in an order that changes
-from run to run, and are refused under ``torch.use_deterministic_algorithms``. Means over blocks and products with
-interpolation matrices, one an axis, give the same values to rounding.
+On CUDA, torch's gradients of average pooling and trilinear interpolation use atomic additions in an order that varies
+between runs, and torch raises an error for them under ``torch.use_deterministic_algorithms``. In that mode this module
+uses block means and one interpolation matrix per axis instead, which give the same values up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ def _must_be_deterministic(x: Tensor) -> bool:
 
 
 class AveragePool(nn.Module):
-    """Average over blocks of ``stride`` voxels: (B, C, *size) -> (B, C, *size / stride), every side divisible."""
+    """Average pooling over blocks of ``stride`` voxels: (B, C, *size) -> (B, C, *size / stride).
+
+    Every side must be divisible by its stride.
+    """
 
     def __init__(self, stride: Sequence[int]) -> None:
         super().__init__()
@@ -33,20 +36,20 @@ class AveragePool(nn.Module):
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, *smaller) -> (B, C, *size), linear along each axis, voxel centres aligned (half-pixel convention)."""
+    """Linear upsampling of (B, C, *smaller) to (B, C, *size), with half-pixel voxel centres (align_corners off)."""
     if _must_be_deterministic(x):
         return separable_upsample(x, size)
     return F.interpolate(x, size=tuple(size), mode="trilinear" if len(size) == 3 else "bilinear", align_corners=False)
 
 
 def block_mean(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Average pooling as a mean over the inner axes of blocks."""
+    """Average pooling of (B, C, *size) as a mean over the inner axes of a block view."""
     sides = [part for side, s in zip(x.shape[2:], stride, strict=True) for part in (side // s, s)]
     return x.reshape(*x.shape[:2], *sides).mean(dim=tuple(range(3, 3 + 2 * len(stride), 2)))
 
 
 def separable_upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Linear interpolation as a matrix product along each axis that changes."""
+    """Linear upsampling of (B, C, *smaller) as one matrix product per axis whose length changes."""
     for axis, (old, new) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
         if old != new:
             weights = interpolation_matrix(old, new).to(x.device, x.dtype)
@@ -55,10 +58,13 @@ def separable_upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def interpolation_matrix(old: int, new: int) -> Tensor:
-    """(new, old) float64: row i holds the shares of the old voxels in new voxel i, edges repeated."""
-    place = ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5).clamp(0, old - 1)
-    low = place.floor().long().clamp_max(max(old - 2, 0))
-    share = place - low
+    """Matrix (new, old) float64 of linear interpolation: row i holds the weights of the old voxels in new voxel i.
+
+    Positions beyond the outer voxel centres take the value of the nearest voxel.
+    """
+    position = ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5).clamp(0, old - 1)
+    low = position.floor().long().clamp_max(max(old - 2, 0))
+    share = position - low
     matrix = torch.zeros(new, old, dtype=torch.float64)
     matrix.scatter_(1, low[:, None], (1 - share)[:, None])
     return matrix.scatter_add(1, (low + 1).clamp_max(old - 1)[:, None], share[:, None])

@@ -1,7 +1,7 @@
-"""Probabilities that are no surer than the scan's quality estimate: a temperature for each scan.
+"""Temperature scaling per scan: probabilities no more confident than the scan's quality estimate.
 
-Pooling, mending and neighbours that agree make labels better and every voxel surer. How sure it may be differs between
-data, and one labelled scan cannot say: the network knows it by heart.
+Fusion, EM step and CRF improve labels and make every voxel more confident. How confident the voxels may be differs
+between scans and cannot be learned from one labelled scan, which the network fits perfectly.
 """
 
 from __future__ import annotations
@@ -10,48 +10,48 @@ import math
 
 import numpy as np
 
-from mre_lowshot.inference.quality import Quality, expected_dice
+from mre_lowshot.evaluation.agreement import expected_dice
+from mre_lowshot.refinement.foreground import FOREGROUND_MIN
 
-DOUBT = 0.02  # probability of any structure from which a voxel is softened in full; less below, without a step
-HOTTEST = 5.0
-STEPS = 8  # of a bisection between the logarithms of 1 and HOTTEST: to 1 %
+MAX_TEMPERATURE = 5.0
+BISECTIONS = 8  # between the logarithms of 1 and MAX_TEMPERATURE: to 1 %
 
 
-def temperature(probabilities: np.ndarray, quality: Quality) -> float:
-    """The least temperature, 1 to `HOTTEST`, with which softened class probabilities (K, *size) expect no more Dice
-    than the scan's quality estimate says; nothing is made surer, and `HOTTEST` may leave them too sure.
+def find_temperature(probabilities: np.ndarray, dice: float) -> float:
+    """The least temperature, from 1 to `MAX_TEMPERATURE`, at which class probabilities (K, *size) expect a Dice of at
+    most ``dice``, the scan's quality estimate (NaN: there is none, and the temperature is 1).
 
-    Dice: `expected_dice` over the voxels where any structure is at all likely (`DOUBT`), the mean over the classes that
-    are in the prediction. 1 where no class was rated.
+    The expected Dice is that of `expected_dice` over the voxels in which a foreground class has a probability of
+    `FOREGROUND_MIN`, its mean over the predicted classes. `MAX_TEMPERATURE` may leave more than ``dice``.
     """
-    if all(math.isnan(v) for v in quality.classes.values()):
+    if math.isnan(dice):
         return 1.0
-    near = probabilities[:, probabilities[0] < 1 - DOUBT]
-    there = [k for k in np.unique(near.argmax(axis=0)).tolist() if k] if near.size else []
-    if not there:
+    near = probabilities[:, probabilities[0] < 1 - FOREGROUND_MIN]
+    predicted = [k for k in np.unique(near.argmax(axis=0)).tolist() if k] if near.size else []
+    if not predicted:
         return 1.0
 
     def expected(logarithm: float) -> float:
-        softened = near.copy()
-        soften(softened, math.exp(logarithm))
-        values = expected_dice(softened)
-        return float(np.mean([values[k] for k in there]))
+        scaled = near.copy()
+        scale_temperature(scaled, math.exp(logarithm))
+        values = expected_dice(scaled)
+        return float(np.mean([values[k] for k in predicted]))
 
-    low, high = 0.0, math.log(HOTTEST)
-    if expected(low) <= quality.score:
+    low, high = 0.0, math.log(MAX_TEMPERATURE)
+    if expected(low) <= dice:
         return 1.0
-    for _ in range(STEPS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if expected(middle) > quality.score else (low, middle)
+        low, high = (middle, high) if expected(middle) > dice else (low, middle)
     return math.exp(high)
 
 
-def soften(probabilities: np.ndarray, temperature: float) -> None:
-    """Make class probabilities (K, *size), in place, p^(1/T) over its sum (Guo et al. 2017), voxel by voxel: the most
-    probable class stays the most probable. T falls to 1 where background is all but certain, far from any structure."""
+def scale_temperature(probabilities: np.ndarray, temperature: float) -> None:
+    """p^(1/T), normalised (Guo et al. 2017), of class probabilities (K, *size); in place. The most probable class stays
+    the most probable. T falls to 1, without a step, where background is nearly certain."""
     if temperature == 1:
         return
-    doubt = np.clip((1 - probabilities[0]) / DOUBT, 0, 1)
-    power = 1 / (1 + np.float32(temperature - 1) * doubt)
+    share = np.clip((1 - probabilities[0]) / FOREGROUND_MIN, 0, 1)
+    power = 1 / (1 + np.float32(temperature - 1) * share)
     np.power(probabilities, power, out=probabilities)
     probabilities /= probabilities.sum(axis=0)

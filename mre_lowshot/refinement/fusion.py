@@ -1,63 +1,51 @@
-"""The network's posterior and the one that registration brings from the atlases, fused (a logarithmic opinion pool)."""
+"""The network's posterior fused with the labels warped from the atlases (a logarithmic opinion pool)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from mre_lowshot.sampling import Prior
-from mre_lowshot.specs import InferenceSpec, Plan
+from mre_lowshot.atlas.label_fusion import AtlasPrior
 
-EVEN = 1e-4  # shares no further apart are the same
-PRIOR_FLOOR = 0.01  # what the atlas leaves a class that it does not have at a place: registration may be wrong
+EQUAL_SHARES = 1e-4  # classes whose shares differ by no more are equally likely
+ATLAS_FLOOR = 0.01  # added to every class of the warped labels, as registration may be wrong
 
 
-def pooled(posterior: np.ndarray, brought: np.ndarray | None, weight: float, registrations: float = 1) -> np.ndarray:
-    """The network's posterior p (K, *size) and the labels q ``brought`` by registration (K, *size), as p^(1-w) q^(w r),
-    normalised: ``weight`` w of one registration against the network, times the number r of ``registrations`` of each
-    scan, for each is an opinion of its own. The posterior itself where there is none of the other."""
-    if brought is None or not weight:
+def fuse_posteriors(
+    posterior: np.ndarray, warped: np.ndarray | None, weight: float, registrations: float = 1
+) -> np.ndarray:
+    """p^(1-w) q^(w r), normalised, of the network's posterior p and the warped labels q.
+
+    Args:
+        posterior: (K, *size), of the network.
+        warped: class probabilities (K, *size) warped from the atlases; None where there are none.
+        weight: w of one registration against the network.
+        registrations: r, how often each labelled scan is registered (`registrations_per_scan`).
+
+    Returns:
+        (K, *size): a new array, or ``posterior`` itself where there is nothing to fuse. Where the warped labels carry
+        no information, the posterior stays.
+    """
+    if warped is None or not weight:
         return posterior
-    both = posterior ** (1 - weight)
-    both *= (brought + PRIOR_FLOOR) ** (weight * registrations)
-    both /= both.sum(axis=0)
-    unknown = ~told(brought)
-    both[:, unknown] = posterior[:, unknown]
-    return both
+    fused = posterior ** (1 - weight)
+    fused *= (warped + ATLAS_FLOOR) ** (weight * registrations)
+    fused /= fused.sum(axis=0)
+    unknown = ~is_informative(warped)
+    fused[:, unknown] = posterior[:, unknown]
+    return fused
 
 
-def told(brought: np.ndarray) -> np.ndarray:
-    """Where the labels ``brought`` by registration (K, *size) say anything, (*size) bool: not where every class has the
-    same share, for the atlases are not annotated there, or their edge cuts a structure."""
-    return brought.max(axis=0) - brought.min(axis=0) > EVEN
+def is_informative(warped: np.ndarray) -> np.ndarray:
+    """Where the warped labels (K, *size) carry information: (*size) bool. Not where every class has the same share: the
+    atlases are not annotated there, or their edge cuts a structure."""
+    informative: np.ndarray = warped.max(axis=0) - warped.min(axis=0) > EQUAL_SHARES
+    return informative
 
 
-def to_weigh(plan: Plan) -> bool:
-    """Whether the fold's ``plan`` has something to pool, and mirror images that neither training nor registration has
-    seen, on which no weight was sought yet."""
-    fold, recipe = plan.fold, plan.recipe
-    if fold is None or not fold.mirror_images or "prior_weight" in fold.reasons:
-        return False
-    return recipe.inference.prior_weight > 0 and plan.network.axes - 1 not in recipe.augmentation.mirror_axes
-
-
-def joint_rule(plans: Sequence[Plan]) -> InferenceSpec:
-    """The recipe's inference with the weights of several folds' networks together: ``prior_weight``, of one
-    registration, and ``neighbour_weight`` are the means of what each fold found on mirror images of its training scans
-    (`trainers.weighing`), the recipe's where it found nothing."""
-    prior, neighbour = (_mean_of(plans, name) for name in ("prior_weight", "neighbour_weight"))
-    return replace(plans[0].recipe.inference, prior_weight=prior, neighbour_weight=neighbour)
-
-
-def _mean_of(plans: Sequence[Plan], name: str) -> float:
-    own = [(getattr(plan.fold, name, None), getattr(plan.recipe.inference, name)) for plan in plans]
-    return float(np.mean([rule if found is None else found for found, rule in own]))
-
-
-def registrations_of(priors: Sequence[Prior | None]) -> float:
-    """How often each labelled scan is registered, itself and as mirror image: 1 without these, 2 with all of them."""
-    told = [prior for prior in priors if prior is not None]
-    registrations = sum(len(prior.labels) for prior in told)
-    return registrations / (registrations - sum(prior.images for prior in told)) if told else 1.0
+def registrations_per_scan(priors: Sequence[AtlasPrior | None]) -> float:
+    """How often each labelled scan is registered: 1 without mirrored atlases, 2 where every scan has one."""
+    present = [prior for prior in priors if prior is not None]
+    registrations = sum(prior.count for prior in present)
+    return registrations / (registrations - sum(prior.mirrored_count for prior in present)) if present else 1.0

@@ -1,7 +1,7 @@
-"""Pictures for reports: a segmentation beside its reference, and the course of a training.
+"""Overlays of a predicted and a reference segmentation.
 
-Drawn on matplotlib's own ``Figure`` (no pyplot, no global state, no display needed). Arrays are LPS (D, H, W): x grows
-to the patient's left, y to the back, z to the head. Radiological view: the patient's right is on the image's left.
+Arrays are LPS (D, H, W): x increases to the patient's left, y to posterior, z to superior. Views follow the
+radiological convention: the patient's right is on the left of the image.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mre_lowshot.files import whole_file
+from mre_lowshot.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One colour a label value, the same in every picture: distinct on grey and, the first eight, to the colour-blind.
+# One colour per label value, equal in all images: distinct on grey, the first eight also for colour-blind readers.
 COLOURS = (
     "#e69f00", "#56b4e9", "#f0e442", "#00c389", "#e8412c", "#d67ab8", "#2f7bff", "#b5e61d",
     "#a05a2c", "#9b5de5", "#00e5d4", "#ff9aa2", "#7a9e00", "#ff5fd2", "#b0c4de", "#ffd59e",
@@ -29,30 +29,27 @@ AXIAL_SLICES = 3
 
 @dataclass(frozen=True)
 class View:
-    """One plane of a volume: ``axis`` 0 axial, 1 coronal, 2 sagittal.
-
-    ``aspect`` is a pixel's height over its width; ``edges`` are the patient's sides: left, right, top, bottom.
-    """
+    """One plane of a volume."""
 
     name: str
-    axis: int
-    index: int
-    aspect: float
-    edges: str
+    axis: int  # 0 axial, 1 coronal, 2 sagittal
+    index: int  # of the plane along the axis
+    aspect: float  # height of a pixel divided by its width
+    edges: str  # anatomical directions at the left, right, upper and lower edge
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """The plane of ``array`` (D, H, W) as shown: row 0 on top, column 0 on the left."""
-        plane = np.take(array, self.index, axis=self.axis)
+        """The plane of ``array`` (D, H, W) as displayed: row 0 at the top, column 0 at the left."""
+        plane: np.ndarray = np.take(array, self.index, axis=self.axis)
         return plane if self.axis == 0 else plane[::-1]
 
 
 def colour(label: int) -> str:
-    """The colour of a label value (1 and above), constant over all pictures."""
+    """The colour of a label value (1 or higher), equal in all images."""
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
 def make_view(axis: int, index: int, spacing: Sequence[float]) -> View:
-    """The plane ``index`` along ``axis``, with the aspect of its pixels (height over width) from ``spacing`` mm."""
+    """The plane ``index`` along ``axis`` of a volume with ``spacing`` (z, y, x) in mm."""
     z, y, x = spacing
     name, aspect, edges = (("axial", y / x, "RLAP"), ("coronal", z / x, "RLSI"), ("sagittal", z / y, "APSI"))[axis]
     return View(name, axis, int(index), aspect, edges)
@@ -61,8 +58,8 @@ def make_view(axis: int, index: int, spacing: Sequence[float]) -> View:
 def best_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:
     """The ``count`` planes along ``axis`` that show most of the labelled classes, in ascending order.
 
-    Each class counts by its share of its own largest section, and only what an earlier choice did not show yet, so
-    that small organs get their slice too. No labels: the middle plane.
+    Planes are selected greedily. A class contributes its area relative to its largest cross-section, as far as it
+    exceeds that in the planes selected before, so that small organs are shown too. Without labels: the middle plane.
     """
     planes = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     classes = [c for c in np.unique(labels) if c > 0]
@@ -80,13 +77,19 @@ def best_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:
 
 
 def choose_views(labels: np.ndarray, spacing: Sequence[float]) -> list[View]:
-    """Three axial planes from the head down and one coronal, where the labels are; a 2D image's only plane."""
+    """Three axial planes, superior first, and one coronal plane that show the labels; the single plane of a 2D image.
+
+    ``labels`` is (D, H, W), ``spacing`` (z, y, x) in mm.
+    """
     axial = [make_view(0, index, spacing) for index in best_slices(labels, 0, AXIAL_SLICES)[::-1]]
     return axial if labels.shape[0] == 1 else [*axial, make_view(1, best_slices(labels, 1, 1)[0], spacing)]
 
 
 def window(image: np.ndarray) -> tuple[float, float]:
-    """Grey levels of black and white: the soft-tissue window if values look like HU, else percentiles 0.5 and 99.5."""
+    """Intensities displayed as black and white.
+
+    The soft-tissue window `CT_WINDOW` if the range of values is that of a CT in HU, else percentiles 0.5 and 99.5.
+    """
     finite = image[np.isfinite(image)]
     if finite.size == 0:
         return 0.0, 1.0
@@ -107,11 +110,19 @@ def overlay(
     scores: Mapping[str, float] | None = None,
     letters: bool | None = None,
 ) -> None:
-    """Draw image, reference and prediction side by side to ``path`` (PNG).
+    """Draw image, reference and prediction side by side.
 
-    Arrays are LPS (D, H, W) on one grid, ``spacing`` is (z, y, x) mm, ``labels`` is name to value (0 is not drawn),
-    ``scores`` is name to Dice. ``letters``: mark the patient's sides; by default for volumes only, since a photograph
-    or an ultrasound frame has no such sides.
+    Args:
+        path: PNG file to write.
+        image: (D, H, W) in LPS.
+        reference: label map (D, H, W) on the same grid; None: not drawn.
+        prediction: label map (D, H, W) on the same grid.
+        labels: label name to value; 0 is not drawn.
+        spacing: voxel size (z, y, x) in mm.
+        title: heading of the figure.
+        scores: label name to Dice, for the legend.
+        letters: mark anatomical directions; None: for volumes only, because these are undefined in a photograph or an
+            ultrasound frame.
 
     Raises:
         ValueError: the arrays differ in shape.
@@ -123,15 +134,16 @@ def overlay(
     ]
     for name, array in columns:
         if array is not None and array.shape != image.shape:
-            raise ValueError(f"{name} {array.shape} does not lie on the image's grid {image.shape}")
-    everything = prediction if reference is None else np.where(reference > 0, reference, prediction)
-    views = choose_views(everything, spacing)
+            raise ValueError(f"{name} {array.shape} is not on the grid of the image {image.shape}")
+    combined = prediction if reference is None else np.where(reference > 0, reference, prediction)
+    views = choose_views(combined, spacing)
     present = {int(v) for _, array in columns if array is not None for v in np.unique(array)}
     names = {int(v): k for k, v in labels.items() if int(v) > 0 and int(v) in present}
-    sizes = [(v.take(image).shape[0] * v.aspect, v.take(image).shape[1]) for v in views]  # in widths of a pixel
+    sizes = [(v.take(image).shape[0] * v.aspect, v.take(image).shape[1]) for v in views]  # in pixel widths
     heights = [min(3.2 * tall / wide, 7.0) for tall, wide in sizes]
     legend = 0.28 * -(-max(len(names), 1) // 4) + 0.15
-    figure, height = _figure(3.2 * len(columns), sum(heights) + 0.55 + legend)
+    height = sum(heights) + 0.55 + legend
+    figure = new_figure(3.2 * len(columns), height)
     grid = figure.add_gridspec(
         len(views), len(columns), height_ratios=heights, left=0, right=1, wspace=0.015, hspace=0.015,
         bottom=legend / height, top=1 - 0.55 / height,
@@ -150,7 +162,7 @@ def overlay(
                 axes.set_title(name, fontsize=10, pad=3)
     figure.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
     _legend(figure, names, scores)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_labels(axes: Any, plane: np.ndarray, values: list[int]) -> None:
@@ -177,8 +189,8 @@ def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
     halo = [Stroke(linewidth=1.6, foreground="black"), Normal()]
     style = {"xycoords": "axes fraction", "textcoords": "offset points", "color": "#ffe9a8", "path_effects": halo}
     if letters:
-        places = (((0, 0.5), (7, 0)), ((1, 0.5), (-7, 0)), ((0.5, 1), (0, -8)), ((0.5, 0), (0, 7)))
-        for letter, (edge, inwards) in zip(view.edges, places, strict=True):
+        offsets = (((0, 0.5), (7, 0)), ((1, 0.5), (-7, 0)), ((0.5, 1), (0, -8)), ((0.5, 0), (0, 7)))
+        for letter, (edge, inwards) in zip(view.edges, offsets, strict=True):
             axes.annotate(letter, edge, inwards, fontsize=8, ha="center", va="center", **style)
     if caption:
         axes.annotate(f"{view.name} {view.index}", (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
@@ -200,57 +212,3 @@ def _legend(figure: Figure, names: Mapping[int, str], scores: Mapping[str, float
             handles=patches, loc="lower center", ncols=4, fontsize=8, frameon=False, title=heading,
             title_fontsize=8, borderpad=0.1, columnspacing=1.5,
         )  # fmt: skip
-
-
-def _figure(width: float, height: float) -> tuple[Figure, float]:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), facecolor="white"), height
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with whole_file(path) as temporary:
-        FigureCanvasAgg(figure).print_figure(str(temporary), dpi=110, format="png")
-
-
-def smoothed(values: np.ndarray, weight: float = 0.97) -> np.ndarray:
-    """A running mean that forgets exponentially and starts unbiased; gaps (NaN) carry the mean on."""
-    mean, total, result = 0.0, 0.0, np.full(len(values), np.nan)
-    for index, value in enumerate(values):
-        if np.isfinite(value):
-            mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
-        if total:
-            result[index] = mean / total
-    return result
-
-
-def progress(path: Path, history: Mapping[str, Sequence[float]]) -> None:
-    """Draw a training's course to ``path`` (PNG): loss and the patches' Dice above, learning rate below.
-
-    ``history`` holds lists of one length under ``iteration``, ``loss``, ``dice`` and ``learning_rate``; NaN is a gap,
-    and a missing key but ``iteration`` is left out.
-    """
-    steps = np.asarray(history["iteration"], dtype=float)
-    figure, _ = _figure(9, 6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    right = upper.twinx()
-    for axes, key, text, ink in ((upper, "loss", "loss", "#1f5fa8"), (right, "dice", "Dice of patches", "#c0560f")):
-        values = np.asarray(history.get(key, []), dtype=float)
-        axes.set_ylabel(text, color=ink)
-        axes.tick_params(axis="y", colors=ink)
-        if np.isfinite(values).any():
-            axes.plot(steps, values, color=ink, alpha=0.22, linewidth=0.7)
-            axes.plot(steps, smoothed(values), color=ink, linewidth=1.8, marker="o" if len(values) == 1 else "")
-    right.set_ylim(0, 1)
-    if np.nanmin(np.asarray(history.get("loss", []), dtype=float), initial=0) >= 0:
-        upper.set_ylim(bottom=0)
-    rate = np.asarray(history.get("learning_rate", []), dtype=float)
-    if np.isfinite(rate).any():
-        lower.plot(steps, rate, color="#444444", linewidth=1.4, marker="o" if len(rate) == 1 else "")
-    lower.set(xlabel="iteration", ylabel="learning rate")
-    for axes in (upper, lower):
-        axes.grid(alpha=0.25)
-    figure.tight_layout()
-    _save(figure, path)

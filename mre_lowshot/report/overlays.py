@@ -1,25 +1,26 @@
-"""A scan's files and its label map to a picture that a person can check it by."""
+"""A picture of a scan with its label map, for checking."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mre_lowshot.evaluation.figures import overlay
+from mre_lowshot.data.volume import read_channels, read_labels
 from mre_lowshot.evaluation.metrics import case_metrics
-from mre_lowshot.volume import read_channels, read_labels
+from mre_lowshot.report.figures import overlay
 
 
 def draw_case(
     path: Path,
     images: Sequence[Path],
     prediction: Path,
+    *,
     labels: Mapping[str, int],
     title: str,
     reference: Path | None = None,
 ) -> None:
-    """Draw the first channel of a scan with its label map, and beside its ``reference`` with each label's Dice where
-    there is one, to ``path`` (PNG). ``labels`` is name to value.
+    """Draw the first channel of a scan with its label map to ``path`` (PNG); where there is a ``reference``, it is
+    drawn beside it, with each label's Dice. ``labels`` is name to value.
 
     Raises:
         UserError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""Affine registration: where in the other scan this one lies, whatever length of the body each covers."""
+"""Affine registration of scans that may cover different lengths of the body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.registration.images import brought, coarser, locally_normalised, mapped
+from mre_lowshot.atlas.registration.images import downsampled, locally_normalised, transformed_positions, warp
 
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 
@@ -15,32 +15,37 @@ STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 def affine(fixed: Any, moving: Any) -> Any:
     """Affine transform from ``fixed`` to ``moving`` (SimpleITK images): mutual information, coarse to fine.
 
-    Scans cover different lengths of the body, people differ in size, and a start too far off ends in a wrong place:
-    several starts along the body (z), as large as they are and scaled to each other's width and depth, are followed on
-    a coarse grid. The one whose outcome correlates best, over all of ``fixed`` and over all of ``moving``, goes on: a
-    start that lays one scan's end on the other's may fit there by chance. Both are normalised by their surroundings
-    (without that, more of the darkness around a body counts as much as its organs).
+    Scans cover different lengths of the body and people differ in size, and a start that is too far off converges to a
+    wrong optimum. So several starts along the body axis (z), at the scans' own sizes and scaled to each other's width
+    and depth, are optimised on a coarse grid. The result with the highest correlation, summed over all of ``fixed``
+    and all of ``moving``, is refined. The sum matters: a start that lays one scan's end on the other's may correlate
+    well in the overlap by chance. Both images are locally normalised for it; otherwise overlapping air would count as
+    much as organs.
+
+    Raises:
+        RuntimeError: no start leaves an overlap.
     """
-    one, other = coarser(fixed, 2), coarser(moving, 2)
+    one, other = downsampled(fixed, 2), downsampled(moving, 2)
     normalised, others = locally_normalised(one), locally_normalised(other)
     best, best_score = None, -np.inf
     for start in _starts(fixed, moving):
         try:
             found = _descend(one, other, start, [2], [1])
             back = found.GetInverse()
-        except RuntimeError:  # this start leaves too little in common, or flattens a scan
+        except RuntimeError:  # too little overlap, or a singular transform
             continue
         score = _correlation(normalised, other, found) + _correlation(others, one, back)
         if score > best_score:
             best, best_score = found, score
     if best is None:
-        raise RuntimeError("the images have nothing in common")
+        raise RuntimeError("no start of the registration leaves an overlap of the images")
     return _descend(fixed, moving, best, [2, 1], [1, 0])
 
 
 def _starts(fixed: Any, moving: Any) -> Iterator[Any]:
-    """Affine transforms to start from: centre on centre, moved along z by `STARTS`; first in the scans' own sizes, then
-    with the extents in the plane made equal (the plan crops to the patient where it can), z scaled by their mean."""
+    """Initial affine transforms: centre on centre, shifted along z by `STARTS`; first at the scans' own sizes, then
+    with equal extents in the plane (the plan crops to the patient where it can) and z scaled by their geometric
+    mean."""
     import SimpleITK as sitk
 
     extents = [np.multiply(image.GetSize(), image.GetSpacing()) for image in (fixed, moving)]
@@ -58,14 +63,14 @@ def _starts(fixed: Any, moving: Any) -> Iterator[Any]:
             yield transform
 
 
-def nearest_affine(places: np.ndarray, grid: Any) -> Any:
-    """The affine transform that takes the voxels of ``grid`` (SimpleITK image) nearest to ``places`` (3, *size) in mm,
-    axes (z, y, x), by least squares."""
+def nearest_affine(positions: np.ndarray, grid: Any) -> Any:
+    """The affine transform of the voxels of ``grid`` (SimpleITK image) that fits their ``positions`` (3, *size) in mm,
+    axes (z, y, x), in the least-squares sense."""
     import SimpleITK as sitk
 
-    own = mapped(sitk.Transform(), grid).reshape(3, -1)
+    own = transformed_positions(sitk.Transform(), grid).reshape(3, -1)
     moments = np.vstack([own, np.ones(own.shape[1])])
-    fitted = np.linalg.solve(moments @ moments.T, moments @ places.reshape(3, -1).T).T[::-1]  # rows x, y, z
+    fitted = np.linalg.solve(moments @ moments.T, moments @ positions.reshape(3, -1).T).T[::-1]  # rows x, y, z
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(fitted[:, 2::-1].ravel().tolist())
     transform.SetTranslation(fitted[:, 3].tolist())
@@ -86,8 +91,8 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
     method.SetSmoothingSigmasPerLevel(sigmas)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
-    # Several threads add up mutual information in any order: another rounding in every run. The method's own
-    # SetNumberOfThreads does not reach the metric.
+    # With several threads mutual information is summed in a random order, and results differ between runs. The
+    # method's own SetNumberOfThreads does not apply to the metric.
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -97,11 +102,11 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
 
 
 def _correlation(normalised: Any, moving: Any, transform: Any) -> float:
-    """Correlation over all of an image normalised by its surroundings with ``moving``, which is normalised where it
-    comes to lie."""
+    """Correlation, over the whole grid of a locally normalised image, with ``moving`` after warping, locally
+    normalised there."""
     import SimpleITK as sitk
 
-    moved = brought(normalised, moving, transform)
+    moved = warp(normalised, moving, transform)
     one, other = (sitk.GetArrayFromImage(image).ravel() for image in (normalised, locally_normalised(moved)))
     if one.std() == 0 or other.std() == 0:
         return -1.0

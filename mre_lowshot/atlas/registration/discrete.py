@@ -1,11 +1,11 @@
-"""Large displacements between two scans by trying many: discrete registration, coupled convex.
+"""Discrete registration with coupled convex optimisation, for large displacements.
 
-Demons follow the images' gradients and end in the nearest optimum; an organ that lies 3 cm elsewhere is out of reach.
-Here every block of the scan is compared with the other scan at every displacement of a dense set, and the choices of
-neighbouring blocks are brought to agree step by step (Heinrich, Papiez, Schnabel, Handels 2014, "Non-parametric
-discrete registration with convex optimisation"; as in Siebert, Hansen, Heinrich 2021, ConvexAdam, without Adam). What
-is compared are self-similarities of each scan with itself, not intensities (MIND-SSC; Heinrich et al. 2013), and
-shares of classes where both scans' are known.
+Demons follow image gradients to the nearest optimum; an organ that lies 3 cm elsewhere is out of their reach. Here
+every block of the scan is compared with the other scan at a dense set of displacements, and the choices of neighbouring
+blocks are regularised step by step (Heinrich, Papiez, Schnabel, Handels 2014, "Non-parametric discrete registration
+with convex optimisation"; as in Siebert, Hansen, Heinrich 2021, ConvexAdam, without Adam). Compared are
+self-similarities of each scan (MIND-SSC; Heinrich et al. 2013) instead of intensities, and class probabilities where
+both are available.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mre_lowshot.sampling import take_image, voxel_positions
+from mre_lowshot.grid import sample_image, voxel_positions
 
-COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # how much the neighbours' choice counts, round by round
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weight of the neighbours' choice, round by round
 CONSISTENCY_ROUNDS = 15
-CLASS_WEIGHT = 10.0  # of a squared difference between shares of a class, to a feature's 1
+CLASS_WEIGHT = 10.0  # of a squared difference of class probabilities; a feature's is 1
 
 
 def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
@@ -55,13 +55,18 @@ def displacement(
     distance: int = 2,
     classes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Displacement (3, *size) in voxels that brings ``moving`` to ``fixed``, both (*size): ``fixed`` at x looks like
-    ``moving`` at x + displacement(x).
+    """Displacement (3, *size) in voxels from ``fixed`` to ``moving``, both (*size): ``fixed`` at x matches ``moving``
+    at x + displacement(x).
 
-    Blocks of ``step`` voxels an axis are moved by up to ``reach`` blocks along each axis; the result is consistent with
-    the displacement found from ``moving`` to ``fixed``, and interpolated between blocks. ``radius`` and ``distance``
-    are those of the features. ``classes``, shares of classes (K, *size) in ``fixed`` and ``moving``, are compared too,
-    where they are given.
+    The result is made consistent with the displacement found from ``moving`` to ``fixed``, and interpolated between
+    blocks.
+
+    Args:
+        fixed, moving: images.
+        step: side of a block in voxels, per axis.
+        reach: search radius along each axis, in blocks.
+        radius, distance: of the features, in voxels.
+        classes: class probabilities (K, *size) of ``fixed`` and ``moving``, compared too.
     """
     size = fixed.shape
     rest = [(0, -n % s) for n, s in zip(size, step, strict=True)]
@@ -72,12 +77,15 @@ def displacement(
             weighted = torch.from_numpy(_padded(shares, [(0, 0), *rest])).mul_(CLASS_WEIGHT**0.5)
             features = torch.cat([features, weighted])
         blocks.append(F.avg_pool3d(features, tuple(step), stride=tuple(step)))
-    there = _best(blocks[0], blocks[1], reach).numpy()
+    forward = _best(blocks[0], blocks[1], reach).numpy()
     back = _best(blocks[1], blocks[0], reach).numpy()
-    home = voxel_positions([0] * 3, there.shape[1:])
+    home = voxel_positions([0] * 3, forward.shape[1:])
     for _ in range(CONSISTENCY_ROUNDS):
-        there, back = (there - take_image(back, home + there)) / 2, (back - take_image(there, home + back)) / 2
-    scaled = torch.from_numpy(there * np.reshape(step, (3, 1, 1, 1)).astype(np.float32))
+        forward, back = (
+            (forward - sample_image(back, home + forward)) / 2,
+            (back - sample_image(forward, home + back)) / 2,
+        )
+    scaled = torch.from_numpy(forward * np.reshape(step, (3, 1, 1, 1)).astype(np.float32))
     padded = [n + more for n, (_, more) in zip(size, rest, strict=True)]
     full = F.interpolate(scaled[None], size=padded, mode="trilinear", align_corners=False)[0]
     return full[(slice(None), *(slice(n) for n in size))].numpy()
@@ -102,8 +110,8 @@ def _best(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
 
 
 def _costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Sum of squared differences (displacements, blocks), smoothed twice over 3 x 3 x 3 blocks; beyond the edge of
-    ``moving`` its features are 0, unlike any."""
+    """Sum of squared differences (displacements, blocks), smoothed twice over 3 x 3 x 3 blocks; outside
+    ``moving`` its features are 0, which match none."""
     shape, width = fixed.shape[1:], 2 * reach + 1
     padded = F.pad(moving, [reach] * 6)
     cost = torch.empty(width**3, *shape)

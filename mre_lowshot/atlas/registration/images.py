@@ -1,4 +1,4 @@
-"""Scans as SimpleITK images: thinned, coarser, normalised by their surroundings."""
+"""Scans as SimpleITK images for registration: downsampled, smoothed, locally normalised, warped."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.likeness import normalised
-from mre_lowshot.preprocessing.resampling import resize_image, spacing_with
+from mre_lowshot.atlas.similarity import normalize_locally
+from mre_lowshot.grid import coarsen_spacing, resize_image
 
-MOST_VOXELS = 500_000  # registered at; anatomy is found on a coarse grid as well, in seconds
+MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
 
 
 def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
-    """The channels' mean as a SimpleITK image, thinned to `MOST_VOXELS`; mm from the centre of the full grid's first
-    voxel."""
+    """The channels' mean as a SimpleITK image, downsampled to `MAX_VOXELS`. The origin of its frame (mm) is the centre
+    of the full grid's first voxel."""
     import SimpleITK as sitk
 
     size = array.shape[1:]
-    thinned = thinned_size(size, spacing)
-    mean = resize_image(array.mean(axis=0, keepdims=True), thinned, order=1)[0]
+    coarse_size = registration_size(size, spacing)
+    mean = resize_image(array.mean(axis=0, keepdims=True), coarse_size, order=1)[0]
     image = sitk.GetImageFromArray(mean.astype(np.float32))
-    coarse = [s * old / new for s, old, new in zip(spacing, size, thinned, strict=True)]
+    coarse = [s * old / new for s, old, new in zip(spacing, size, coarse_size, strict=True)]
     image.SetSpacing([float(s) for s in reversed(coarse)])
     image.SetOrigin([float(c - s) / 2 for c, s in zip(reversed(coarse), reversed(spacing), strict=True)])
     return image
 
 
-def thinned_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
-    """``size`` itself, or as much smaller as `MOST_VOXELS` asks: the finest axes are made coarser first, so that thick
-    slices stay."""
+def registration_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+    """The size of an image that is registered: ``size``, reduced to `MAX_VOXELS`. The finest axes are coarsened first,
+    so that thick slices are kept."""
     own = np.asarray(spacing, dtype=float)
-    coarse = spacing_with(MOST_VOXELS, own, own * size)
+    coarse = coarsen_spacing(MAX_VOXELS, own, own * size)
     return tuple(max(1, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, coarse, strict=True))
 
 
 def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
-    """A label map (*size) as a SimpleITK image in the frame of `to_image`, not thinned."""
+    """A label map (*size) as a SimpleITK image in the frame of `to_image`, not downsampled."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(label.astype(np.int16))
@@ -44,8 +44,8 @@ def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
     return image
 
 
-def coarser(image: Any, factor: int) -> Any:
-    """Smoothed and thinned by ``factor`` along each axis, less where fewer than 8 voxels would be left."""
+def downsampled(image: Any, factor: int) -> Any:
+    """Smoothed and downsampled by ``factor`` along each axis, less where fewer than 8 voxels would remain."""
     import SimpleITK as sitk
 
     if factor == 1:
@@ -55,32 +55,32 @@ def coarser(image: Any, factor: int) -> Any:
 
 
 def locally_normalised(image: Any) -> Any:
-    """A SimpleITK image `normalised` by its surroundings."""
+    """A SimpleITK image, locally normalised (`similarity.normalize_locally`)."""
     import SimpleITK as sitk
 
-    made = sitk.GetImageFromArray(normalised(sitk.GetArrayViewFromImage(image)))
+    made = sitk.GetImageFromArray(normalize_locally(sitk.GetArrayViewFromImage(image)))
     made.CopyInformation(image)
     return made
 
 
-def brought(fixed: Any, moving: Any, transform: Any) -> Any:
-    """``moving`` on the grid of ``fixed``; beyond its edge stands its darkest value."""
+def warp(fixed: Any, moving: Any, transform: Any) -> Any:
+    """``moving`` resampled to the grid of ``fixed``; outside it, its darkest value."""
     import SimpleITK as sitk
 
     darkest = float(sitk.GetArrayViewFromImage(moving).min())
     return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest)
 
 
-def mapped(transform: Any, grid: Any) -> np.ndarray:
-    """Where the voxels of ``grid`` lie after ``transform``: (3, *size) in mm, the axes (z, y, x)."""
+def transformed_positions(transform: Any, grid: Any) -> np.ndarray:
+    """Positions of the voxels of ``grid`` after ``transform``: (3, *size) in mm, axes (z, y, x)."""
     import SimpleITK as sitk
 
     moved = sitk.TransformToDisplacementField(
         transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
     )
-    places = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # from (x, y, z)
-    index = np.indices(places.shape[1:])
+    positions = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # from (x, y, z)
+    index = np.indices(positions.shape[1:])
     for axis in range(3):
         x = 2 - axis
-        places[axis] += grid.GetOrigin()[x] + index[axis] * grid.GetSpacing()[x]
-    return places
+        positions[axis] += grid.GetOrigin()[x] + index[axis] * grid.GetSpacing()[x]
+    return positions

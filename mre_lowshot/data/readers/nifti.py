@@ -1,4 +1,7 @@
-"""What ITK's NIfTI reader hides: NaN and infinities read as 0, and files cut off read as if zeros followed."""
+"""NIfTI files through SimpleITK, with additional checks.
+
+ITK reads NaN and infinities as 0 and pads a truncated file with zeros; `check_nifti` reports both as errors.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,36 @@ from pathlib import Path
 
 import numpy as np
 
+from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.errors import UserError
 
 _FLOATS = {16: "f4", 64: "f8"}
 
 
-def check_nifti(path: Path) -> None:
-    """Read a NIfTI-1 file's bytes once (NIfTI-2 and Analyze are left to ITK).
+def read(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Read a NIfTI file in LPS: array (D, H, W) or (D, H, W, components), and its geometry.
 
     Raises:
-        UserError: the file is shorter than its header says, or holds voxels that are NaN or infinite.
+        UserError: the file is truncated, damaged or unreadable, contains NaN or infinities, or is neither 2D nor 3D.
+    """
+    from mre_lowshot.data.readers import simpleitk
+
+    check_nifti(path)
+    return simpleitk.read(path)
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write ``array`` (D, H, W) in the original orientation of its ``geometry``; the ending ``.gz`` compresses."""
+    from mre_lowshot.data.readers import simpleitk
+
+    simpleitk.write(path, array, geometry)
+
+
+def check_nifti(path: Path) -> None:
+    """Check the voxel data of a NIfTI-1 file; NIfTI-2 and Analyze files are not checked.
+
+    Raises:
+        UserError: the file is shorter than its header specifies, or contains voxels that are NaN or infinite.
     """
     kind: str | None = None
     order: str | None = None
@@ -34,12 +57,12 @@ def check_nifti(path: Path) -> None:
             wanted = (int(dim[1 : dim[0] + 1].prod()) * bits + 7) // 8
             kind = _FLOATS.get(code)
             file.seek(start)
-            data = file.read(wanted)  # what follows the voxels is nobody's
+            data = file.read(wanted)  # trailing bytes are allowed
             damaged = len(data) < wanted
     except (EOFError, OSError, zlib.error, ValueError):
         damaged = True
     if damaged:
-        raise UserError(f"{path}: cannot be read as an image (it is cut off or damaged); copy or download it again")
+        raise UserError(f"{path}: cannot be read as an image (it is truncated or damaged); copy or download it again")
     if kind is None or order is None:
         return
     values = np.frombuffer(data, order + kind, len(data) // int(kind[1]))
@@ -47,5 +70,5 @@ def check_nifti(path: Path) -> None:
     if bad:
         raise UserError(
             f"{path} has {bad} voxel(s) that are NaN or infinite and would be read as 0; "
-            "replace them, for example with the background's value"
+            "replace them, for example with the value of the background"
         )

@@ -1,28 +1,31 @@
-"""Exact, faster 'same' convolution with 3x3(x3) kernel, stride 1, zero padding and dilation, for small patches.
+"""Fast, exact 'same' convolution with a dilated 3x3(x3) kernel, stride 1 and zero padding, for small patches.
 
-A dilation near the side of the patch leaves most taps reading nothing but padding, and the usual kernels are slow on
-what remains. Values and gradients here are those of ``torch.nn.functional.conv2d``/``conv3d`` with
-``padding = dilation``, to rounding. Three things are done, the rule for each measured on 2 CPU cores (AVX-512, torch
-2.13) at 115 -> 32 channels on 24^3 and 195 -> 256 channels on 12x36x36, dilations 2 to 18:
+Where the dilation is close to the side of the patch, most taps read only padding, and the standard kernels are slow
+for the others. Values and gradients equal those of ``torch.nn.functional.conv2d``/``conv3d`` with
+``padding = dilation``, up to rounding. Three optimizations apply; the condition for each was measured on 2 CPU cores
+(AVX-512, torch 2.13) at 115 -> 32 channels on 24^3 and 195 -> 256 channels on 12x36x36, dilations 2 to 18:
 
-1. *Dead taps* (any device). Where the dilation reaches the side, the outer taps of that axis see padding only, so the
-   weight is cut to its centre: two thirds of the work along the axis, always worth it.
-2. *Channels last* (CPU). oneDNN's kernels for that layout skip the padded part of every tap, forward and for the input
-   gradient; for the default layout torch falls back, from dilation 12 on, to an im2col that is 3 to 9 times slower.
+1. *Dead taps* (any device). Where the dilation is at least the side, the outer taps of that axis read only padding, so
+   the weight is reduced to its central tap. This saves two thirds of the work along the axis.
+2. *Channels-last layout* (CPU). oneDNN's kernels for this layout skip the padded part of every tap, in the forward
+   pass and in the input gradient. For the default layout torch uses, from dilation 12 on, an im2col that is 3 to 9
+   times slower.
 3. *Phases* (CPU, weight gradient). oneDNN has no fast weight gradient for a dilated 3D convolution: after 1. and 2. it
-   is half to nine tenths of a training step. Voxels that are a multiple of the dilation apart form a phase: along a
-   side of ``L = q*d + r`` voxels there are r phases of q + 1 voxels and d - r of q, so nothing has to be padded.
-   Within phases the convolution is dense. Axes with at most two voxels a phase are folded into the channels (every
-   pair of voxels is then a live tap), which leaves one matrix product, or a dense convolution over the longer axes.
-   1.3 to 1.6 times faster at most sizes, 1.5 to 5.6 where all axes fold, about even (0.9 to 1.4) where z is dead and
-   3x3 phases remain. In 2D oneDNN's own weight gradient is fast, so phases are used only where all axes fold (2.9).
+   takes 50 to 90 % of a training step. Voxels whose distance is a multiple of the dilation form a phase: a side of
+   ``L = q*d + r`` voxels has r phases of q + 1 voxels and d - r phases of q voxels, so no padding is needed. Within a
+   phase the convolution is dense. Axes with at most two voxels per phase are folded into the channels (each pair of
+   voxels is then one live tap), which leaves one matrix product, or a dense convolution over the longer axes. Speed-up
+   1.3 to 1.6 at most sizes, 1.5 to 5.6 where all axes fold, 0.9 to 1.4 where z is dead and 3x3 phases remain. In 2D
+   oneDNN's weight gradient is fast, so phases are used only where all axes fold (2.9).
 
-The whole layer, forward and backward, against the plain call: 1.3 to 5 times faster, more with ``x`` channels-last.
+The complete layer, forward and backward, is 1.3 to 5 times faster than the standard call, more with ``x``
+channels-last.
 
-Tried and slower: phases in the forward pass too (up to 2x slower than 2. alone), and one product a tap over shifted
-slices (2x to 7x slower than the plain call at small dilations: it copies the patch once a tap).
+Slower alternatives: phases in the forward pass as well (up to 2 times slower than 2. alone), and one product per tap
+over shifted slices (2 to 7 times slower than the standard call at small dilations, because it copies the patch once per
+tap).
 
-On CUDA only 1. is used; nothing else has been measured there.
+CUDA uses only 1.; the other two have not been measured there.
 """
 
 from __future__ import annotations
@@ -38,20 +41,32 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Group = tuple[int, int, int]
-"""Phases of one length along one axis: (first phase, number of phases, voxels in each)."""
+"""Phases of equal length along one axis: (first phase, number of phases, voxels per phase)."""
 
 
 def dilated_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int]) -> Tensor:
-    """'Same' dilated convolution: (B, C, *S) with weight (Co, C, 3, ...) -> (B, Co, *S), S of two or three axes.
+    """'Same' dilated convolution with zero padding, differentiable once.
 
-    On the CPU the result is channels-last in memory (a caller with several branches saves time by converting ``x``
-    once), and bfloat16 or float16 is computed in float32: torch 2.13's bfloat16 weight gradient of a 3x3x3
-    convolution over a tiny grid such as 2x6x6 is garbage there. The result's dtype is the plain call's all the same.
-    Differentiable once. Raises ValueError if shapes do not fit.
+    On the CPU the result has the channels-last memory format; a caller with several branches saves time by converting
+    ``x`` once. bfloat16 and float16 are computed in float32 there, because torch 2.13 returns wrong bfloat16 weight
+    gradients for a 3x3x3 convolution over a small grid such as 2x6x6. The dtype of the result is that of torch's
+    convolution.
+
+    Args:
+        x: input (B, C, *S), with two or three spatial axes.
+        weight: kernel (Co, C, 3, ...).
+        bias: (Co,), or None.
+        dilation: one integer of at least 1 per spatial axis.
+
+    Returns:
+        (B, Co, *S).
+
+    Raises:
+        ValueError: shapes or dilations do not match.
     """
     axes = x.dim() - 2
     if axes not in (2, 3) or len(dilation) != axes or any(d < 1 for d in dilation):
-        raise ValueError(f"dilation {tuple(dilation)} for an input of shape {tuple(x.shape)}: one >= 1 for each axis")
+        raise ValueError(f"dilation {tuple(dilation)} for an input of shape {tuple(x.shape)}: give one >= 1 per axis")
     if weight.shape[1:] != (x.shape[1], *[3] * axes):
         raise ValueError(f"weight {tuple(weight.shape)} must be (Co, {x.shape[1]}, {', '.join('3' * axes)})")
     for axis, (side, d) in enumerate(zip(x.shape[2:], dilation, strict=True), start=2):
@@ -65,32 +80,46 @@ def dilated_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Seque
     exact = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     with torch.autocast("cpu", enabled=False):
         inputs = (x.to(exact), weight.to(exact), None if bias is None else bias.to(exact))
-        return _DilatedConvCPU.apply(*inputs, tuple(dilation)).to(low)
+        result: Tensor = _DilatedConvCPU.apply(*inputs, tuple(dilation))  # type: ignore[no-untyped-call]
+        return result.to(low)
 
 
 class DilatedConv(nn.Module):
-    """``dilated_conv`` with parameters named, shaped and initialised as in ``nn.Conv2d``/``nn.Conv3d`` (kernel 3)."""
+    """`dilated_conv` as a layer: parameter names, shapes and initialisation are those of ``nn.Conv2d``/``nn.Conv3d``.
+
+    Args:
+        axes: number of spatial axes, 2 or 3.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        dilation: one integer of at least 1 per axis.
+        bias: add a bias per output channel.
+
+    Raises:
+        ValueError: ``axes`` or ``dilation`` is out of range.
+    """
 
     def __init__(
         self, axes: int, in_channels: int, out_channels: int, dilation: Sequence[int], bias: bool = True
     ) -> None:
         super().__init__()
         if axes not in (2, 3) or len(dilation) != axes or any(d < 1 for d in dilation):
-            raise ValueError(f"dilation {tuple(dilation)} for {axes} axes: 2 or 3 axes, one dilation >= 1 for each")
+            raise ValueError(
+                f"dilation {tuple(dilation)} for {axes} axes: give 2 or 3 axes and one dilation >= 1 per axis"
+            )
         self.dilation = tuple(dilation)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *[3] * axes))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw as torch's convolutions do, in the same order: the same seed gives the same parameters."""
+        """Initialise as torch's convolutions, drawing in the same order: one seed gives the same parameters."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, *S) -> (B, out_channels, *S)."""
+        """Convolve (B, in_channels, *S) to (B, out_channels, *S)."""
         return dilated_conv(x, self.weight, self.bias, self.dilation)
 
     def extra_repr(self) -> str:
@@ -99,7 +128,7 @@ class DilatedConv(nn.Module):
 
 
 class _DilatedConvCPU(torch.autograd.Function):
-    """Rules 2 and 3 of the module's docstring. ``weight`` has one tap, the centre, along axes that are dead."""
+    """Optimizations 2 and 3 of the module docstring. ``weight`` has only its central tap along dead axes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: tuple[int, ...]) -> Tensor:
@@ -138,15 +167,16 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int
 
 
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int], wanted: int) -> Tensor:
-    """The plain convolution's gradient for its input (``wanted`` 0) or weight (1)."""
+    """Gradient of torch's convolution with respect to its input (``wanted`` 0) or its weight (``wanted`` 1)."""
     one, zero = [1] * len(dilation), [0] * len(dilation)
     mask, padding = [wanted == 0, wanted == 1, False], _padding(weight, dilation)
     backward = torch.ops.aten.convolution_backward
-    return backward(grad, x, weight, None, one, padding, list(dilation), False, zero, 1, mask)[wanted]
+    gradient: Tensor = backward(grad, x, weight, None, one, padding, list(dilation), False, zero, 1, mask)[wanted]
+    return gradient
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: Sequence[int]) -> Tensor:
-    """Sum over all voxels of grad (B, Co, *S) times x (B, C, *S) at each tap -> shape of ``weight``."""
+    """Weight gradient: for each tap, the sum over voxels of grad (B, Co, *S) times the shifted x (B, C, *S)."""
     sides = x.shape[2:]
     short = all(side <= 2 * d for side, d in zip(sides, dilation, strict=True))
     if not short and (len(sides) == 2 or max(dilation) == 1):
@@ -158,7 +188,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, dilation: Sequence
 
 
 def _phase_groups(side: int, dilation: int) -> list[Group]:
-    """The at most two groups that cover an axis: phases of q + 1 voxels, then phases of q (side = q*dilation + r)."""
+    """The one or two groups of phases of an axis with side q*dilation + r: phases of q + 1 voxels, then of q."""
     q, r = divmod(side, dilation)
     return [group for group in ((0, r, q + 1), (r, dilation - r, q)) if group[1] and group[2]]
 
@@ -166,7 +196,10 @@ def _phase_groups(side: int, dilation: int) -> list[Group]:
 def _add_group_gradient(
     total: Tensor, grad: Tensor, x: Tensor, groups: tuple[Group, ...], dilation: Sequence[int]
 ) -> None:
-    """Add to ``total`` what the voxels in one group of phases an axis contribute. No tap crosses to another group."""
+    """Add to ``total`` the contribution of one combination of phase groups, one per axis.
+
+    No tap connects two groups.
+    """
     lengths = [length for _, _, length in groups]
     folded = [axis for axis, length in enumerate(lengths) if length <= 2]
     kept = [axis for axis, length in enumerate(lengths) if length > 2]
@@ -180,7 +213,7 @@ def _add_group_gradient(
     n = [lengths[axis] for axis in folded]
     dense = dense.reshape(*n, total.shape[0], *n, total.shape[1], *[3] * len(kept))
     for pairs in itertools.product(*(itertools.product(range(length), repeat=2) for length in n)):
-        # Output voxel o and input voxel i of a phase meet at tap i - o: the transpose of a Toeplitz matrix.
+        # Tap i - o connects output voxel o and input voxel i of a phase (transpose of a Toeplitz matrix).
         taps: list[Any] = [slice(None)] * total.dim()
         for axis, (o, i) in zip(folded, pairs, strict=True):
             taps[2 + axis] = total.shape[2 + axis] // 2 + i - o
@@ -195,7 +228,7 @@ def _phases_to_batch(
     for axis, ((first, count, length), d) in enumerate(zip(groups, dilation, strict=True)):
         at = 2 + 2 * axis
         t = t.narrow(at, first, (length - 1) * d + count).unfold(at, count, d).movedim(-1, at + 1)
-    # Now (B, C, voxel in phase, phase, voxel in phase, phase, ...), one pair an axis: still a view.
+    # Now a view (B, C, voxel in phase, phase, voxel in phase, phase, ...), one pair per axis.
     phases = [3 + 2 * axis for axis in range(len(groups))]
     voxels, inner = [2 + 2 * axis for axis in kept], [2 + 2 * axis for axis in folded]
     size = [t.shape[dim] for dim in voxels]

@@ -1,19 +1,19 @@
-"""A copy of a trained network for prediction only: the kept centre of each tile, folded norms, lower precision.
+"""A copy of a trained network optimized for prediction.
 
-Equal to the network in evaluation mode, cut to the kept part, to rounding. What is saved:
+Its output equals that of the network in evaluation mode, cropped to the kept centre of each tile, up to rounding:
 
-1. *The kept centre.* SE and the image-level branch pool over the whole patch, so everything up to them is computed for
-   all of it; the ASPP's convolutions, the fusion and the head only for the voxels that are kept (40 % with the paper's
-   8x28x28 of 12x36x36). A dilated convolution at [low, high) of a side reads [low - d, high + d): the input is cut or
-   padded to that.
-2. *Batch norms of the ASPP* follow their convolutions directly and go into them. The backbone's follow a ReLU and
-   precede a zero-padded convolution: folding them there is exact only away from the border, and repairing the border
-   costs the pass that it saves, so they stay.
-3. *The folded head* (`network.folded`): its matrices are made once, not once a batch of tiles.
-4. *Channels-last* layout on the CPU and CUDA.
-5. *bfloat16* for convolutions and products where asked for; `agree` tells whether its answer is to be trusted.
+1. *Kept centre.* SE and the image-level branch pool over the entire patch, so the layers before them are computed for
+   all voxels. The ASPP convolutions, the fusion and the head are computed for the kept voxels only (40 % with the
+   paper's 8x28x28 of 12x36x36). A dilated convolution at [low, high) of a side reads [low - d, high + d): the input is
+   cropped or padded to that range.
+2. *Batch norms of the ASPP* directly follow a convolution and are folded into it. Those of the backbone follow a ReLU
+   and precede a zero-padded convolution: folding them would be exact only away from the border, and a correction of
+   the border costs as much as it saves, so they remain separate.
+3. *Fused head* (`network.optimized.fused_head`): its matrices are computed once per model, not once per batch of tiles.
+4. *Channels-last* memory format on the CPU and CUDA.
+5. *bfloat16* for convolutions and products, optional; `compare_outputs` decides whether its result is accepted.
 
-An instance norm in the ASPP needs the whole patch: then only 4. and 5. are done, and the logits are cut.
+With instance norm the ASPP needs all voxels of the patch: then only 3., 4. and 5. apply, and the features are cropped.
 """
 
 from __future__ import annotations
@@ -26,25 +26,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mre_lowshot.grid import Box, as_slices, full_box
 from mre_lowshot.network.backbone import CONV, TRANSPOSED
 from mre_lowshot.network.build import MRENet
-from mre_lowshot.network.dilated import DilatedConv
 from mre_lowshot.network.embedding import ASPP, joined
-from mre_lowshot.network.folded import folded_weights, logits_of, patch_lengths, triangle
 from mre_lowshot.network.head import PrototypeHead
+from mre_lowshot.network.optimized.dilated import DilatedConv
+from mre_lowshot.network.optimized.fused_head import fused_weights, logits_of, patch_lengths, triangle
 
-Keep = Sequence[tuple[int, int]]
-LABELS_AGREE, MEAN_DIFFERENCE = 0.999, 0.005
+MIN_EQUAL_LABELS, MAX_MEAN_DIFFERENCE = 0.999, 0.005
 
 
-class FastNetwork(nn.Module):
-    """``forward(image (B, C, *size), coordinates, keep)`` gives logits (B, K, *kept), ``keep`` being (low, high) an
-    axis (None: all), equal to ``network(image, coordinates)`` there. ``dtype`` is that of convolutions and products."""
+class InferenceNetwork(nn.Module):
+    """``forward(image, coordinates, keep)``: logits (B, K, *kept) of the trained network inside the box ``keep``.
+
+    ``image`` (B, C, *size) and ``coordinates`` (B, location_channels, *size) or None are the input of the network;
+    ``keep`` is (low, high) per axis in voxels, None for the entire patch. ``dtype`` is the type of convolutions and
+    products.
+    """
 
     def __init__(self, network: MRENet, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         copied = copy.deepcopy(network).eval().requires_grad_(False)
-        self.spec, self.dtype, self.folded = network.spec, dtype, network.folded
+        self.spec, self.dtype, self.fused = network.spec, dtype, network.fused
         self.backbone, self.embedding, self.head = copied.backbone, copied.embedding, copied.head
         self.layout: Any = torch.channels_last_3d if self.spec.axes == 3 else torch.channels_last
         aspp = self.embedding.aspp
@@ -52,8 +56,8 @@ class FastNetwork(nn.Module):
         if aspp is not None and self.spec.norm == "batch":
             for branch in (*aspp.branches, *([aspp.image_level] if aspp.image_level is not None else [])):
                 _fold_norm(branch)
-        if self.folded and isinstance(self.head, PrototypeHead):
-            weight, linear = folded_weights(self.embedding.fusion, self.head, next(self.head.parameters()).dtype)
+        if self.fused and isinstance(self.head, PrototypeHead):
+            weight, linear = fused_weights(self.embedding.fusion, self.head, next(self.head.parameters()).dtype)
             self.register_buffer("factor", triangle(weight), persistent=False)
             self.register_buffer("linear", linear, persistent=False)
             self.embedding.fusion = nn.Identity()
@@ -69,26 +73,27 @@ class FastNetwork(nn.Module):
         if self.embedding.se is not None:
             self.embedding.se.to(dtype)
 
-    def forward(self, image: Tensor, coordinates: Tensor | None = None, keep: Keep | None = None) -> Tensor:
-        keep = [(0, n) for n in image.shape[2:]] if keep is None else keep
+    def forward(self, image: Tensor, coordinates: Tensor | None = None, keep: Box | None = None) -> Tensor:
+        keep = full_box(image.shape[2:]) if keep is None else keep
         image = image.to(self.dtype).contiguous(memory_format=self.layout)
         levels = self.backbone(image)
         if not self.crops:
             features, pooled = self.embedding.features(levels, coordinates)
-            features = _cut(features, keep)
+            features = _crop(features, keep)
         else:
             x = self.embedding.stacked(levels, coordinates).contiguous(memory_format=self.layout)
             aspp = self.embedding.aspp
-            features, pooled = (_cut(x, keep), None) if aspp is None else _aspp_centre(aspp, x, keep)
-        if not self.folded:
-            return self._written_out(features, pooled)
-        return self._folded(features, None if pooled is None else pooled.flatten(1))
+            features, pooled = (_crop(x, keep), None) if aspp is None else _aspp_centre(aspp, x, keep)
+        if not self.fused:
+            return self._explicit_logits(features, pooled)
+        return self._fused_logits(features, None if pooled is None else pooled.flatten(1))
 
-    def _written_out(self, features: Tensor, pooled: Tensor | None) -> Tensor:
+    def _explicit_logits(self, features: Tensor, pooled: Tensor | None) -> Tensor:
         embedding = self.embedding.fusion(joined(features, pooled))
-        return self.head(embedding).float()
+        logits: Tensor = self.head(embedding).float()
+        return logits
 
-    def _folded(self, features: Tensor, pooled: Tensor | None) -> Tensor:
+    def _fused_logits(self, features: Tensor, pooled: Tensor | None) -> Tensor:
         batch, varying, size = len(features), features.shape[1], features.shape[2:]
         rows = features.movedim(1, -1).reshape(batch, -1, varying)
         linear: Any = self.linear
@@ -97,10 +102,10 @@ class FastNetwork(nn.Module):
         one = linear.new_ones(batch, 1)
         constant = one if pooled is None else torch.cat([pooled.to(one.dtype), one], dim=1)
         logits = []
-        for patch, its in zip(rows, constant, strict=True):
+        for patch, shared in zip(rows, constant, strict=True):
             products = (patch @ linear[:, :varying].t().to(patch.dtype)).to(linear.dtype)
-            products += linear[:, varying:] @ its
-            logits.append(logits_of(products, patch_lengths(patch, its, factor), head))
+            products += linear[:, varying:] @ shared
+            logits.append(logits_of(products, patch_lengths(patch, shared, factor), head))
         return torch.stack(logits).view(batch, *size, -1).movedim(-1, 1)
 
 
@@ -114,7 +119,7 @@ class _Cast(nn.Module):
 
 
 def _fold_norm(branch: Any) -> None:
-    """conv -> batch norm -> ReLU: the norm goes into the convolution (exact: nothing lies between)."""
+    """Fold the batch norm of a branch (convolution -> batch norm -> ReLU) into its convolution, in place; exact."""
     conv, norm = branch[0], branch[1]
     if isinstance(norm, nn.Identity):
         return
@@ -124,17 +129,18 @@ def _fold_norm(branch: Any) -> None:
     branch[1] = nn.Identity()
 
 
-def _cut(x: Tensor, keep: Keep) -> Tensor:
-    return x[(slice(None), slice(None), *(slice(low, high) for low, high in keep))]
+def _crop(x: Tensor, keep: Box) -> Tensor:
+    return x[(slice(None), slice(None), *as_slices(keep))]
 
 
-def _aspp_centre(aspp: ASPP, x: Tensor, keep: Keep) -> tuple[Tensor, Tensor | None]:
-    """`ASPP.parts` at the kept voxels; the image level still sees all of ``x``."""
+def _aspp_centre(aspp: ASPP, x: Tensor, keep: Box) -> tuple[Tensor, Tensor | None]:
+    """`ASPP.parts` at the kept voxels; the image-level branch averages over all of ``x``."""
     outputs = []
-    for branch in aspp.branches:
-        conv: Any = branch[0]  # type: ignore[index]
+    branches: Any = aspp.branches
+    for branch in branches:
+        conv = branch[0]
         if conv.weight.shape[2] == 1:
-            outputs.append(F.relu_(conv(_cut(x, keep))))
+            outputs.append(F.relu_(conv(_crop(x, keep))))
         else:
             outputs.append(F.relu_(dilated_at(x, conv.weight, conv.bias, conv.dilation, keep)))
     features = torch.cat(outputs, dim=1)
@@ -143,11 +149,22 @@ def _aspp_centre(aspp: ASPP, x: Tensor, keep: Keep) -> tuple[Tensor, Tensor | No
     return features, aspp.image_level(x.mean(dim=tuple(range(2, x.dim())), keepdim=True))
 
 
-def dilated_at(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], keep: Keep) -> Tensor:
-    """The 'same' dilated 3x3(x3) convolution of x (B, C, *S) at the voxels ``keep`` only: (B, Co, *kept)."""
+def dilated_at(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequence[int], keep: Box) -> Tensor:
+    """'Same' dilated 3x3(x3) convolution, computed at the voxels of ``keep`` only.
+
+    Args:
+        x: input (B, C, *S).
+        weight: kernel (Co, C, 3, ...).
+        bias: (Co,), or None.
+        dilation: one integer of at least 1 per axis.
+        keep: (low, high) per axis, in voxels.
+
+    Returns:
+        (B, Co, *kept).
+    """
     padding, extra = [], []
     for axis, (side, d, (low, high)) in enumerate(zip(x.shape[2:], dilation, keep, strict=True), start=2):
-        if high - 1 < d and low + d >= side:  # both outer taps read padding only
+        if high - 1 < d and low + d >= side:  # both outer taps read only padding
             weight = weight.narrow(axis, 1, 1)
             x = x.narrow(axis, low, high - low)
             padding.append(0)
@@ -164,29 +181,41 @@ def dilated_at(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Sequenc
     conv: Any = F.conv3d if x.dim() == 5 else F.conv2d
     layout: Any = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
     x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
-    return conv(x, weight, bias, padding=padding, dilation=tuple(dilation))
+    result: Tensor = conv(x, weight, bias, padding=padding, dilation=tuple(dilation))
+    return result
 
 
 @torch.inference_mode()
-def agree(
+def compare_outputs(
     other: Callable[..., Tensor],
     exact: nn.Module,
     image: Tensor,
     coordinates: Tensor | None,
-    keep: Keep | None,
+    keep: Box | None,
     name: str = "float32",
 ) -> str | None:
-    """Whether a network in low precision, or compiled, answers as ``exact`` does, on some tiles: None, or why not, in
-    words (``name`` being that of ``exact``).
+    """Compare a network in low precision, or a compiled one, with the exact network on a batch of tiles.
 
-    Asked: finite; the same label at 99.9 % of the kept voxels; probabilities off by .005 at most in the mean.
+    The outputs are equal enough if they are finite, if at least 99.9 % of the kept voxels have the same label
+    (`MIN_EQUAL_LABELS`), and if probabilities differ by at most 0.005 in the mean (`MAX_MEAN_DIFFERENCE`).
+
+    Args:
+        other: the network to check, called as `InferenceNetwork`.
+        exact: the reference network.
+        image: tiles (B, C, *size).
+        coordinates: their location maps (B, location_channels, *size), or None.
+        keep: the kept box of each tile, in voxels; None for all voxels.
+        name: how the message refers to ``exact``.
+
+    Returns:
+        None if the outputs are equal enough, else a message with the difference.
     """
     a, b = (torch.softmax(n(image, coordinates, keep).float(), dim=1) for n in (other, exact))
     if not bool(torch.isfinite(a).all()):
-        return "it gives non-finite values"
+        return "it returns non-finite values"
     same = float((a.argmax(dim=1) == b.argmax(dim=1)).float().mean())
     difference = float((a - b).abs().mean())
     tiles = "one tile" if len(image) == 1 else f"{len(image)} tiles"
-    if same < LABELS_AGREE or difference > MEAN_DIFFERENCE:
+    if same < MIN_EQUAL_LABELS or difference > MAX_MEAN_DIFFERENCE:
         return f"on {tiles} {same:.2%} of the labels agree with {name}, probabilities differ by {difference:.4f}"
     return None

@@ -1,4 +1,4 @@
-"""Activations thrown away after the forward pass and computed again in the backward pass: memory for time."""
+"""Activation recomputation (gradient checkpointing): less memory for activations, one more forward computation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """The second forward pass normalises by the batch as the first did, and leaves the running statistics alone."""
+    """Leave the running statistics of batch norms unchanged during the second forward computation.
+
+    The normalisation uses the batch statistics, as the first forward pass did.
+    """
     norms: list[Any] = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -28,8 +31,14 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def run(module: nn.Module, x: Tensor, recompute: bool) -> Tensor:
-    """``module(x)``; with ``recompute``, in training, nothing of what it computes inside is kept for the gradients,
-    which are the same: only ``x`` is."""
+    """Return ``module(x)``.
+
+    With ``recompute``, in training, autograd stores only ``x`` and computes the module's activations again in the
+    backward pass; values and gradients are the same.
+    """
+    result: Tensor
     if not (recompute and module.training and torch.is_grad_enabled()):
-        return module(x)
-    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)))
+        result = module(x)
+        return result
+    result = checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)))
+    return result

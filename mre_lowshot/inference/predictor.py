@@ -1,0 +1,341 @@
+"""The predictor: a trained model, loaded once, that segments scans in six stages.
+
+read -> preprocess -> register -> network -> refine -> export. Each stage takes one record and gives one record. The
+command line, the validation after training and the tuning of fusion weights all use this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mre_lowshot import devices
+from mre_lowshot.atlas.alignment import PreviousPass, align
+from mre_lowshot.atlas.label_fusion import atlas_prior_of
+from mre_lowshot.config import InferenceConfig, Plan
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.scan_input import ScanInput, read_scan
+from mre_lowshot.data.volume import Volume
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.grid import Box
+from mre_lowshot.inference.ensemble import ensemble_settings
+from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
+from mre_lowshot.inference.input_checks import differences_from_training
+from mre_lowshot.inference.models import Model, load_model
+from mre_lowshot.inference.prefetch import prefetch
+from mre_lowshot.inference.quality import Quality, estimate_quality
+from mre_lowshot.inference.sliding_window import (
+    AtlasCoordinates,
+    Precision,
+    Progress,
+    SlidingWindow,
+    log_to_stderr,
+    without_slice_axis,
+)
+from mre_lowshot.preprocessing.prepare import prepare_case
+from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.refinement.pipeline import refine
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_REREGISTRATIONS = 2
+
+
+@dataclass(frozen=True)
+class RegisteredScan:
+    """What the register stage gives.
+
+    Attributes:
+        prepared: the preprocessed scan.
+        coordinates: for each fold the voxels' coordinates in its atlases, or None.
+        warnings: in which the scan differs from the training scans.
+    """
+
+    prepared: PreparedCase
+    coordinates: AtlasCoordinates
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the network stage gives.
+
+    Attributes:
+        scan: the registered scan.
+        image: the preprocessed image as the network takes it, (C, *size).
+        posterior: class probabilities (K, *size).
+        warped: class probabilities (K, *size) of the labels warped from the atlases, or None.
+        quality: estimate from both.
+    """
+
+    scan: RegisteredScan
+    image: np.ndarray
+    posterior: np.ndarray
+    warped: np.ndarray | None
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case of `Predictor.predict_cases`: its prediction, or the reason why there is none."""
+
+    case: Case
+    prediction: Prediction | None = None
+    problem: str = ""
+
+
+class Predictor:
+    """Segments scans with a trained model (the average of its folds).
+
+    Args:
+        model: what `inference.models.load_model` gives.
+        device: to compute on.
+        inference: tiling and test-time augmentation instead of the plan's.
+        precision: ``float32``, ``bf16`` or ``auto`` (`SlidingWindow`).
+        compile: use torch.compile where it works and agrees (`SlidingWindow`).
+        log: receives messages; by default they go to stderr.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        inference: InferenceConfig | None = None,
+        precision: Precision = "float32",
+        compile: bool = False,
+        log: Callable[[str], None] = log_to_stderr,
+    ) -> None:
+        plan = model.plan
+        self.model, self.log = model, log
+        self.priors = [atlas_prior_of(atlases, plan) for atlases in model.atlases]
+        self.settings = ensemble_settings(model.plans, self.priors)
+        self.window = SlidingWindow(
+            model.networks,
+            plan.network,
+            patch=plan.patch,
+            inference=inference or plan.recipe.inference,
+            device=device,
+            priors=self.priors,
+            precision=precision,
+            compile=compile,
+            log=log,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        folds: Sequence[int] | None = None,
+        device: str = "auto",
+        step_size: float | None = None,
+        centre_tiles: bool = False,
+        mirroring: bool = True,
+        precision: Precision = "float32",
+        compile: bool = False,
+        log: Callable[[str], None] = log_to_stderr,
+    ) -> Predictor:
+        """Load a trained model once, to segment many scans.
+
+        Args:
+            path: a model's folder (``results/DatasetXXX_Name/MRETrainer__MREPlans__1shot``), one of its folds' folders,
+                or a checkpoint file.
+            folds: numbers of the folds to average; None: all that are trained.
+            device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else the CPU).
+            step_size: overlapping tiles every such share of the patch, in (0, 1]; None: the plan's tiling.
+            centre_tiles: the paper's tiling, which predicts each voxel once. Excludes ``step_size``.
+            mirroring: average mirrored views where the plan has them (test-time augmentation).
+            precision: ``float32``, ``bf16`` (used only if it agrees with float32), or ``auto``.
+            compile: use torch.compile where it works and agrees.
+            log: receives messages; by default they go to stderr.
+
+        Raises:
+            UserError: no such model, fold or device, or an option out of range.
+        """
+        chosen = devices.resolve(device)
+        model = load_model(Path(path), folds, chosen)
+        inference = inference_with(
+            model.plan.recipe.inference, step_size=step_size, centre_tiles=centre_tiles, mirroring=mirroring
+        )
+        return cls(model, device=chosen, inference=inference, precision=precision, compile=compile, log=log)
+
+    @property
+    def plan(self) -> Plan:
+        """What the model's folds share (the first fold's plan)."""
+        return self.model.plan
+
+    @property
+    def device(self) -> torch.device:
+        """The device that networks compute on."""
+        return self.window.device
+
+    def predict(
+        self, scan: ScanInput, *, name: str | None = None, crop: Box | None = None, progress: Progress | None = None
+    ) -> Prediction:
+        """Segment one scan.
+
+        Args:
+            scan: a file, a sequence of channel files, a `Volume`, a SimpleITK image, or ``(array, spacing)`` with an
+                array (D, H, W) or (C, D, H, W) in LPS and a spacing (z, y, x) in mm.
+            name: of the case; by default the file's.
+            crop: box for models planned with given crops.
+            progress: called with the tiles done and their number.
+
+        Raises:
+            UserError: the scan cannot be read, or does not fit the model.
+            NumericalError: the network's output is not finite.
+        """
+        found, volume = read_scan(scan)
+        registered = self.prepare_scan(volume, name=name or found, crop=crop)
+        del volume  # the largest array, and no longer needed
+        return self.predict_prepared(registered, progress=progress)
+
+    def predict_cases(self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None) -> Iterator[Outcome]:
+        """Segment cases one by one. One that fails is named with its reason, and the others are predicted.
+
+        On a GPU the next scan is read, preprocessed and registered meanwhile.
+        """
+
+        def prepare(case: Case) -> RegisteredScan:
+            return self.prepare_scan(Volume.read(*case.images), name=case.name, crop=(crops or {}).get(case.name))
+
+        for case, get in prefetch(cases, prepare, ahead=self.device.type != "cpu"):
+            try:
+                yield Outcome(case, self.predict_prepared(get()))
+            except (UserError, NumericalError) as problem:
+                text = str(problem)
+                yield Outcome(case, problem=text if text.startswith("case ") else f"case {case.name}: {text}")
+
+    # The stages.
+
+    def prepare_scan(self, volume: Volume, *, name: str, crop: Box | None = None) -> RegisteredScan:
+        """Preprocess and register a scan that was read; all of it on the CPU.
+
+        Raises:
+            UserError: it does not fit the model, or cannot be registered.
+        """
+        warnings = tuple(differences_from_training(volume, self.plan))
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        return self.register(prepared, warnings=warnings)
+
+    def register(
+        self,
+        prepared: PreparedCase,
+        *,
+        previous: tuple[AtlasCoordinates, np.ndarray] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> RegisteredScan:
+        """Register a preprocessed scan to each fold's atlases; with ``previous``, guided by these coordinates and
+        predicted class probabilities (K, *size).
+
+        Raises:
+            UserError: it cannot be registered.
+        """
+        image, spacing = prepared.image, prepared.transform.spacing
+        passes = PreviousPass.each(*previous, spacing) if previous else [None] * len(self.model.atlases)
+        coordinates = [
+            align(atlases, image, spacing, plan=self.plan, previous=its)
+            for atlases, its in zip(self.model.atlases, passes, strict=True)
+        ]
+        return RegisteredScan(prepared, coordinates, warnings)
+
+    def run_network(self, scan: RegisteredScan, *, progress: Progress | None = None) -> NetworkOutput:
+        """The networks' posterior, and the labels warped from the atlases.
+
+        Raises:
+            NumericalError: a probability is not finite.
+            UserError: several slices for a 2D network.
+        """
+        image = scan.prepared.image
+        if self.plan.network.axes == 2:
+            image = without_slice_axis(image)
+        posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
+        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped))
+
+    def refine(self, output: NetworkOutput) -> RefinedScan:
+        """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
+        prediction, and refine with the labels warped by the new registration."""
+        scan, image = output.scan, output.image
+        probabilities = refine(output.posterior, output.warped, image, self.settings)
+        for _ in range(self._reregistrations(output)):
+            try:
+                scan = self.register(scan.prepared, previous=(scan.coordinates, probabilities))
+            except UserError as problem:
+                self.log(
+                    f"prediction-guided registration failed: the scan {problem}; keeping the previous registration"
+                )
+                break
+            warped = self.warp_labels(scan.coordinates, image)
+            probabilities = refine(output.posterior, warped, image, self.settings)
+        prepared = scan.prepared
+        return RefinedScan(
+            name=prepared.name,
+            probabilities=probabilities[:, None] if self.plan.network.axes == 2 else probabilities,
+            quality=output.quality,
+            transform=prepared.transform,
+            geometry=Geometry.from_json(prepared.geometry),
+            scaled=self.settings.config.temperature_scaling,
+            warnings=output.scan.warnings,
+        )
+
+    def export(self, refined: RefinedScan) -> Prediction:
+        """The label map on the scan's own grid."""
+        return export_scan(refined, self.plan.labels, self.settings.single_component)
+
+    def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
+        """The stages network, refine and export."""
+        return self.export(self.refine(self.run_network(scan, progress=progress)))
+
+    # Parts of stages.
+
+    def raw_posteriors(
+        self, image: np.ndarray, coordinates: AtlasCoordinates, *, progress: Progress | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The networks' posterior, and the warped labels, of a preprocessed image (C, *size): each (K, *size)."""
+        return self.window.posterior(image, coordinates, progress), self.warp_labels(coordinates, image)
+
+    def warp_labels(self, coordinates: AtlasCoordinates, image: np.ndarray) -> np.ndarray | None:
+        """The atlases' labels at ``coordinates``, averaged over folds: class probabilities (K, *size); None where
+        nothing was registered. ``image`` (C, *size) is the scan, for the weights of several atlases."""
+        total, count = None, 0
+        for maps, prior in zip(coordinates, self.priors, strict=True):
+            if maps is not None and prior is not None:
+                warped = prior.fuse_labels(maps, image)
+                total, count = warped if total is None else np.add(total, warped, out=total), count + 1
+        return None if total is None else np.divide(total, count, out=total)
+
+    def _reregistrations(self, output: NetworkOutput) -> int:
+        config = self.settings.config
+        deformable = self.plan.recipe.atlas.registration == "deformable"
+        if not deformable or output.warped is None or not config.atlas_weight:
+            return 0
+        return MAX_REREGISTRATIONS if output.quality.score < config.reregister_below else 0
+
+
+def inference_with(
+    config: InferenceConfig, *, step_size: float | None = None, centre_tiles: bool = False, mirroring: bool = True
+) -> InferenceConfig:
+    """``config`` with the tiling and mirroring asked for at prediction.
+
+    Raises:
+        UserError: both tilings, or a step out of range.
+    """
+    if centre_tiles and step_size is not None:
+        raise UserError("centre tiling and a step size exclude each other; choose one tiling")
+    if step_size is not None and not 0 < step_size <= 1:
+        raise UserError(f"-step_size {step_size}: must lie in (0, 1]")
+    changes: dict[str, Any] = {}
+    if centre_tiles:
+        changes["tiling"] = "centre"
+    if step_size is not None:
+        changes |= {"tiling": "overlap", "step": step_size}
+    if not mirroring:
+        changes["mirror_axes"] = ()
+    return replace(config, **changes)

@@ -1,0 +1,59 @@
+"""Beyond the paper: from the network's posterior to the label map, all steps in order.
+
+On the plan's grid (`refine`):
+
+1. `fusion`: the posterior is fused with the labels warped from the atlases.
+2. `hu_limits`: in CT, a class is removed from voxels that are too dark for it.
+3. `em`: class likelihoods of the scan's own intensities, one EM step.
+4. `crf`: neighbouring voxels of similar intensity get the same class.
+
+On the scan's own grid (`inference.export`):
+
+5. Argmax of the probabilities, resampled class by class.
+6. `components`: only the largest component is kept of classes that are one in the training labels.
+7. `calibration`: saved probabilities are scaled by a temperature. Labels do not depend on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mre_lowshot.config import MinHu, RefinementConfig
+from mre_lowshot.refinement.crf import crf_mean_field
+from mre_lowshot.refinement.em import em_step
+from mre_lowshot.refinement.fusion import fuse_posteriors
+from mre_lowshot.refinement.hu_limits import apply_min_hu
+
+
+@dataclass(frozen=True)
+class RefinementSettings:
+    """The recipe's weights, and what the folds add to them."""
+
+    config: RefinementConfig
+    min_hu: tuple[MinHu, ...] = ()  # in units of the preprocessed image
+    single_component: tuple[int, ...] = ()  # classes of which only the largest component is kept
+    registrations: float = 1.0  # per labelled scan (`fusion.registrations_per_scan`)
+
+
+def refine(
+    posterior: np.ndarray, warped: np.ndarray | None, image: np.ndarray, settings: RefinementSettings
+) -> np.ndarray:
+    """Steps 1 to 4.
+
+    Args:
+        posterior: the network's class probabilities (K, *size). Overwritten where there is nothing to fuse.
+        warped: class probabilities (K, *size) of the labels warped from the atlases; None: nothing was registered.
+        image: the preprocessed scan (C, *size).
+        settings: weights and limits.
+
+    Returns:
+        Class probabilities (K, *size).
+    """
+    config = settings.config
+    probabilities = fuse_posteriors(posterior, warped, config.atlas_weight, settings.registrations)
+    apply_min_hu(probabilities, image, settings.min_hu)
+    em_step(probabilities, image, config.em_weight)
+    crf_mean_field(probabilities, image, config.crf_weight)
+    return probabilities

@@ -1,0 +1,162 @@
+"""Score predicted label maps against their references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.data.dataset import validate_labels
+from mre_lowshot.data.volume import read_labels
+from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.metrics import MRBRAINS18_IGNORED
+from mre_lowshot.evaluation.summary import (
+    evaluate_folder,
+    format_table,
+    label_files,
+    rank_correlation,
+    write_summary,
+)
+from mre_lowshot.files import read_json
+from mre_lowshot.inference.quality import read_rows
+from mre_lowshot.workflows.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` gives.
+
+    Attributes:
+        summary: content of summary.json.
+        files: written.
+    """
+
+    summary: dict[str, Any]
+    files: tuple[Path, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every reference was compared with a prediction."""
+        return not (self.summary["missing_predictions"] or self.summary["failed_cases"])
+
+    @property
+    def dice(self) -> float:
+        """Mean Dice over labels."""
+        dice: float = self.summary["foreground_mean"]["Dice"]
+        return dice
+
+
+def evaluate(
+    reference: str | Path,
+    prediction: str | Path,
+    *,
+    dataset_json: str | Path | None = None,
+    output: str | Path | None = None,
+    profile: str = "default",
+    ignore: int | None = None,
+    reporter: Reporter | None = None,
+) -> EvaluationResult:
+    """Compare predicted label maps with their references, case by case, and write summary.json and summary.csv.
+
+    Args:
+        reference, prediction: folders with label maps; files are paired by case name.
+        dataset_json: lists the labels; None: one found in or above the two folders, else every value found.
+        output: folder for the summary; None: ``prediction``.
+        profile: ``default``, ``medpy``, ``mrbrains18`` or ``bus`` (`evaluation.metrics`).
+        ignore: voxels of this reference value are left out; None: the ``ignore`` label of dataset.json.
+        reporter: receives progress and messages.
+
+    Raises:
+        UserError: a folder or label list is wrong. A case that cannot be compared is named in the summary instead.
+    """
+    reporter = reporter or Reporter()
+    reference, prediction = Path(reference), Path(prediction)
+    out = Path(output) if output else prediction
+    if out.suffix == ".json":
+        raise UserError(f"-o {out}: give a folder, not a file; summary.json and summary.csv are written into it")
+    for folder in (reference, prediction):
+        label_files(folder)  # a wrong folder is refused first
+    labels, ignored = _labels(reference, prediction, dataset_json, profile, ignore, reporter)
+    summary = evaluate_folder(reference, prediction, labels, ignore_label=ignored, profile=profile)
+    try:
+        written = write_summary(summary, out)
+    except OSError as problem:
+        raise UserError(f"{out}: cannot be written ({problem.strerror}); give another folder with -o") from None
+    reporter.info(format_table(summary))
+    if scores := _quality_scores(prediction, reporter):
+        reporter.info(rank_correlation(summary, scores))
+    reporter.info(f"written: {', '.join(map(str, written))}")
+    return EvaluationResult(summary, written)
+
+
+def labels_from_dataset_json(path: Path) -> tuple[dict[str, int], int | None]:
+    """The foreground labels (name to value) and the ignore label of an nnU-Net dataset.json.
+
+    Raises:
+        UserError: missing, no JSON, no labels, region-based labels, or values that are not distinct whole numbers.
+    """
+    data = read_json(path, "labels")
+    listed = validate_labels(data.get("labels") if isinstance(data, dict) else None, str(path))
+    if len(set(listed.values())) < len(listed):
+        raise UserError(f"{path}: two labels share a value: {listed}; give each its own")
+    ignore = listed.get("ignore")
+    return {name: value for name, value in listed.items() if value != 0 and name != "ignore"}, ignore
+
+
+def _labels_found(folders: Sequence[Path]) -> dict[str, int]:
+    """A label for every value but 0 in the readable label maps of ``folders``."""
+    values: set[int] = set()
+    for path in (path for folder in folders for files in label_files(folder).values() for path in files):
+        try:
+            values |= set(np.unique(read_labels(path).array).tolist())
+        except UserError:
+            continue  # the evaluation names the file and the reason
+    return {f"label_{value}": value for value in sorted(values - {0})}
+
+
+def _labels(
+    reference: Path,
+    prediction: Path,
+    dataset_json: str | Path | None,
+    profile: str,
+    ignore: int | None,
+    reporter: Reporter,
+) -> tuple[dict[str, int], int | None]:
+    """The labels to evaluate and the one to ignore; reports where they come from."""
+    folders = [prediction, prediction / "..", reference, reference / ".."]
+    candidates = (folder / "dataset.json" for folder in folders)
+    found = Path(dataset_json) if dataset_json else next((p for p in candidates if p.is_file()), None)
+    own_ignore: int | None = None
+    if found:
+        labels, own_ignore = labels_from_dataset_json(found)
+        reporter.info(f"labels from {found.resolve()}: {_listed(labels)}")
+    else:
+        labels = _labels_found([reference, prediction])
+        reporter.info(f"no dataset.json found or given (-djfile): labels are the values found: {_listed(labels)}")
+    ignore = ignore if ignore is not None else own_ignore
+    ignored = {ignore} if ignore is not None else set()
+    if profile == "mrbrains18":
+        ignored |= set(MRBRAINS18_IGNORED)
+    if ignored:
+        reporter.info(f"ignored where the reference has them: {', '.join(map(str, sorted(ignored)))}")
+    labels = {name: value for name, value in labels.items() if value not in ignored}
+    if not labels:
+        raise UserError(f"no label to evaluate in {reference} and {prediction}; give -djfile")
+    return labels, ignore
+
+
+def _listed(labels: dict[str, int]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in labels.items()) or "none"
+
+
+def _quality_scores(folder: Path, reporter: Reporter) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for path in sorted(folder.glob("quality*.csv")):
+        try:
+            scores |= {name: float(row["score"]) for name, row in read_rows(path).items()}
+        except UserError as problem:
+            reporter.info(f"note: {problem}")
+    return scores

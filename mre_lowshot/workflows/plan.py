@@ -1,0 +1,185 @@
+"""Verify a dataset, plan how to segment it, and preprocess it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot import devices
+from mre_lowshot.config import Plan
+from mre_lowshot.config.json import to_json
+from mre_lowshot.config.plan_files import first_difference, load_plan
+from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.verification import raise_problems, verify
+from mre_lowshot.data.volume import Volume
+from mre_lowshot.data.workspace import Workspace
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import write_json
+from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
+from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.planner import facts_of, make_plan, with_changes
+from mre_lowshot.planners.rules import hu_rule
+from mre_lowshot.preprocessing.prepare import prepare_dataset
+from mre_lowshot.workflows.reporting import Reporter
+
+DEFAULT_NAME = "MREPlans"
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What `plan` gives.
+
+    Attributes:
+        plan: the plan.
+        path: its file.
+        dataset: the raw dataset.
+        folder: preprocessed/DatasetXXX_Name.
+        notes: structures that are lost on the plan's grid.
+    """
+
+    plan: Plan
+    path: Path
+    dataset: Dataset
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def plan(
+    dataset: str | Path,
+    *,
+    plans_name: str = DEFAULT_NAME,
+    recipe: str = "default",
+    changes: Mapping[str, str] | None = None,
+    keep_plan: bool = False,
+    overwrite: bool = False,
+    preprocess: bool = True,
+    device: str = "auto",
+    memory_gb: float | None = None,
+    workspace: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> PlanResult:
+    """Verify a dataset, plan how to segment it, and preprocess it.
+
+    Args:
+        dataset: id (17), name (BTCV), full name or path.
+        plans_name: name of the plan.
+        recipe: name of a preset (`config.presets`).
+        changes: fields of the plan to change, as ``{"recipe.optimizer.iterations": "1000"}``; needs a ``plans_name``.
+        keep_plan: use the existing plan, perhaps edited by hand.
+        overwrite: replace an existing plan that differs.
+        preprocess: write the preprocessed cases too.
+        device: to plan for.
+        memory_gb: of the GPU, instead of what it has.
+        workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
+        reporter: receives progress and messages.
+
+    Raises:
+        UserError: an option, the dataset or a file of it is wrong; all problems of a dataset are listed at once.
+    """
+    reporter = reporter or Reporter()
+    changes = dict(changes or {})
+    _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb)
+    space = Workspace.resolve(workspace)
+    raw = space.find(str(dataset), "raw")
+    folder = space.preprocessed / raw.name
+    reporter.info(f"{raw.name}: from {raw} to {folder}")
+    found, fingerprint = verified_dataset(raw, reporter)
+    write_fingerprint(folder, fingerprint)
+    path = folder / f"{plans_name}.json"
+    if keep_plan:
+        made = load_plan(path)
+        _check_kept_plan(made, path, found)
+    else:
+        target = devices.resolve(device)
+        planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
+        made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=recipe, plans_name=plans_name)
+        made = with_changes(made, changes)
+        _write_plan(made, path, overwrite=overwrite)
+    _report_plan(made, path, found, reporter)
+    notes: tuple[str, ...] = ()
+    if preprocess:
+        bar = partial(reporter.iterate, description="preprocess", unit="scan")
+        notes = tuple(prepare_dataset(found, made, folder, bar))
+        for note in notes:
+            reporter.info(f"  NOTE {note}")
+        labelled = len(found.labelled)
+        more = f"; or on all of them: mre_train {raw.name} all fold0" if labelled in (2, 3) else ""
+        reporter.info(f"  {labelled} cases preprocessed; next: mre_train {raw.name} 1shot fold0{more}")
+    return PlanResult(made, path, found, folder, notes)
+
+
+def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset in folder ``raw`` and its fingerprint, after reading every file.
+
+    Raises:
+        UserError: lists every problem found.
+    """
+    dataset = Dataset.load(raw)
+    measured: dict[str, dict[str, Any]] = {}
+
+    def measure(case: Case, image: Volume, label: Volume | None) -> None:
+        geometry = image.geometry
+        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation)
+
+    problems = verify(dataset, measure, partial(reporter.iterate, description="verify", unit="scan"))
+    for case, found in measured.items():
+        for channel, its in zip(dataset.channel_names, found["channels"], strict=True):
+            if problem := hu_rule(channel, its["percentile_00_5"], its["percentile_99_5"]):
+                problems.append(f"case {case}: {problem}")
+    raise_problems(dataset, problems)
+    return dataset, dataset_fingerprint(dataset.name, measured)
+
+
+def _check_options(
+    plans_name: str, changes: Mapping[str, str], *, keep_plan: bool, overwrite: bool, memory_gb: float | None
+) -> None:
+    if changes and plans_name == DEFAULT_NAME:
+        raise UserError("--set changes the plan, so it needs a name of its own: add -p NAME (not MREPlans)")
+    if keep_plan and (changes or overwrite):
+        raise UserError("--keep_plan uses the existing plan; leave out --set and --overwrite")
+    if memory_gb is not None and memory_gb <= 0:
+        raise UserError(f"--memory {memory_gb}: must be above 0 (GB)")
+    if not plans_name.replace("_", "").replace("-", "").isalnum() or "__" in f"_{plans_name}_":
+        raise UserError(
+            f"-p {plans_name!r}: use letters, digits, - and _ only, no _ first, last or doubled (it names folders)"
+        )
+
+
+def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:
+    """Refuse a kept plan that was made for another dataset.json."""
+    current = {
+        "dataset_name": dataset.name,
+        "channel_names": dataset.channel_names,
+        "labels": dataset.labels,
+        "ignore_label": dataset.ignore_label,
+        "file_ending": dataset.file_ending,
+    }
+    for key, value in current.items():
+        if getattr(plan, key) != value:
+            raise UserError(
+                f"{path}: {key} is {getattr(plan, key)!r}, the dataset's {value!r}; edit it, or plan anew (--overwrite)"
+            )
+
+
+def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
+    """Write the plan; refuse an existing one that differs, unless ``overwrite``."""
+    existing = load_plan(path) if path.is_file() and not overwrite else plan
+    if existing != plan:
+        why = first_difference(existing, plan)
+        raise UserError(
+            f"{path}: already exists and differs from the new plan ({why}: edited by hand, other options, or other "
+            "scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
+        )
+    write_json(path, to_json(plan))
+
+
+def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -> None:
+    unlabelled = len(dataset.cases) - len(dataset.labelled)
+    more = f", {unlabelled} without labels" if unlabelled else ""
+    reporter.info(f"  {len(dataset.labelled)} labelled scans{more}")
+    for decision, reason in plan.reasons.items():
+        reporter.info(f"  {decision}: {reason}")
+    reporter.info(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")

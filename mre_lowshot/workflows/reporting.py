@@ -1,0 +1,55 @@
+"""The interface through which workflows report progress and messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+LOGGER = logging.getLogger("mre_lowshot")
+
+
+class Bar:
+    """Progress of one task; this one shows nothing."""
+
+    def update(self, count: int = 1) -> None:
+        """``count`` more steps are done."""
+
+    def show(self, **values: str) -> None:
+        """Values to show beside the progress."""
+
+
+class Reporter:
+    """Passes messages to Python's logging (logger ``mre_lowshot``) and shows no progress: the default in Python.
+
+    The commands use a subclass that prints (`mre_lowshot.cli.console`).
+    """
+
+    def info(self, line: str) -> None:
+        """A line of normal output."""
+        LOGGER.info(line)
+
+    def warning(self, line: str) -> None:
+        """A line that the user should notice."""
+        LOGGER.warning(line)
+
+    def iterate(self, items: Sequence[Item], *, description: str, unit: str) -> Iterable[Item]:
+        """``items``, with progress."""
+        return items
+
+    @contextmanager
+    def bar(self, total: int, *, description: str, unit: str, initial: int = 0) -> Iterator[Bar]:
+        """Progress of ``total`` steps, ``initial`` of which are done."""
+        yield Bar()
+
+
+class Silent(Reporter):
+    """Reports nothing: for all processes of a training but the first."""
+
+    def info(self, line: str) -> None:
+        """Nothing."""
+
+    def warning(self, line: str) -> None:
+        """Nothing."""

@@ -1,0 +1,256 @@
+"""Train one fold or all of a level, and score each on its other cases."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mre_lowshot import devices
+from mre_lowshot.config import Plan
+from mre_lowshot.config.plan_files import load_plan, results_folder
+from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
+from mre_lowshot.data.workspace import Workspace
+from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.calibration import describe
+from mre_lowshot.evaluation.summary import format_table, rank_correlation
+from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.preprocessing.prepare import check_prepared
+from mre_lowshot.trainers.distributed import Processes, connected_processes
+from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
+from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.workflows.plan import DEFAULT_NAME
+from mre_lowshot.workflows.reporting import Reporter, Silent
+
+Mode = Literal["new", "continue", "overwrite", "validate"]
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One trained fold.
+
+    Attributes:
+        fold: its number.
+        folder: with checkpoints and, where it was scored, ``validation/``.
+        plan: the fold's plan.
+        iterations: trained in all.
+        summary: content of validation/summary.json; None where nothing was scored.
+    """
+
+    fold: int
+    folder: Path
+    plan: Plan
+    iterations: int
+    summary: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` gives: the model's folder, to predict with, and its folds."""
+
+    folder: Path
+    folds: tuple[FoldResult, ...]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Test scans that could not be scored, with the reason."""
+        return {k: v for f in self.folds if f.summary for k, v in f.summary["failed_cases"].items()}
+
+
+def train(
+    dataset: str | Path,
+    level: str = "1shot",
+    fold: int | str = 0,
+    *,
+    plans_name: str = DEFAULT_NAME,
+    iterations: int | None = None,
+    seed: int | None = None,
+    mode: Mode = "new",
+    score: bool = True,
+    workers: int = 0,
+    cohort: str | None = None,
+    cohorts_file: Path | None = None,
+    deterministic: bool = False,
+    device: str = "auto",
+    workspace: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Train a fold (or all) of a planned dataset, and score it on the fold's other cases.
+
+    Args:
+        dataset: id (17), name (BTCV) or full name.
+        level: 1shot, 2shot, ..., 5pct, loo (leave one out) or all.
+        fold: its number, ``"fold0"`` or ``"all"``.
+        plans_name: name of the plan.
+        iterations: instead of the plan's.
+        seed: of weights and patches; by default 0, or that of the training to continue.
+        mode: ``new`` refuses a fold that was trained before, ``continue`` goes on from its latest checkpoint,
+            ``overwrite`` starts anew, ``validate`` only scores it.
+        score: predict and score the fold's other cases.
+        workers: loader processes; 0: this process.
+        cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
+        deterministic: the same weights in every run on the same GPU, more slowly (on the CPU they always are).
+        device: to train on.
+        workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
+        reporter: receives progress and messages.
+
+    Raises:
+        UserError: an option is wrong, the dataset is not planned, or the fold was trained before (mode ``new``).
+        NumericalError: the training diverged; the last good checkpoint is kept.
+    """
+    if iterations is not None and iterations < 1:
+        raise UserError(f"--iterations {iterations}: must be at least 1")
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be 0 or more")
+    reporter = reporter or Reporter()
+    if deterministic:
+        devices.make_deterministic()
+    with connected_processes(device) as (processes, found):
+        reporter = reporter if processes.first else Silent()
+        request = _Request(
+            str(dataset), level, str(fold), plans_name, iterations, seed, TrainMode(mode), cohort, cohorts_file
+        )
+        jobs = _jobs(request, Workspace.resolve(workspace), processes, found)
+        results = []
+        for job in jobs:
+            results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
+    dice = [r.summary["foreground_mean"]["Dice"] for r in results if r.summary]
+    if len(dice) > 1:
+        spread = statistics.stdev(dice)
+        reporter.info(f"{len(dice)} folds: mean Dice {statistics.mean(dice):.4f}, SD over folds {spread:.4f}")
+    return TrainResult(jobs[0].folder.parent, tuple(results))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Which folds of which plan, and how."""
+
+    dataset: str
+    level: str
+    fold: str
+    plans_name: str
+    iterations: int | None
+    seed: int | None
+    mode: TrainMode
+    cohort: str | None
+    cohorts_file: Path | None
+
+    @property
+    def loads(self) -> bool:
+        """Whether existing checkpoints are used."""
+        return self.mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
+
+
+def _jobs(request: _Request, workspace: Workspace, processes: Processes, device: Any) -> list[FoldJob]:
+    level, fold = parse_level(request.level), parse_fold(request.fold)
+    prepared = workspace.find(request.dataset, "preprocessed")
+    plan = load_plan(prepared / f"{request.plans_name}.json")
+    names = check_prepared(plan, prepared)
+    cohort = None
+    if request.cohort:
+        level = with_cohort(level, request.cohort)
+        cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
+    splits = load_or_make(prepared, level, names, cohort=cohort)
+    model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
+    iterations = request.iterations
+    if iterations is None and request.loads and (model / "plans.json").is_file():
+        iterations = load_plan(model / "plans.json").recipe.optimizer.iterations
+    if iterations is not None:
+        optimizer = replace(plan.recipe.optimizer, iterations=iterations)
+        plan = replace(plan, recipe=replace(plan.recipe, optimizer=optimizer))
+    numbers = range(len(splits)) if fold == "all" else [fold]
+    if max(numbers) >= len(splits):
+        raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
+    overwritten = tuple(numbers) if request.mode is TrainMode.OVERWRITE else ()
+    return [
+        FoldJob(
+            plan,
+            level,
+            n,
+            splits[n],
+            prepared=prepared,
+            results=workspace.results,
+            device=device,
+            seed=_seed(request, model, n),
+            processes=processes,
+            overwritten=overwritten,
+        )
+        for n in numbers
+    ]
+
+
+def _seed(request: _Request, model: Path, fold: int) -> int:
+    """The seed asked for, or that of the training to continue."""
+    path = model / f"fold_{fold}" / "plans.json"
+    if request.seed is None and request.loads and path.is_file():
+        decisions = load_plan(path).fold
+        return decisions.seed if decisions else 0
+    return request.seed or 0
+
+
+def _mode_of(job: FoldJob, request: _Request) -> TrainMode:
+    """The request's mode; with all folds, ``continue`` starts those that were not begun."""
+    if request.mode is TrainMode.CONTINUE and request.fold.strip().lower() == "all" and not job.has_checkpoint:
+        return TrainMode.NEW
+    return request.mode
+
+
+def _run_fold(job: FoldJob, mode: TrainMode, *, score: bool, workers: int, reporter: Reporter) -> FoldResult:
+    begun = time.monotonic()
+    trainer = make_trainer(job, mode)
+    fold = trainer.plan.fold
+    before = dict(fold.reasons) if fold else {}
+    reporter.info(
+        f"fold {job.fold}: training on {', '.join(job.split['train'])} ({job.device}); results in {job.folder}"
+    )
+    for reason in before.values():
+        reporter.info(f"  {reason}")
+    if mode is not TrainMode.VALIDATE:
+        if needs_tuning(trainer.plan):
+            reporter.info(
+                "  after training, the fusion weights are tuned on mirrored training scans, which takes a while"
+            )
+        with training_progress(job, trainer, reporter) as on_step:
+            trainer.fit(workers, on_step)
+        seconds = time.monotonic() - begun
+        reporter.info(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
+        trainer.training_log.log(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
+        for name, reason in (trainer.plan.fold.reasons if trainer.plan.fold else {}).items():
+            if name not in before:  # tuned at the end of training
+                reporter.info(f"  {reason}")
+    result = FoldResult(job.fold, job.folder, trainer.plan, trainer.iteration)
+    names = job.split["val"]
+    if not job.processes.first:
+        return result
+    if not score or not names:
+        reporter.info("  no other case to score" if not names else "  not scored (--no_val)")
+        return result
+    with reporter.bar(len(names), description="validate", unit="scan") as bar:
+        summary = validate(job, trainer, names, job.folder / "validation", on_case=lambda _: bar.update())
+    reporter.info(format_table(summary))
+    reporter.info(f"  {rank_correlation(summary)}")
+    reporter.info(f"  {describe(summary['calibration'])}")
+    reporter.info(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
+    return replace(result, summary=summary)
+
+
+@contextmanager
+def training_progress(job: FoldJob, trainer: MRETrainer, reporter: Reporter, title: str = "") -> Iterator[Any]:
+    """A callback for `MRETrainer.fit` that shows progress, and writes every 50th iteration to the training log."""
+    total = job.plan.recipe.optimizer.iterations
+    with reporter.bar(total, description=title or f"fold {job.fold}", unit="it", initial=trainer.iteration) as bar:
+
+        def on_step(current: MRETrainer) -> None:
+            log = current.training_log
+            bar.update()
+            if current.iteration % 10 == 0 or current.iteration == total:
+                bar.show(loss=f"{log.recent('loss'):.3f}", dice=f"{log.recent('dice'):.3f}")
+            if current.iteration % 50 == 0 or current.iteration == total:
+                line = f"iteration {current.iteration} loss {log.recent('loss', 50):.4f}"
+                log.log(f"{line} patch Dice {log.recent('dice', 50):.4f}")
+
+        yield on_step

@@ -1,0 +1,325 @@
+"""The planner's decisions in order: each takes the draft of a plan and returns it with one thing decided.
+
+A decision calls a pure rule (`planners.rules`, `planners.hardware`) and records its reason. What differs between
+recipes is a field of the recipe (`planning`, `size`, `architecture`), never its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.config import NetworkConfig, PatchConfig, PreprocessingConfig, Recipe
+from mre_lowshot.config.presets import UNET_NETWORK, for_images
+from mre_lowshot.data.paper_datasets import groups_of
+from mre_lowshot.data.vocabulary import is_ct
+from mre_lowshot.planners import hardware, rules
+from mre_lowshot.planners.fingerprint import constant_background
+from mre_lowshot.preprocessing.pipeline import grid_size
+
+_NOTHING_DECIDED = PreprocessingConfig("none", (), grid="native")
+PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the plan takes from dataset.json, and whether a crops.json lies beside it."""
+
+    name: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    ignore_label: int | None
+    file_ending: str
+    has_crops: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan in the making: what is known (``facts``, ``fingerprint``, ``device``) and what was decided so far."""
+
+    facts: DatasetFacts
+    fingerprint: dict[str, Any]
+    device: hardware.Device
+    recipe: Recipe
+    reasons: dict[str, str] = field(default_factory=dict)
+    preprocessing: PreprocessingConfig = field(default=_NOTHING_DECIDED)
+    size: hardware.NetworkSize = hardware.SMALL_SIZE
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(1, 2))
+
+    def decided(self, changes: dict[str, Any], **reasons: str) -> Draft:
+        """The draft with fields replaced and reasons added."""
+        return replace(self, **changes, reasons={**self.reasons, **reasons})
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        return list(self.fingerprint["cases"].values())
+
+    @property
+    def label_names(self) -> list[str]:
+        return list(self.facts.labels)
+
+    @property
+    def is_ct(self) -> bool:
+        return any(is_ct(name) for name in self.facts.channel_names)
+
+    @property
+    def is_2d(self) -> bool:
+        return all(case["shape"][0] == 1 for case in self.cases)
+
+    @property
+    def stripped(self) -> bool:
+        """Constant background in every scan (skull-stripped and alike)."""
+        return constant_background(self.fingerprint)
+
+    @property
+    def spacings(self) -> np.ndarray:
+        """(n, 3) mm, of the scans."""
+        return np.array([case["spacing"] for case in self.cases])
+
+    def cropped_shapes(self) -> np.ndarray:
+        """(n, 3) voxels, of the scans after cropping."""
+        return np.array([_cropped_shape(case, self.preprocessing) for case in self.cases])
+
+    def grid_sizes(self) -> np.ndarray:
+        """(n, 3) voxels, of the scans on the network's grid."""
+        pairs = zip(self.cropped_shapes(), self.cases, strict=True)
+        return np.array([grid_size(tuple(s), tuple(c["spacing"]), self.preprocessing) for s, c in pairs])
+
+    def median_grid(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Median size (voxels) and spacing (mm) of the network's grid, without the slice axis of 2D images."""
+        sizes = self.grid_sizes()
+        spacings = self.cropped_shapes() * self.spacings / sizes
+        size = tuple(int(v) for v in np.median(sizes, axis=0))
+        spacing = tuple(float(v) for v in np.median(spacings, axis=0))
+        return (size[1:], spacing[1:]) if size[0] == 1 else (size, spacing)
+
+
+Decision = Callable[[Draft], Draft]
+
+
+def _cropped_shape(case: dict[str, Any], config: PreprocessingConfig) -> list[int]:
+    if config.crop == "centre":
+        return [round(n * f) for n, f in zip(case["shape"], config.centre_fraction, strict=True)]
+    shape: list[int] = case[f"{config.crop}_shape" if config.crop in ("nonzero", "body") else "shape"]
+    return shape
+
+
+def decide_normalization(draft: Draft) -> Draft:
+    """How each channel's intensities are normalised."""
+    stripped = draft.stripped and not draft.is_ct
+    found = [rules.normalization_rule(channel, stripped) for channel in draft.facts.channel_names]
+    config = replace(draft.preprocessing, normalization=tuple(scheme for scheme, _ in found))
+    reasons = {f"normalization_{index}": reason for index, (_, reason) in enumerate(found)}
+    return draft.decided({"preprocessing": config}, **reasons)
+
+
+def decide_crop(draft: Draft) -> Draft:
+    """Which box each scan is cropped to."""
+    filled = [np.prod(c["body_shape"]) / np.prod(c["shape"]) for c in draft.cases]
+    crop, reason = rules.crop_rule(draft.is_ct, draft.stripped, float(np.median(filled)), draft.is_2d)
+    margin = 3 * float(np.median(draft.spacings)) if crop == "nonzero" else 0.0
+    if draft.recipe.is_literal and not draft.is_2d:
+        if draft.is_ct and draft.facts.has_crops:
+            crop, reason = "given", f"recipe {draft.recipe.name!r}: boxes of crops.json"
+        elif not draft.is_ct and crop != "nonzero":
+            crop, reason = "centre", f"recipe {draft.recipe.name!r}: MRI, the central 100 % x 90 % x 90 %"
+    config = replace(draft.preprocessing, crop=crop, crop_margin_mm=round(margin, 4))
+    return draft.decided({"preprocessing": config}, crop=reason)
+
+
+def decide_bias_field(draft: Draft) -> Draft:
+    """Whether an MRI's bias field is corrected (adaptive planning)."""
+    if draft.recipe.planning != "adaptive" or draft.is_2d or draft.is_ct:
+        return draft
+    extents = draft.spacings * np.array([c["shape"] for c in draft.cases])
+    channels = [channel for c in draft.cases for channel in c["channels"]]
+    lowest = min(c["percentile_00_5"] / max(abs(c["percentile_99_5"]), 1e-6) for c in channels)
+    correct, reason = rules.bias_field_rule(draft.facts.channel_names, draft.stripped, extents, lowest)
+    config = draft.preprocessing
+    if correct:
+        inside = tuple(replace(channel, foreground_only=True) for channel in config.normalization)
+        config = replace(config, normalization=inside, bias_field=True)
+    return draft.decided({"preprocessing": config}, bias_field=reason)
+
+
+def decide_size(draft: Draft) -> Draft:
+    """The network's size and the number of patches per batch."""
+    recipe = draft.recipe
+    if recipe.size == "paper":
+        batch = hardware.paper_batch(draft.device, recipe.sampling.batch_size)
+        size = replace(hardware.PAPER_SIZE, batch_size=batch)
+        reason = f"recipe {recipe.name!r}: the paper's widths, {batch} patches per batch"
+    elif recipe.size == "small":
+        size, reason = hardware.SMALL_SIZE, f"recipe {recipe.name!r}: the small network"
+    else:
+        size, reason = hardware.size_rule(draft.device)
+    recipe = replace(recipe, sampling=replace(recipe.sampling, batch_size=size.batch_size))
+    return draft.decided({"size": size, "recipe": recipe}, network=reason)
+
+
+def decide_grid(draft: Draft) -> Draft:
+    """The grid that every scan is resampled to."""
+    config, recipe = draft.preprocessing, draft.recipe
+    shapes, spacings = draft.cropped_shapes(), draft.spacings
+    if draft.is_2d:
+        spacing, reason = rules.image_spacing_rule(spacings, shapes, draft.size.image_pixels)
+        config = replace(config, grid="spacing", spacing=spacing) if spacing else config
+        return draft.decided({"preprocessing": config}, grid=reason)
+    if recipe.is_literal and draft.is_ct:
+        config = replace(config, grid="size", size=PAPER_CT_SIZE)
+        reason = f"recipe {recipe.name!r}: CT resized to {PAPER_CT_SIZE} voxels (z, y, x), a fixed size"
+        return draft.decided({"preprocessing": config}, grid=reason)
+    median = tuple(int(v) for v in np.median(shapes, axis=0))
+    # independent of this recipe's registration: recipes that are compared on one device share a grid
+    registrable = rules.registration_rule("deformable", draft.label_names, median)[0] != "none"
+    limit = None if recipe.is_literal else hardware.scan_voxels_rule(draft.size, registrable)
+    target, reason = rules.spacing_rule(spacings, shapes * spacings, limit)
+    if np.allclose(spacings, target, rtol=1e-3):
+        reason = "the spacing that all scans share: they stay on their own grid, a scan of another spacing is resampled"
+    return draft.decided({"preprocessing": replace(config, grid="spacing", spacing=target)}, grid=reason)
+
+
+def decide_patch(draft: Draft) -> Draft:
+    """Patch, pooling strides and dilations."""
+    if draft.recipe.is_literal and not draft.is_2d:
+        reason = f"recipe {draft.recipe.name!r}: 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
+        return draft.decided({"patch": PatchConfig()}, patch=reason, dilations=reason)
+    median_size, spacing = draft.median_grid()
+    strides = rules.strides_rule(spacing)
+    divisor = tuple(a * b for a, b in zip(*strides, strict=True))
+    voxels = draft.size.image_pixels if draft.is_2d else draft.size.patch_voxels
+    patch, reason = rules.patch_rule(spacing, median_size, voxels, divisor)
+    dilations, why = rules.dilation_rule(patch.size)
+    network = replace(draft.network, strides=strides, dilations=dilations)
+    return draft.decided({"patch": patch, "network": network}, patch=reason, dilations=why)
+
+
+def decide_network(draft: Draft) -> Draft:
+    """The network's widths, and whether the image-level branch has a norm."""
+    size, facts, reasons = draft.size, draft.facts, {}
+    pooled_norm = draft.recipe.is_literal or size.batch_size >= hardware.POOLED_NORM_BATCH
+    if not pooled_norm:
+        reasons["image_level_norm"] = (
+            f"off: with {size.batch_size} patches per batch its statistics would come from {size.batch_size} vectors"
+        )
+    network = replace(
+        draft.network,
+        in_channels=len(facts.channel_names),
+        classes=len(facts.labels),
+        widths=size.widths,
+        aspp_channels=size.aspp_channels,
+        embedding_dim=size.embedding_dim,
+        mixing_dim=size.mixing_dim,
+        image_level_norm=pooled_norm,
+    )
+    if note := hardware.memory_rule(len(facts.labels), draft.median_grid()[0]):
+        reasons["memory"] = note
+    return draft.decided({"network": network}, **reasons)
+
+
+def decide_registration(draft: Draft) -> Draft:
+    """Whether scans are registered to the atlases, and what depends on it."""
+    recipe, atlas = draft.recipe, draft.recipe.atlas
+    kind, reason = rules.registration_rule(atlas.registration, draft.label_names, draft.median_grid()[0])
+    reasons = {"registration": reason}
+    mirrored = atlas.mirrored_atlases and kind != "none"
+    if mirrored:
+        reasons["mirrored_atlases"] = "in folds whose labels are left-right symmetric (up to three training scans)"
+    below = recipe.refinement.reregister_below if kind == "deformable" else 0.0
+    if below:
+        reasons["reregistration"] = f"of scans whose network and warped labels agree less than {below:g} (Dice)"
+    recipe = replace(
+        recipe,
+        atlas=replace(atlas, registration=kind, mirrored_atlases=mirrored),
+        refinement=replace(recipe.refinement, reregister_below=below),
+    )
+    network = replace(draft.network, atlas_prior=kind != "none")
+    return draft.decided({"recipe": recipe, "network": network}, **reasons)
+
+
+def decide_architecture(draft: Draft) -> Draft:
+    """MRE-Net, or the plain U-Net: the recipe's, or (adaptive planning) for volumes of lesions."""
+    recipe, reasons = draft.recipe, {}
+    if recipe.planning == "adaptive" and recipe.architecture == "mre_net" and not draft.is_2d:
+        use_unet, reasons["architecture"] = rules.lesion_unet_rule(draft.label_names)
+        if use_unet:
+            recipe = replace(recipe, architecture="unet", loss=replace(recipe.loss, ohem=False))
+    changes = UNET_NETWORK if recipe.architecture == "unet" else {}
+    return draft.decided({"recipe": recipe, "network": replace(draft.network, **changes)}, **reasons)
+
+
+def decide_refinement(draft: Draft) -> Draft:
+    """Weights of the refinement, and whether empty tiles are skipped."""
+    recipe, reasons = draft.recipe, {}
+    refinement, reasons["refinement"] = rules.refinement_rule(
+        recipe.refinement, draft.label_names, is_2d=draft.is_2d, is_ct=draft.is_ct
+    )
+    inference = recipe.inference
+    if draft.preprocessing.crop == "nonzero" and recipe.planning == "adaptive":
+        inference = replace(inference, skip_empty=True)
+        reasons["skip_empty"] = "constant background in every scan: tiles without anything else are not computed"
+    return draft.decided({"recipe": replace(recipe, refinement=refinement, inference=inference)}, **reasons)
+
+
+def decide_ohem_groups(draft: Draft) -> Draft:
+    """OHEM's groups: the paper's on its two datasets (planning ``paper``), else derived in each fold."""
+    recipe = draft.recipe
+    if not recipe.loss.ohem:
+        return draft
+    if recipe.planning == "paper" and (groups := groups_of(draft.label_names)):
+        loss = replace(recipe.loss, majority=tuple(groups.majority(draft.label_names)), ohem_ratio=groups.ohem_ratio)
+        reason = f"labels are those of {groups.dataset}: {groups.reason}, N_Lg {groups.ohem_ratio} (paper, IV-C)"
+        return draft.decided({"recipe": replace(recipe, loss=loss)}, ohem_groups=reason)
+    reason = "the majority group is derived from the labels of each fold's training scans"
+    return draft.decided({}, ohem_groups=reason)
+
+
+def decide_mirroring(draft: Draft) -> Draft:
+    """Axes along which training patches are mirrored; with adaptive planning, the recipe's changes for 2D images."""
+    recipe, reasons = draft.recipe, {}
+    axes = recipe.augmentation.mirror_axes
+    if axes:
+        allowed, reasons["mirror_axes"] = rules.mirror_rule(draft.facts.channel_names, draft.label_names)
+        shift = int(draft.is_2d)
+        axes = tuple(a - shift for a in axes if a >= shift) if allowed else ()
+        recipe = replace(recipe, augmentation=replace(recipe.augmentation, mirror_axes=axes))
+    if draft.is_2d and recipe.planning == "adaptive":
+        axes, reasons["mirror_axes"] = rules.image_mirror_rule(draft.label_names)
+        recipe = for_images(recipe, axes)
+    return draft.decided({"recipe": recipe}, **reasons)
+
+
+def decide_iterations(draft: Draft) -> Draft:
+    """How long a fold is trained."""
+    recipe, reasons = draft.recipe, {}
+    optimizer, batch = recipe.optimizer, recipe.sampling.batch_size
+    if not draft.is_2d and not recipe.is_literal:
+        voxels = float(np.prod(draft.median_grid()[0]))
+        iterations, reasons["iterations"] = rules.iterations_rule(
+            optimizer.iterations, voxels, batch * math.prod(draft.patch.size)
+        )
+        optimizer = replace(optimizer, iterations=iterations)
+    reasons["recipe"] = f"recipe {recipe.name!r}: {optimizer.iterations} iterations of {batch} patches"
+    return draft.decided({"recipe": replace(recipe, optimizer=optimizer)}, **reasons)
+
+
+DECISIONS: tuple[Decision, ...] = (
+    decide_normalization,
+    decide_crop,
+    decide_bias_field,
+    decide_size,
+    decide_grid,
+    decide_patch,
+    decide_network,
+    decide_registration,
+    decide_architecture,
+    decide_refinement,
+    decide_ohem_groups,
+    decide_mirroring,
+    decide_iterations,
+)
