@@ -1,1 +1,1 @@
-"""Plain reference against ours, in one process: ``python -m benchmarks`` from the checkout. Not installed."""
+"""Benchmarks of speed, memory and accuracy, run from the checkout (``python -m benchmarks``). Not installed."""

@@ -1,17 +1,17 @@
-"""Ours against nnU-Net from one labelled scan, on this machine's CPU: training time and Dice on the other scans.
+"""Our method against nnU-Net with one labelled scan, on this machine's CPU: training time, and Dice on the other scans.
 
-nnU-Net is used as its own program, in an environment of its own:
+nnU-Net runs as a separate program in its own environment:
 
     python3 -m venv nnunet-env
     nnunet-env/bin/pip install torch==2.13.0 torchvision==0.28.0 nnunetv2==2.8.1
     python -m benchmarks.against_nnunet path/to/Dataset004_Hippocampus hippocampus_014 \\
         --nnunet_python nnunet-env/bin/python --out comparison
 
-(torch and torchvision from one index: a CPU build of one does not load with a CUDA build of the other.)
-Both get a dataset that holds the one scan, plan and preprocess it, train (nnU-Net with its own plan and a schedule of
-500 iterations; ours with the default recipe and few iterations), predict all other labelled scans (nnU-Net without
-test-time augmentation) and are scored by mre_evaluate. Training time is the whole training command, start-up included.
-comparison/results.json is written after every step; a step that is there already is not run again.
+(Install torch and torchvision from one index: a CPU build of one does not load with a CUDA build of the other.)
+Both plan and preprocess a dataset with only that scan, train (nnU-Net with its own plan and a schedule of 500
+iterations; ours with the default recipe and few iterations), predict all other labelled scans (nnU-Net without
+test-time augmentation) and are scored by mre_evaluate. Training time is that of the whole training command with its
+start-up. comparison/results.json is written after every step; steps listed there are not run again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apart import last_words, peer_python
+from benchmarks.subprocess_env import environment_python, last_line
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 
 TRAINER = Path(__file__).parent / "nnunet_trainer"
-# nnU-Net takes as many threads as there are cores, whatever it is told: it is told another number of cores.
+# nnU-Net uses as many threads as there are cores, whatever its settings: the number of cores is replaced.
 NNUNET = "import multiprocessing, sys; multiprocessing.cpu_count = lambda: {threads}; from {module} import {entry}; "
 NNUNET += "sys.argv[0] = '{entry}'; {entry}()"
 OURS = "from mre_lowshot.cli.{name} import main; raise SystemExit(main())"
@@ -40,7 +40,17 @@ OURS = "from mre_lowshot.cli.{name} import main; raise SystemExit(main())"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and where it is written. ``source``: the dataset's folder; ``scan``: the one to train on."""
+    """What is compared.
+
+    Attributes:
+        source: the dataset's folder.
+        scan: the case to train on.
+        nnunet_python: Python executable of nnU-Net's environment.
+        out: folder for all output.
+        nnunet_iterations, iterations: length of nnU-Net's training and of ours.
+        threads: of each program.
+        changes: fields of our plan to change, KEY=VALUE.
+    """
 
     source: Path
     scan: str
@@ -53,7 +63,7 @@ class Comparison:
 
     @property
     def raw(self) -> Path:
-        """The dataset with the single scan."""
+        """Folder of the dataset with the single scan."""
         return self.out / "raw" / self.source.name
 
     @property
@@ -112,37 +122,37 @@ def steps(job: Comparison) -> dict[str, list[str]]:
 
 
 def prepare(job: Comparison) -> list[str]:
-    """Lay out the dataset with the single scan, the other scans and their references; gives the others' names.
+    """Write the dataset with the single scan, the other scans and their references; returns the names of the others.
 
     Raises:
-        UserError: the dataset or the scan is not there, or no other scan is labelled.
+        UserError: the dataset or the scan is missing, or no other scan is labelled.
     """
-    listed = read_json(job.source / "dataset.json", "the dataset's description")
+    listed = read_json(job.source / "dataset.json", "dataset.json")
     ending = listed["file_ending"]
     labelled = sorted(path.name[: -len(ending)] for path in (job.source / "labelsTr").glob(f"*{ending}"))
     if job.scan not in labelled:
         raise UserError(f"{job.source / 'labelsTr'}: has no {job.scan}{ending}; its cases are {', '.join(labelled)}")
     others = [name for name in labelled if name != job.scan]
     if not others:
-        raise UserError(f"{job.source}: {job.scan} is its only labelled case; nothing is left to score on")
+        raise UserError(f"{job.source}: {job.scan} is its only labelled case; none is left to test on")
     folders = {"imagesTr": job.raw / "imagesTr", "labelsTr": job.raw / "labelsTr"}
-    elsewhere = {"imagesTr": job.out / "others", "labelsTr": job.out / "references"}
-    for folder in (*folders.values(), *elsewhere.values()):
+    test_folders = {"imagesTr": job.out / "others", "labelsTr": job.out / "references"}
+    for folder in (*folders.values(), *test_folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     for name in labelled:
-        place = folders if name == job.scan else elsewhere
-        shutil.copyfile(job.source / "labelsTr" / f"{name}{ending}", place["labelsTr"] / f"{name}{ending}")
+        target = folders if name == job.scan else test_folders
+        shutil.copyfile(job.source / "labelsTr" / f"{name}{ending}", target["labelsTr"] / f"{name}{ending}")
         for channel in (job.source / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9]{ending}"):
-            shutil.copyfile(channel, place["imagesTr"] / channel.name)
+            shutil.copyfile(channel, target["imagesTr"] / channel.name)
     write_json(job.raw / "dataset.json", {**listed, "numTraining": 1})
     return others
 
 
-def compare(job: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run every step that has not been run, and sum up.
+def compare(job: Comparison, log: Callable[[str], None]) -> dict[str, Any]:
+    """Run every step that has not been run, and print and return the results.
 
     Raises:
-        UserError: a step failed (its output is in its log), or ``out`` holds another comparison.
+        UserError: a step failed (its output is in its log), or ``out`` contains another comparison.
     """
     path = job.out / "results.json"
     settings = {"dataset": job.source.name, "scan": job.scan, "threads": job.threads, "iterations": job.iterations,
@@ -151,20 +161,20 @@ def compare(job: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     if path.is_file():
         results = read_json(path, "results")
     if results["settings"] != settings:
-        raise UserError(f"{path}: is of another comparison, {results['settings']}; name another --out")
+        raise UserError(f"{path}: is of another comparison, {results['settings']}; give another --out")
     results["test_scans"] = len(prepare(job))
     for name, command in steps(job).items():
         if name not in results["seconds"]:
             results["seconds"][name] = _timed(name, command, job)
             write_json(path, results)
-        say(f"{name}: {results['seconds'][name]:.1f} s")
+        log(f"{name}: {results['seconds'][name]:.1f} s")
     dice = {}
     for side in ("ours", "nnunet"):
         dice[side] = read_json(job.out / f"scores_{side}" / "summary.json", "scores")["foreground_mean"]["Dice"]
     ours, theirs = results["seconds"]["ours: train"], results["seconds"]["nnunet: train"]
     results |= {"dice": dice, "nnunet_time_over_ours": theirs / ours}
     write_json(path, results)
-    say(
+    log(
         f"\n{results['test_scans']} test scans, {job.threads} threads\n"
         f"nnU-Net, {job.nnunet_iterations} iterations: Dice {dice['nnunet']:.4f}, training {theirs:.1f} s\n"
         f"ours, {job.iterations} iterations: Dice {dice['ours']:.4f}, training {ours:.1f} s "
@@ -178,40 +188,43 @@ def compare(job: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _timed(name: str, command: list[str], job: Comparison) -> float:
-    log = job.out / f"{name.replace(': ', '_')}.log"
+    path = job.out / f"{name.replace(': ', '_')}.log"
     begun = time.perf_counter()
-    with log.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=job.environment, cwd=job.out)
     if done.returncode:
-        raise UserError(f"{name}: failed ({last_words(log.read_text(encoding='utf-8'))}); see {log}")
+        raise UserError(f"{name}: failed ({last_line(path.read_text(encoding='utf-8'))}); see {path}")
     return time.perf_counter() - begun
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m benchmarks.against_nnunet", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    made.add_argument("dataset", type=Path, help="folder of a dataset in nnU-Net's layout")
-    made.add_argument("scan", help="the case to train on")
-    made.add_argument("--nnunet_python", type=Path, required=True, metavar="FILE",
-                      help="python of the environment that has nnunetv2")  # fmt: skip
-    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
-    made.add_argument("--nnunet_iterations", type=int, default=500, metavar="N", help="default: %(default)s")
-    made.add_argument("--iterations", type=int, default=60, metavar="N", help="ours (default: %(default)s)")
-    made.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE",
-                      help="change fields of our plan; recipe.alignment=none network.atlas_prior=false "
-                      "recipe.inference.prior_weight=0 leaves the network without registration")  # fmt: skip
-    made.add_argument("--threads", type=int, default=2, metavar="N", help="of each (default: %(default)s)")
-    return made
+    parser = argparse.ArgumentParser("python -m benchmarks.against_nnunet", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("dataset", type=Path, help="folder of a dataset in nnU-Net's layout")
+    parser.add_argument("scan", help="the case to train on")
+    parser.add_argument("--nnunet_python", type=Path, required=True, metavar="FILE",
+                        help="Python executable of the environment with nnunetv2")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for all output")
+    parser.add_argument("--nnunet_iterations", type=int, default=500, metavar="N",
+                        help="length of nnU-Net's training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--iterations", type=int, default=60, metavar="N",
+                        help="length of our training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE",
+                        help="change fields of our plan; the network alone, without registration: "
+                        "recipe.atlas.registration=none network.atlas_prior=false "
+                        "recipe.refinement.atlas_weight=0")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each program (default: %(default)s)")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison; 2 for wrong use or a failed step, told on one line."""
+    """Run the comparison; exit code 2 for wrong use or a failed step, with one line on stderr."""
     options = _parser().parse_args(arguments)
     try:
         for name in ("nnunet_iterations", "iterations", "threads"):
             if getattr(options, name) < 1:
                 raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
-        python = peer_python(options.nnunet_python, "--nnunet_python")
+        python = environment_python(options.nnunet_python, "--nnunet_python")
         job = Comparison(
             options.dataset.resolve(), options.scan, python, options.out.resolve(),
             options.nnunet_iterations, options.iterations, options.threads, tuple(options.changes),

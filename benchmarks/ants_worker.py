@@ -1,11 +1,11 @@
-"""Register one scan to another with ANTs and carry labels over. Run by `against_ants` with the other environment's
-python; needs antspyx only.
+"""Register one scan to another with ANTs and warp labels. `against_ants` runs it with the other environment's Python;
+it needs antspyx only.
 
     python ants_worker.py version
     python ants_worker.py FIXED MOVING LABELS OUT TRANSFORM INTERPOLATOR SEED
 
-The label map ``OUT`` lies on the grid of ``FIXED``; printed is how many seconds it took, without the
-start. Threads: ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
+The label map ``OUT`` lies on the grid of ``FIXED``. The program prints the seconds that it took, without start-up.
+Threads: ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS.
 """
 
 import sys
@@ -16,21 +16,21 @@ import ants
 
 
 def main(fixed: str, moving: str, labels: str, out: str, transform: str, interpolator: str, seed: str) -> None:
-    """Register ``moving`` to ``fixed`` and write ``labels``, which lie on ``moving``, as ``out``."""
+    """Register ``moving`` to ``fixed``, and write ``labels``, which lie on the grid of ``moving``, to ``out``."""
     begun = time.perf_counter()
     target, source = ants.image_read(fixed), ants.image_read(moving)
-    ants.config.set_ants_deterministic(on=False, seed_value=int(seed))  # the seed alone: "on" is one thread as well
-    with tempfile.TemporaryDirectory() as folder:  # where it would leave its transforms otherwise, nobody looks
+    ants.config.set_ants_deterministic(on=False, seed_value=int(seed))  # only the seed: "on" also means one thread
+    with tempfile.TemporaryDirectory() as folder:  # by default ANTs leaves its transforms in the system's folder
         found = ants.registration(
             fixed=target, moving=source, type_of_transform=transform, outprefix=f"{folder}/moving_to_fixed_"
         )
-        carried = ants.apply_transforms(
+        warped = ants.apply_transforms(
             fixed=target,
             moving=ants.image_read(labels),
             transformlist=found["fwdtransforms"],
             interpolator=interpolator,
         )
-    ants.image_write(carried, out)
+    ants.image_write(warped, out)
     print(time.perf_counter() - begun)
 
 

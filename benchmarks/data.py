@@ -1,10 +1,11 @@
-"""The data path: how many patches a second the sampler gives, and how long a training step waits for them."""
+"""Data loading: patches per second of the sampler, and the time that a training step waits for them."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks.setting import Setting
@@ -13,36 +14,37 @@ from mre_lowshot.trainers.trainer import MRETrainer
 
 BATCH = 24
 WORKERS = (0, 1, 2)
-STEPS = 6  # iterations counted, after one that is not
-BATCHES = 8  # counted where nothing but loading is done, after two that are not
+STEPS = 6  # measured iterations, after one that is not measured
+BATCHES = 8  # measured batches of loading alone, after two that are not measured
 
 
 def loader(setting: Setting) -> dict[str, Any]:
-    """Patches a second of the sampler alone, what a training step needs, and the share of an iteration that training
-    waits for its batch, by loader processes (0: in the training process, as ``mre_train`` does by default)."""
+    """Patches per second of the sampler alone, the rate that training needs, and the share of an iteration that is
+    spent waiting for its batch, by number of loader processes (0: in the training process, the default of
+    ``mre_train``)."""
     trainer = setting.trainer(batch=BATCH)
     batch = trainer.sampler[0]
     trainer.step(*batch)
     step = Spread(tuple(seconds(lambda: trainer.step(*batch), setting.device) for _ in range(setting.repeats)))
-    need = BATCH / step.median
-    setting.say(f"loading, batch {BATCH}: a training step takes {step} s, so it needs {need:.1f} patches a second")
-    result: dict[str, Any] = {"batch": BATCH, "step_seconds": step.record(), "patches_needed": need}
+    needed = BATCH / step.median
+    setting.log(f"loading, batch {BATCH}: a training step takes {step} s, so it needs {needed:.1f} patches a second")
+    result: dict[str, Any] = {"batch": BATCH, "step_seconds": step.record(), "patches_needed": needed}
     for workers in WORKERS:
-        alone = _rate(trainer, workers)
+        rate = _patches_per_second(trainer, workers)
         waits = _waiting(setting, trainer, workers)
-        result[f"workers_{workers}"] = {"patches_per_second": alone, "share_of_iteration": waits.record()}
-        setting.say(f"  {workers} workers: {alone:.1f} patches a second alone ({alone / need:.1f} times the need); "
-                    f"an iteration waits {100 * waits.median:.1f} % of its time "
+        result[f"workers_{workers}"] = {"patches_per_second": rate, "share_of_iteration": waits.record()}
+        setting.log(f"  {workers} loader processes: {rate:.1f} patches a second without training ({rate / needed:.1f} "
+                    f"times the needed rate); an iteration waits {100 * waits.median:.1f} % of its time "
                     f"({100 * min(waits.values):.1f} to {100 * max(waits.values):.1f} %)")  # fmt: skip
     return result
 
 
-def _loader(trainer: MRETrainer, workers: int, count: int) -> DataLoader:
+def _loader(trainer: MRETrainer, workers: int, count: int) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
     return DataLoader(Subset(trainer.sampler, range(count)), batch_size=None, num_workers=workers)
 
 
-def _rate(trainer: MRETrainer, workers: int) -> float:
-    """Patches a second with nothing else to do, once the loader's processes run."""
+def _patches_per_second(trainer: MRETrainer, workers: int) -> float:
+    """Of loading alone, once the loader processes run."""
     batches = iter(_loader(trainer, workers, 2 + BATCHES))
     next(batches), next(batches)
     begun = time.perf_counter()
@@ -51,7 +53,7 @@ def _rate(trainer: MRETrainer, workers: int) -> float:
 
 
 def _waiting(setting: Setting, trainer: MRETrainer, workers: int) -> Spread:
-    """The share of each iteration of a training loop that passes in waiting for the batch."""
+    """The share of each training iteration that is spent waiting for the batch."""
     batches = iter(_loader(trainer, workers, 1 + STEPS))
     shares = []
     trainer.step(*next(batches))

@@ -1,4 +1,4 @@
-"""Counting: multiply-adds from the shapes of the operations that run, bytes kept for the backward pass, peak memory."""
+"""Multiply-adds, counted from the shapes of the operations that run; bytes kept for the backward pass; peak memory."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def _product(left: Tensor, right: Tensor) -> int:
 
 
 def _convolution(source: Tensor, weight: Tensor, result: Tensor, transposed: bool) -> int:
-    """Each voxel of the result reads ``weight[0]``'s numbers; transposed, each voxel of the source writes them.
-    Taps that read padding count: they are computed or not as the kernel likes."""
-    return (source if transposed else result).numel() * math.prod(weight.shape[1:])
+    """Each voxel of the result reads as many numbers as ``weight[0]`` has; in a transposed convolution each voxel of
+    the source writes them. Taps that read padding are counted, whether or not the kernel computes them."""
+    return int((source if transposed else result).numel() * math.prod(weight.shape[1:]))
 
 
 def _qr(matrix: Tensor) -> int:
-    """Householder's way to the triangular factor."""
+    """The triangular factor by Householder reflections."""
     short, long = sorted(matrix.shape[-2:])
     return math.prod(matrix.shape[:-2]) * short**2 * (3 * long - short) // 3
 
 
-class MultiplyAdds(TorchDispatchMode):
+class MultiplyAdds(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Adds up the multiply-adds of all matrix products, QR decompositions and convolutions, forward and backward, that
-    run inside it.
+    run in its context.
 
     ``total`` holds the sum. Other operations (norms, activations, interpolation) are not counted.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,7 +49,7 @@ class MultiplyAdds(TorchDispatchMode):
         packet = func.overloadpacket
         known = packet in _COUNTED or packet is aten.convolution_backward
         if not known:
-            with self:  # in inference mode composite operations arrive whole: taken apart here
+            with self:  # in inference mode composite operations arrive undivided: they are decomposed here
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -76,15 +76,16 @@ _COUNTED: dict[Any, Callable[[Any, Any], int]] = {
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
-    """The multiply-adds of one call, as it runs (uncompiled) on whatever device."""
+    """The multiply-adds of one uncompiled call, on any device."""
     with MultiplyAdds() as counter:
         call()
-    return counter.total
+    total: int = counter.total
+    return total
 
 
 def saved_bytes(call: Callable[[], object], parameters: Iterator[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward passes of one call, each storage once, parameters left out. What is
-    recomputed in the backward pass is not kept, and not counted."""
+    """Bytes that autograd keeps for the backward passes of one call: each storage once, without parameters. What the
+    backward pass computes again is not kept and not counted."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
     kept: dict[int, int] = {}
     held = []
@@ -93,7 +94,7 @@ def saved_bytes(call: Callable[[], object], parameters: Iterator[Tensor]) -> int
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor.detach())  # so that no freed address is counted for another tensor
+            held.append(tensor.detach())  # keeps its address from being used for another tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -103,8 +104,8 @@ def saved_bytes(call: Callable[[], object], parameters: Iterator[Tensor]) -> int
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
-    """Gives a dict whose ``gb`` holds, afterwards, the peak inside: allocated on a CUDA device, else what this
-    process's resident memory rose by (Linux with glibc; None where it cannot be told)."""
+    """Yield a dict whose ``gb`` is the peak memory of the context after it ends: memory allocated on a CUDA device,
+    otherwise the rise of this process's resident memory (Linux with glibc; None where it cannot be measured)."""
     peak: dict[str, float | None] = {"gb": None}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -113,8 +114,8 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
         return
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else memory freed before would be used again, and not be seen
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise memory freed before would be used again without a rise
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident size
         before = _status("VmRSS")
     except (OSError, AttributeError, TypeError):  # not Linux with glibc
         yield peak
@@ -124,6 +125,6 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
 
 
 def _status(key: str) -> int:
-    """A size of this process in bytes, as Linux tells it."""
+    """A memory size of this process in bytes, from Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))

@@ -1,8 +1,8 @@
-"""The plain reference: MRE-Net in torch's own operations, written straight from the method (docs/METHOD.md).
+"""The plain reference: MRE-Net in torch's own operations, written directly from the method (docs/METHOD.md).
 
-Nothing is saved here: dilated convolutions are torch's, the embedding is built N_e wide, a scan is predicted tile by
-tile and only then cut to the kept centres. Parameters are named as ours, so that weights can be carried over and the
-results compared in the same run.
+Nothing is optimised here: dilated convolutions are torch's, the embedding is computed with all N_e features, and tiles
+are predicted whole and then cropped to the kept centres. Parameters have the same names as in our network, so that
+weights can be copied and the results compared in the same run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mre_lowshot.config import NetworkConfig, PatchConfig
 from mre_lowshot.inference.tiles import centre_tiles
-from mre_lowshot.specs import NetworkSpec, PatchSpec
 
 
 def _stack(channels: Sequence[int]) -> nn.Sequential:
@@ -28,16 +28,16 @@ def _stack(channels: Sequence[int]) -> nn.Sequential:
 
 
 class _Backbone(nn.Module):
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        widths = spec.widths
-        before = (spec.in_channels, *widths)
-        self.strides = spec.strides
-        self.encoder = nn.ModuleList(_stack([before[i], *[w] * spec.convs[i]]) for i, w in enumerate(widths))
+        widths = config.widths
+        before = (config.in_channels, *widths)
+        self.strides = config.strides
+        self.encoder = nn.ModuleList(_stack([before[i], *[w] * config.convs[i]]) for i, w in enumerate(widths))
         self.transitions = nn.ModuleList(_stack([w, w // 4]) for w in widths[:-1])
         self.ups = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose3d(w, w, s, s), nn.ReLU(), nn.BatchNorm3d(w))  # type: ignore[arg-type]
-            for w, s in zip(widths[1:], spec.strides, strict=True)
+            for w, s in zip(widths[1:], config.strides, strict=True)
         )
         self.decoder = nn.ModuleList(_stack([below + w // 4, w, w]) for w, below in itertools.pairwise(widths))
 
@@ -65,14 +65,14 @@ class _SqueezeExcite(nn.Module):
 
 
 class _ASPP(nn.Module):
-    def __init__(self, spec: NetworkSpec, channels: int) -> None:
+    def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()
-        width = spec.aspp_channels
+        width = config.aspp_channels
         convs = [nn.Conv3d(channels, width, 1)]
-        for dilation in spec.dilations:
+        for dilation in config.dilations:
             convs.append(nn.Conv3d(channels, width, 3, padding=dilation, dilation=dilation))  # type: ignore[arg-type]
         self.branches = nn.ModuleList(nn.Sequential(conv, nn.BatchNorm3d(width), nn.ReLU()) for conv in convs)
-        norm = nn.BatchNorm3d(width) if spec.image_level_norm else nn.Identity()
+        norm = nn.BatchNorm3d(width) if config.image_level_norm else nn.Identity()
         self.image_level = nn.Sequential(nn.Conv3d(channels, width, 1), norm, nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,40 +81,41 @@ class _ASPP(nn.Module):
 
 
 class _Embedding(nn.Module):
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        channels = sum(spec.widths[:-1]) + spec.location_channels
-        self.se = _SqueezeExcite(channels, spec.se_reduction)
-        self.aspp = _ASPP(spec, channels)
-        self.fusion = nn.Conv3d(spec.aspp_channels * (2 + len(spec.dilations)), spec.embedding, 1)
+        channels = sum(config.widths[:-1]) + config.location_channels
+        self.se = _SqueezeExcite(channels, config.se_reduction)
+        self.aspp = _ASPP(config, channels)
+        self.fusion = nn.Conv3d(config.aspp_channels * (2 + len(config.dilations)), config.embedding_dim, 1)
 
     def forward(self, levels: list[Tensor], coordinates: Tensor) -> Tensor:
         size = levels[0].shape[2:]
         rest = [F.interpolate(x, size, mode="trilinear", align_corners=False) for x in levels[1:]]
-        return self.fusion(self.aspp(self.se(torch.cat([levels[0], *rest, coordinates], dim=1))))
+        found: Tensor = self.fusion(self.aspp(self.se(torch.cat([levels[0], *rest, coordinates], dim=1))))
+        return found
 
 
 class _Head(nn.Module):
-    """Equations 1 to 4. The products are 1x1x1 convolutions and the scores, not the embedding, are divided by |e|:
-    the cheapest way to write them without folding anything."""
+    """Equations 1 to 4. The products are 1x1x1 convolutions, and the similarities, not the embedding, are divided by
+    |e|: the fastest form without fusing layers."""
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.classes, self.modes = spec.classes, spec.modes
-        outputs = spec.classes * spec.modes
-        self.prototypes = nn.Parameter(torch.randn(outputs, spec.embedding))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(spec.scale)))
+        self.shape = config.classes, config.prototypes_per_class
+        outputs = config.classes * config.prototypes_per_class
+        self.prototypes = nn.Parameter(torch.randn(outputs, config.embedding_dim))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
         self.mixer = nn.Sequential(
-            nn.Linear(spec.embedding, spec.mixer_width), nn.ReLU(), nn.Linear(spec.mixer_width, outputs)
+            nn.Linear(config.embedding_dim, config.mixing_dim), nn.ReLU(), nn.Linear(config.mixing_dim, outputs)
         )
 
     def forward(self, e: Tensor) -> Tensor:
         s = F.conv3d(e, _as_kernel(F.normalize(self.prototypes, dim=1))) / e.norm(dim=1, keepdim=True)
         u = torch.relu(_voxelwise(e, self.mixer[0]))
         beta = torch.sigmoid(_voxelwise(u, self.mixer[2]))
-        modes = (self.classes, self.modes)
-        log_alpha = torch.log_softmax(beta.unflatten(1, modes), dim=2)
-        return torch.logsumexp(log_alpha + self.log_scale.exp() * s.unflatten(1, modes), dim=2)
+        beta, s = (x.view(len(x), *self.shape, *x.shape[2:]) for x in (beta, s))
+        log_alpha = torch.log_softmax(beta, dim=2)
+        return torch.logsumexp(log_alpha + self.log_scale.exp() * s, dim=2)
 
 
 def _as_kernel(weight: Tensor) -> Tensor:
@@ -132,30 +133,41 @@ class PlainMRENet(nn.Module):
     variant in 3D.
 
     Raises:
-        ValueError: ``spec`` asks for a variant that is not written here.
+        ValueError: ``config`` is a variant that is not implemented here.
     """
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        default = (spec.axes, spec.norm, spec.coordinates, spec.mixing, spec.distance) == (
+        default = (config.axes, config.norm, config.coordinates, config.mixing, config.distance) == (
             3, "batch", "volume", "adaptive", "cosine")  # fmt: skip
-        parts = (spec.ams, spec.se, spec.aspp, spec.image_level, spec.dml, spec.mixing_sigmoid, spec.scale_learned)
-        if not default or not all(parts) or spec.bottleneck_level or spec.modes == 1:
-            raise ValueError("the plain reference is the method's default variant in 3D, with two modes or more")
-        self.backbone = _Backbone(spec)
-        self.embedding = _Embedding(spec)
-        self.head = _Head(spec)
+        parts = (
+            config.multiscale,
+            config.se,
+            config.aspp,
+            config.image_level,
+            config.prototype_head,
+            config.mixing_sigmoid,
+            config.logit_scale_learned,
+        )
+        if not default or not all(parts) or config.bottleneck_level or config.prototypes_per_class == 1:
+            raise ValueError(
+                "the plain reference is the method's default variant in 3D, with two prototypes per class or more"
+            )
+        self.backbone = _Backbone(config)
+        self.embedding = _Embedding(config)
+        self.head = _Head(config)
 
     def forward(self, image: Tensor, coordinates: Tensor) -> Tensor:
-        return self.head(self.embedding(self.backbone(image), coordinates))
+        logits: Tensor = self.head(self.embedding(self.backbone(image), coordinates))
+        return logits
 
 
 @torch.inference_mode()
 def plain_prediction(
-    network: nn.Module, image: Tensor, coordinates: Tensor, patch: PatchSpec, classes: int, batch: int
+    network: nn.Module, image: Tensor, coordinates: Tensor, patch: PatchConfig, classes: int, batch: int
 ) -> Tensor:
-    """Class probabilities (K, *size), on the CPU, of a scan (C, *size) with its coordinate maps: tile by tile, the
-    centre of each kept, ``batch`` tiles at a time, on the device of the tensors given."""
+    """Class probabilities (K, *size), on the CPU, of a scan (C, *size) with its coordinate maps: ``batch`` tiles at a
+    time, of which the centres are kept, computed on the tensors' device."""
     size = tuple(image.shape[1:])
     result = torch.zeros((classes, *size))
     tiles = list(centre_tiles(size, patch.size, patch.centre))

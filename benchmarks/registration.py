@@ -1,14 +1,16 @@
-"""Registration alone: labels carried from one scan to others, by each part of what `mre_train` registers with.
+"""Registration alone: labels propagated from one scan to others by each part of the registration of `mre_train`.
 
     mre_plan_and_preprocess -d Hippocampus
     python -m benchmarks.registration mre_data/preprocessed/Dataset004_Hippocampus --cohort develop
 
-From each scan of --train (default: the first of the cohort) to the cohort's others, on the plan's grid: affine; affine
-and demons; affine, blocks moved to where they fit, demons (recipe `default`). Dice, mean over the labels that the other
-scan has there, and over scans; seconds a scan, of the affine part and of what follows it. --mirrored: also from the
-scan's mirror image, from both together as prediction weighs them, and how well scan and image agree, by which
-`mre_train` decides whether the image is used. --together: also from all scans of --train at once, to what is none of
-them, counted equally and as prediction does, by how much each looks like the scan at a place.
+Labels of each scan of --train (default: the first of the cohort) are warped to the cohort's others, on the plan's grid,
+by: affine registration; affine, then demons; affine, then discrete registration of blocks, then demons (recipe
+`default`). Printed are Dice, mean over the labels that the other scan has and over scans, and seconds per scan of the
+affine part and of the parts after it.
+
+--mirrored: also from the mirrored atlas, from scan and mirrored atlas fused as in prediction, and the left-right
+symmetry by which `mre_train` decides whether mirrored atlases are used. --fused: also from all scans of --train, to the
+scans that are none of them, fused with equal weights and, as in prediction, weighted by local similarity to the scan.
 """
 
 from __future__ import annotations
@@ -16,35 +18,83 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mre_lowshot import mirroring
-from mre_lowshot.alignment import Atlas, coordinates_in, together
+from mre_lowshot.atlas.alignment import atlas_coordinates
+from mre_lowshot.atlas.atlas import Atlas
+from mre_lowshot.atlas.label_fusion import build_prior
+from mre_lowshot.atlas.mirrored import mirrored
+from mre_lowshot.atlas.registration.affine import affine
+from mre_lowshot.atlas.registration.deformable import deformable
+from mre_lowshot.atlas.registration.demons import demons
+from mre_lowshot.atlas.registration.images import to_image
 from mre_lowshot.cli import common
+from mre_lowshot.config import Plan
+from mre_lowshot.config.plan_files import load_plan
+from mre_lowshot.data.splits import read_cohort
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.quality import label_agreement
-from mre_lowshot.losses import IGNORE
-from mre_lowshot.planners.fold import mirror_images_rule
-from mre_lowshot.plans import load_plan
+from mre_lowshot.evaluation.agreement import label_agreement
+from mre_lowshot.grid import IGNORE
+from mre_lowshot.planners.fold import mirrored_atlases_rule
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
-from mre_lowshot.registration.affine import affine
-from mre_lowshot.registration.deformable import deformable, demons
-from mre_lowshot.registration.images import to_image
-from mre_lowshot.sampling import Prior
-from mre_lowshot.specs import Plan
-from mre_lowshot.splits import read_cohort
 from mre_lowshot.trainers.fold import training_case
-from mre_lowshot.trainers.symmetry import measured
+from mre_lowshot.trainers.symmetry import left_right_dice
 
 KINDS: tuple[str, ...] = ("affine", "affine, demons", "affine, blocks, demons")
-MIRRORED = ("from the mirror image, all of it", "from both, all of it")
+MIRRORED = ("from the mirrored atlas, all parts", "from both, all parts")
 
 
-def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float], np.ndarray]:
-    """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`; the coordinates of the last."""
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: the preprocessed cases in ``folder``, and which of them labels come from and go to."""
+
+    folder: Path
+    plan: Plan
+    cohort: str
+    cases: Sequence[str]
+    trains: Sequence[str]
+    mirrored: bool
+    fused: bool
+    most: int | None
+
+    @property
+    def classes(self) -> int:
+        return self.plan.network.classes
+
+    def others(self, train: str) -> list[str]:
+        """The scans to which labels of ``train`` are propagated.
+
+        Raises:
+            UserError: ``train`` is not in the cohort, or no other scan is.
+        """
+        if train not in self.cases:
+            raise UserError(f"--train {train}: not in cohort {self.cohort!r}; choose among {', '.join(self.cases)}")
+        excluded = set(self.trains) if self.fused else {train}
+        others = [case for case in self.cases if case not in excluded][: self.most]
+        if not others:
+            raise UserError(
+                f"cohort {self.cohort!r} has no scan besides {', '.join(sorted(excluded))} to propagate labels to"
+            )
+        return others
+
+    def atlas(self, train: str) -> Atlas:
+        """A scan of --train as atlas.
+
+        Raises:
+            UserError: it is a 2D image, or has no labels.
+        """
+        case = load_case(self.folder, train)
+        if case.image.shape[1] == 1:
+            raise UserError(f"case {train}: is a 2D image; only volumes are registered here")
+        return Atlas(case.image, case.needed_label(), case.transform.spacing)
+
+
+def propagation_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float], np.ndarray]:
+    """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`; the coordinates found by the last."""
     import SimpleITK as sitk
 
     truth = case.needed_label()
@@ -52,134 +102,150 @@ def carried_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[f
     marks, found = [time.perf_counter()], []
     found.append(affine(fixed, moving))
     marks.append(time.perf_counter())
-    found.append(sitk.CompositeTransform([found[0], demons(fixed, moving, found[0])]))
+    after_affine: list[Any] = [found[0], demons(fixed, moving, found[0])]
+    found.append(sitk.CompositeTransform(after_affine))  # type: ignore[no-untyped-call, unused-ignore]
     marks.append(time.perf_counter())
     found.append(deformable(fixed, moving, found[0]))
     marks.append(time.perf_counter())
-    places = [coordinates_in(atlas, transform, fixed, truth.shape) for transform in found]
-    scores = [mean_dice(brought(Prior((atlas.label,), classes), place), truth, classes) for place in places]
-    return scores, np.diff(marks).tolist(), places[-1]
-
-
-def brought(prior: Prior, coordinates: np.ndarray) -> np.ndarray:
-    return prior.posterior(coordinates).argmax(axis=0)
+    coordinates = [atlas_coordinates(atlas, transform, fixed, truth.shape) for transform in found]
+    scores = [mean_dice(warp_labels([atlas], maps, classes), truth, classes) for maps in coordinates]
+    return scores, np.diff(marks).tolist(), coordinates[-1]
 
 
 def mirrored_dice(
     atlas: Atlas, image: Atlas, case: PreparedCase, coordinates: np.ndarray, classes: int
 ) -> tuple[list[float], float]:
-    """Dice on the scan, whose ``coordinates`` in the atlas are known, for each of `MIRRORED`, and seconds of the
-    image's registration."""
+    """Dice on the scan for each of `MIRRORED`, and seconds of the mirrored atlas's registration.
+
+    Args:
+        atlas: the labelled scan.
+        image: its mirrored atlas.
+        case: the scan.
+        coordinates: of its voxels in ``atlas``, (3, *size).
+        classes: K.
+    """
     start = time.perf_counter()
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(image.image, image.spacing)
-    place = coordinates_in(image, deformable(fixed, moving, affine(fixed, moving)), fixed, case.image.shape[1:])
+    transform = deformable(fixed, moving, affine(fixed, moving))
+    own = atlas_coordinates(image, transform, fixed, case.image.shape[1:])
     seconds = time.perf_counter() - start
-    joined = together((atlas, image), classes).posterior(np.concatenate([coordinates, place]), case.image)
-    carried = brought(Prior((image.label,), classes), place), joined.argmax(axis=0)
-    return [mean_dice(one, case.needed_label(), classes) for one in carried], seconds
+    both = warp_labels([atlas, image], np.concatenate([coordinates, own]), classes, case.image)
+    labels = warp_labels([image], own, classes), both
+    return [mean_dice(one, case.needed_label(), classes) for one in labels], seconds
 
 
-def joint_dice(atlases: Sequence[Atlas], case: PreparedCase, places: Sequence[np.ndarray], classes: int) -> list[float]:
-    """Dice on the scan, whose ``places`` in each of the atlases are known, of their labels together: each counted
-    alike, and by likeness."""
-    prior = together(atlases, classes)
-    posteriors = [prior.posterior(np.concatenate(places), image) for image in (None, case.image)]
-    return [mean_dice(posterior.argmax(axis=0), case.needed_label(), classes) for posterior in posteriors]
+def fused_dice(
+    atlases: Sequence[Atlas], case: PreparedCase, coordinates: Sequence[np.ndarray], classes: int
+) -> list[float]:
+    """Dice on the scan, with known ``coordinates`` in each atlas, of the atlases' labels fused with equal weights, and
+    with weights by similarity."""
+    maps = np.concatenate(coordinates)
+    fused = [warp_labels(atlases, maps, classes, image) for image in (None, case.image)]
+    return [mean_dice(labels, case.needed_label(), classes) for labels in fused]
+
+
+def warp_labels(
+    atlases: Sequence[Atlas], coordinates: np.ndarray, classes: int, image: np.ndarray | None = None
+) -> np.ndarray:
+    """Label map (*size) of the atlases' labels at ``coordinates`` (atlases * 3, *size)."""
+    labels: np.ndarray = build_prior(atlases, classes).fuse_labels(coordinates, image).argmax(axis=0)
+    return labels
 
 
 def mean_dice(one: np.ndarray, truth: np.ndarray, classes: int) -> float:
-    """Over the foreground classes that ``truth`` has; its ignored voxels do not count."""
+    """Mean over the foreground classes that ``truth`` has; its ignored voxels are excluded."""
     known = truth != IGNORE
     dice = label_agreement(one[known], truth[known], classes)
     return float(np.mean([dice[k] for k in np.unique(truth[truth > 0])]))
 
 
-def _tell_likeness(name: str, case: PreparedCase, plan: Plan) -> None:
-    """How well a scan agrees with its mirror image."""
-    (dice,) = measured([training_case(case, 3)], plan) or [{}]
+def _print_symmetry(name: str, case: PreparedCase, plan: Plan) -> None:
+    """How well a scan's labels agree with those of its mirror image."""
+    (dice,) = left_right_dice([training_case(case, 3)], plan) or [{}]
     if not dice:
         raise UserError(
-            f"plan {plan.plans_name}: uses no mirror images (recipe.mirror_images, recipe.alignment and "
-            f"network.atlas_prior must be on), or {name} cannot be registered to its own; leave --mirrored out"
+            f"--mirrored: plan {plan.plans_name} uses no mirrored atlases (recipe.atlas.mirrored_atlases, "
+            f"recipe.atlas.registration and network.atlas_prior must be on), or {name} cannot be registered to its "
+            "mirror image; leave out --mirrored"
         )
     least = min(dice, key=dice.__getitem__)
-    told = f"Dice {np.mean([*dice.values()]):.3f}, least of {least} {dice[least]:.3f}"
-    print(f"{name} and its mirror image, affine: {told}: {mirror_images_rule([dice])[1]}", flush=True)
+    text = f"Dice {np.mean([*dice.values()]):.3f}, least {dice[least]:.3f} ({least})"
+    print(f"{name} and its mirror image, affine: {text}: {mirrored_atlases_rule([dice])[1]}", flush=True)
+
+
+def _compare_from(job: Comparison, train: str, known: dict[str, list[tuple[Atlas, np.ndarray]]]) -> None:
+    """Print the figures of one atlas. With --fused, add it to ``known``, with each scan's coordinates in it."""
+    others, atlas = job.others(train), job.atlas(train)
+    image, kinds = None, KINDS
+    if job.mirrored:
+        _print_symmetry(train, load_case(job.folder, train), job.plan)
+        image, kinds = mirrored(atlas, job.plan.labels), KINDS + MIRRORED
+    rows = []
+    for name in others:
+        case = load_case(job.folder, name)
+        scores, seconds, coordinates = propagation_dice(atlas, case, job.classes)
+        if job.fused:
+            known.setdefault(name, []).append((atlas, coordinates))
+        if image is not None:
+            more, spent = mirrored_dice(atlas, image, case, coordinates, job.classes)
+            scores, seconds = scores + more, [*seconds, spent, spent + seconds[0] + seconds[-1]]
+        rows.append((scores, seconds))
+        print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
+    mean_scores, mean_seconds = np.mean(rows, axis=0)
+    for kind, score, spent in zip(kinds, mean_scores, mean_seconds, strict=True):
+        print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
+
+
+def _compare_fused(job: Comparison, known: dict[str, list[tuple[Atlas, np.ndarray]]]) -> None:
+    """Print the figures of all atlases fused, from the scans' ``known`` coordinates in each."""
+    rows = []
+    for name, found in known.items():
+        atlases, coordinates = zip(*found, strict=True)
+        rows.append(fused_dice(atlases, load_case(job.folder, name), coordinates, job.classes))
+        equal, similar = rows[-1]
+        print(f"  {name} from all, fused: Dice {equal:.3f} equal weights, {similar:.3f} by similarity", flush=True)
+    equal, similar = np.mean(rows, axis=0)
+    print(f"from all to {len(rows)} scans, fused: Dice {equal:.4f} equal weights, {similar:.4f} by similarity")
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m benchmarks.registration", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    made.add_argument("prepared", type=Path, help="preprocessed/DatasetXXX_Name")
-    made.add_argument("-p", dest="plans", default="MREPlans", metavar="NAME", help="plan (default: %(default)s)")
-    made.add_argument("--cohort", default="develop", metavar="NAME", help="these cases only (default: %(default)s)")
-    made.add_argument("--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("halves.json"),
-                      help="JSON with the cohorts (default: benchmarks/halves.json)")  # fmt: skip
-    made.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are carried over")
-    made.add_argument("--mirrored", action="store_true", help="also from the scan's mirror image, and from both")
-    made.add_argument("--together", action="store_true", help="also from all scans of --train together")
-    made.add_argument("--most", type=int, metavar="N", help="to the first N other scans only")
-    return made
+    parser = argparse.ArgumentParser("python -m benchmarks.registration", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("prepared", type=Path, help="preprocessed/DatasetXXX_Name")
+    parser.add_argument("-p", dest="plans", default="MREPlans", metavar="NAME", help="plan (default: %(default)s)")
+    parser.add_argument("--cohort", default="develop", metavar="NAME", help="cases to use (default: %(default)s)")
+    parser.add_argument(
+        "--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("dev_report_split.json"),
+        help="JSON with the cohorts (default: benchmarks/dev_report_split.json)",
+    )  # fmt: skip
+    parser.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are propagated")
+    parser.add_argument("--mirrored", action="store_true", help="also from the scan's mirrored atlas, and from both")
+    parser.add_argument("--fused", action="store_true", help="also from all scans of --train, fused")
+    parser.add_argument("--most", type=int, metavar="N", help="only to the first N other scans")
+    return parser
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options: Any = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.most is not None and options.most < 1:
         raise UserError(f"--most {options.most}: must be 1 or more")
     plan = load_plan(options.prepared / f"{options.plans}.json")
     cases = read_cohort(options.cohorts, plan.dataset_name, options.cohort)
-    folder, classes = options.prepared / options.plans, plan.network.classes
     trains = options.train or cases[:1]
-    if options.together and len(trains) < 2:
-        raise UserError("--together: needs two scans or more; name them with --train")
+    if options.fused and len(trains) < 2:
+        raise UserError("--fused: needs two scans or more; name them with --train")
+    folder = options.prepared / options.plans
+    job = Comparison(folder, plan, options.cohort, cases, trains, options.mirrored, options.fused, options.most)
     known: dict[str, list[tuple[Atlas, np.ndarray]]] = {}
     for train in trains:
-        if train not in cases:
-            raise UserError(f"--train {train}: not in cohort {options.cohort!r}; choose among {', '.join(cases)}")
-        apart = set(trains) if options.together else {train}
-        others = [case for case in cases if case not in apart][: options.most]
-        if not others:
-            raise UserError(f"cohort {options.cohort!r} has no scan beside {', '.join(apart)} to carry labels to")
-        atlas_case = load_case(folder, train)
-        if atlas_case.image.shape[1] == 1:
-            raise UserError(f"case {train}: is a 2D image; volumes only are registered here")
-        atlas = Atlas(atlas_case.image, atlas_case.needed_label(), atlas_case.transform.spacing)
-        image, kinds = None, KINDS
-        if options.mirrored:
-            _tell_likeness(train, atlas_case, plan)
-            image, kinds = mirroring.image_of(atlas, plan.labels), KINDS + MIRRORED
-        rows = []
-        for name in others:
-            case = load_case(folder, name)
-            scores, seconds, place = carried_dice(atlas, case, classes)
-            if options.together:
-                known.setdefault(name, []).append((atlas, place))
-            if image is not None:
-                more, spent = mirrored_dice(atlas, image, case, place, classes)
-                scores, seconds = scores + more, [*seconds, spent, spent + seconds[0] + seconds[-1]]
-            rows.append((scores, seconds))
-            print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
-        scores, seconds = np.mean(rows, axis=0)
-        for kind, score, spent in zip(kinds, scores, seconds, strict=True):
-            print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
-    if options.together:
-        _tell_together(known, folder, classes)
+        _compare_from(job, train, known)
+    if job.fused:
+        _compare_fused(job, known)
     return 0
 
 
-def _tell_together(known: dict[str, list[tuple[Atlas, np.ndarray]]], folder: Path, classes: int) -> None:
-    """What all atlases bring together to each scan, whose places in each of them are ``known``."""
-    rows = []
-    for name, found in known.items():
-        atlases, places = zip(*found, strict=True)
-        rows.append(joint_dice(atlases, load_case(folder, name), places, classes))
-        print(f"  {name}, from all: counted alike {rows[-1][0]:.3f}, by likeness {rows[-1][1]:.3f}", flush=True)
-    alike, weighted = np.mean(rows, axis=0)
-    print(f"from all to {len(rows)} scans: counted alike Dice {alike:.4f}, by likeness {weighted:.4f}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison; 2 for wrong use, told on one line."""
+    """Run the comparison; exit code 2 for wrong use, with one line on stderr."""
     return common.run(_main, arguments)
 
 

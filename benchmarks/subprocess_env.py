@@ -1,4 +1,4 @@
-"""What the comparisons share: a peer runs as a program of its own, with the python of an environment of its own."""
+"""Shared by the comparisons with other programs: each runs as its own process, in its own Python environment."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 from mre_lowshot.errors import UserError
 
 
-def peer_python(path: Path, option: str) -> Path:
-    """The python named with ``option``, absolute; links are kept, for they lead out of the environment.
+def environment_python(path: Path, option: str) -> Path:
+    """The Python executable given with ``option``, as an absolute path. Links are kept: their targets lie outside the
+    environment.
 
     Raises:
-        UserError: it is no file.
+        UserError: it is not a file.
     """
     if not path.is_file():
-        raise UserError(f"{option} {path}: is no file; name the environment's bin/python")
+        raise UserError(f"{option} {path}: is not a file; give the environment's bin/python")
     return path.absolute()
 
 
-def last_words(text: str) -> str:
-    """The last line of a program's output that says something."""
+def last_line(text: str) -> str:
+    """The last line of a program's output that is not blank."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

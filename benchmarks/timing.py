@@ -1,4 +1,4 @@
-"""Timing of alternatives that take turns, and how fast the machine multiplies matrices at best."""
+"""Timing of alternatives in turns, and the machine's highest speed of matrix multiplication."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one thing; told as the median with the lowest and the highest."""
+    """Repeated measurements of one quantity; printed as median (minimum to maximum)."""
 
     values: tuple[float, ...]
 
@@ -25,17 +25,18 @@ class Spread:
         return f"{self.median:.4g} ({min(self.values):.4g} to {max(self.values):.4g})"
 
     def record(self) -> dict[str, Any]:
+        """For the JSON file."""
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": list(self.values)}
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished all work submitted to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes."""
+    """The duration of one call."""
     synchronise(device)
     begun = time.perf_counter()
     call()
@@ -44,8 +45,8 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Spread]:
-    """Time each call ``repeats`` times in turn (A B A B ...), so that a change of the machine's load meets all of
-    them. Nothing is warmed up here."""
+    """Time each call ``repeats`` times in turns (A B A B ...), so that a change of the machine's load affects all
+    equally. Nothing is warmed up here."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -54,12 +55,12 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, device:
 
 
 def ratio(times: dict[str, Spread], slow: str = "plain", fast: str = "ours") -> Spread:
-    """How many times faster ``fast`` was, turn by turn."""
+    """How many times as fast ``fast`` was, turn by turn."""
     return Spread(tuple(a / b for a, b in zip(times[slow].values, times[fast].values, strict=True)))
 
 
 def matrix_ceiling(device: torch.device, side: int, repeats: int, dtype: torch.dtype = torch.float32) -> float:
-    """GFLOP/s (2 a multiply-add) of the fastest of several products of two ``side`` x ``side`` matrices."""
+    """GFLOP/s (2 per multiply-add) of the fastest of several products of two ``side`` x ``side`` matrices."""
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     torch.mm(a, b)
     return 2e-9 * side**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(repeats))

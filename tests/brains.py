@@ -1,4 +1,4 @@
-"""Heads whose halves are alike, as volumes and as a dataset that is planned and trained on through the commands."""
+"""Left-right symmetric heads, as volumes and as a dataset that the commands plan and train on."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from conftest import SETTINGS, command
 from references import TINY, tiny_plan
 from scipy import ndimage
 
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.volume import write_volume
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.sampling import TrainingCase
-from mre_lowshot.volume import Geometry, write_volume
 
 LABELS = {"background": 0, "large": 1, "small": 2}
 SIDED = {"background": 0, "left_ball": 1, "right_ball": 2}
-LIKE = tiny_plan(replace(TINY, atlas_prior=True), alignment="affine", mirror_images=True)
+LIKE = tiny_plan(replace(TINY, atlas_prior=True), registration="affine", mirrored_atlases=True)
 
 
 def brain(seed: int, sided: bool = False, alike: bool = True) -> TrainingCase:
-    """A textured head with a ball in each half, a little different in place and size; in one half only if not
+    """A textured head with a ball in each half, slightly different in position and size; in one half only if not
     ``alike``. One class of balls, or one a side (left is where x is high)."""
     size, rng = (24, 30, 36), np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in size], indexing="ij")
@@ -55,11 +56,16 @@ def two_brains(tmp_path_factory) -> Path:
     """A workspace with two brains, planned and preprocessed."""
     root = tmp_path_factory.mktemp("brains")
     write_brains(root / "raw", 2)
-    small = (*SETTINGS, "network.dilations=[[2,2,2]]", "recipe.alignment=affine", "recipe.inference.realign_below=0")
+    small = (
+        *SETTINGS,
+        "network.dilations=[[2,2,2]]",
+        "recipe.atlas.registration=affine",
+        "recipe.refinement.reregister_below=0",
+    )
     assert command("plan", "-d", "901", "-p", "Tiny", "--workspace", root, "-device", "cpu", "--set", *small) == 0
     return root
 
 
 def decisions(fold: Path) -> dict:
-    """What a fold's ``plans.json`` says was decided in it."""
+    """The fold's decisions in its ``plans.json``."""
     return read_json(fold / "plans.json", "plan")["fold"]

@@ -1,4 +1,4 @@
-"""A tiny workspace, planned and trained once a session through the real commands, and copies of it to play with."""
+"""A tiny workspace, planned and trained once a session through the commands, and copies of it that tests may change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from pathlib import Path
 
 import pytest
 
-SETTINGS = ("network.widths=[4, 8, 8]", "network.convs=[1, 1, 1]", "network.aspp_channels=4", "network.embedding=16",
-            "recipe.batch_size=2", "recipe.iterations=3", "recipe.inference.tiling=centre")  # fmt: skip
+SETTINGS = (
+    "network.widths=[4, 8, 8]",
+    "network.convs=[1, 1, 1]",
+    "network.aspp_channels=4",
+    "network.embedding_dim=16",
+    "recipe.sampling.batch_size=2",
+    "recipe.optimizer.iterations=3",
+    "recipe.inference.tiling=centre",
+)
 
 
 def command(name: str, *arguments: object) -> int:
@@ -25,7 +32,7 @@ def command(name: str, *arguments: object) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from threads, and lose much where the cores are busy."""
+    """One thread: tiny networks gain nothing from more, and lose much where the cores are busy."""
     import torch
 
     before = torch.get_num_threads()
@@ -37,22 +44,29 @@ def one_thread() -> Iterator[None]:
 
 
 def edit(path: Path, **changes: object) -> None:
-    """Change top-level fields of a JSON file; a dict is merged into what is there."""
+    """Change fields of a JSON file; a dict is merged into the existing one, at any depth."""
+
+    def merge(section: dict, changes: dict) -> None:
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                merge(section[key], value)
+            else:
+                section[key] = value
+
     data = json.loads(path.read_text())
-    for key, value in changes.items():
-        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    merge(data, changes)
     path.write_text(json.dumps(data))
 
 
 def iterations(folder: Path, name: str = "checkpoint_latest.pth") -> list[float]:
-    """Those that a fold's checkpoint has seen."""
+    """The iterations in the training history of a fold's checkpoint."""
     import torch
 
     return torch.load(folder / name, weights_only=True)["training"]["history"]["iteration"]
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Press Ctrl-C in training, after so many steps."""
+    """Send SIGINT (Ctrl-C) to training after so many steps."""
     from mre_lowshot.trainers.trainer import MRETrainer
 
     step = MRETrainer.step
@@ -95,7 +109,7 @@ class Space:
         return command("predict", "-i", scans, "-o", out, "--workspace", self.root, "-device", "cpu", *arguments)
 
     def labelled_only(self, name: str) -> None:
-        """Take the label maps of all other cases away."""
+        """Delete the label maps of all other cases."""
         for path in (self.raw / "labelsTr").iterdir():
             if path.name != f"{name}.nii.gz":
                 path.unlink()
@@ -103,8 +117,8 @@ class Space:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Space:
-    """Planned, and fold 0 of 1shot trained and validated. Not to be changed: `space` is a copy."""
-    from mre_lowshot.synthetic import write_dataset
+    """A planned workspace with fold 0 of 1shot trained and validated. Tests must not change it: `space` is a copy."""
+    from mre_lowshot.data.synthetic import write_dataset
 
     space = Space(tmp_path_factory.mktemp("workspace"))
     write_dataset(space.root / "raw", subjects=3, shape=(20, 36, 44), spacing=(8.0, 8.0, 8.0))
@@ -130,7 +144,7 @@ def one_thread_only() -> Iterator[None]:
 
 @pytest.fixture
 def no_settings(monkeypatch, tmp_path) -> None:
-    """No variable of the person running the tests has a say, and stray files land in the temporary folder."""
+    """Remove this package's and nnU-Net's environment variables; relative paths lie in the temporary folder."""
     for name in list(os.environ):
         if name.startswith(("MRE_", "nnUNet_")):
             monkeypatch.delenv(name)

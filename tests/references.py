@@ -1,10 +1,10 @@
-"""What the tests compare with: the paper's equations as plain loops, and records small enough to run in a moment."""
+"""References of the tests: the paper's equations as plain loops, and records small enough to run in a moment."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mre_lowshot.losses import IGNORE
-from mre_lowshot.sampling import BatchSampler, TrainingCase
-from mre_lowshot.specs import (
-    AugmentationSpec,
+from mre_lowshot.config import (
+    AugmentationConfig,
     ChannelNormalization,
     FoldDecisions,
-    NetworkSpec,
-    PatchSpec,
+    NetworkConfig,
+    PatchConfig,
     Plan,
-    PreprocessingSpec,
+    PreprocessingConfig,
     Recipe,
 )
+from mre_lowshot.grid import IGNORE
+from mre_lowshot.sampling import BatchSampler, TrainingCase
 
 PATCH = (4, 6, 6)
-NONE = AugmentationSpec()
-STILL = AugmentationSpec(spatial_probability=1.0, rotation=0.0, scaling=(1.0, 1.0))
-EVERYTHING = AugmentationSpec(
+NONE = AugmentationConfig()
+STILL = AugmentationConfig(spatial_probability=1.0, rotation=0.0, scaling=(1.0, 1.0))
+EVERYTHING = AugmentationConfig(
     **{name: 1.0 for name in vars(NONE) if name.endswith("_probability")},
     elastic=0.1,
     shift=0.1,
     mirror_axes=(1, 2),
 )
-TINY = NetworkSpec(
+TINY = NetworkConfig(
     in_channels=1,
     classes=3,
     widths=(4, 8, 8),
@@ -42,9 +42,9 @@ TINY = NetworkSpec(
     se_reduction=4,
     aspp_channels=4,
     dilations=((1, 2, 2), (2, 3, 3)),
-    embedding=8,
-    modes=2,
-    mixer_width=6,
+    embedding_dim=8,
+    prototypes_per_class=2,
+    mixing_dim=6,
 )
 TINY_2D = replace(TINY, strides=((2, 2), (1, 2)), dilations=((2, 2), (3, 3)))
 
@@ -58,8 +58,21 @@ def single_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def tiny_plan(network: NetworkSpec = TINY, seed: int = 0, **recipe: Any) -> Plan:
-    """A fold's plan around ``network`` (3D: patch 4x8x8), with the paper's recipe but for what is given."""
+def with_settings(recipe: Recipe, **settings: Any) -> Recipe:
+    """``recipe`` with fields changed: a field of the recipe itself (``augmentation=...``), or by its own name the field
+    of one of its sections (``iterations=6`` is recipe.optimizer.iterations). Of `mirror_axes`, which two sections have,
+    the section must be given."""
+    own = {name: value for name, value in settings.items() if hasattr(recipe, name)}
+    recipe = replace(recipe, **own)
+    sections = {f.name: getattr(recipe, f.name) for f in fields(recipe) if is_dataclass(getattr(recipe, f.name))}
+    for name in settings.keys() - own.keys():
+        (section,) = [s for s, record in sections.items() if hasattr(record, name)]
+        sections[section] = replace(sections[section], **{name: settings[name]})
+    return replace(recipe, **sections)
+
+
+def tiny_plan(network: NetworkConfig = TINY, seed: int = 0, **settings: Any) -> Plan:
+    """A fold's plan around ``network`` (3D: patch 4x8x8), with the paper's recipe but for the `settings` given."""
     size = (4, 8, 8)[-network.axes :]
     labels = {name: k for k, name in enumerate(["background", "large", "small"][: network.classes])}
     return Plan(
@@ -68,12 +81,12 @@ def tiny_plan(network: NetworkSpec = TINY, seed: int = 0, **recipe: Any) -> Plan
         channel_names=("MR",),
         labels=labels,
         file_ending=".nii.gz",
-        preprocessing=PreprocessingSpec("none", (ChannelNormalization(),), grid="native"),
-        patch=PatchSpec(size, tuple(n // 2 for n in size)),
+        preprocessing=PreprocessingConfig("none", (ChannelNormalization(),), grid="native"),
+        patch=PatchConfig(size, tuple(n // 2 for n in size)),
         network=network,
-        recipe=replace(Recipe(iterations=6, batch_size=2, ohem_floor=16), **recipe),
+        recipe=with_settings(Recipe(), **{"iterations": 6, "batch_size": 2, "ohem_min_kept": 16, **settings}),
         reasons={},
-        seen={},
+        training_ranges={},
         fold=FoldDecisions(
             level="1shot",
             fold=0,
@@ -118,11 +131,11 @@ def sampler(
     batch: int = 8,
     spec=NONE,
     prior=None,
-    **recipe: Any,
+    **settings: Any,
 ) -> BatchSampler:
     """Mini-batches of ``batch`` patches out of ``cases``, with augmentation ``spec``."""
-    rule = Recipe(iterations=50, batch_size=batch, augmentation=spec, **recipe)
-    return BatchSampler(cases, patch, rule, 3, seed, prior)
+    recipe = with_settings(Recipe(), iterations=50, batch_size=batch, augmentation=spec, **settings)
+    return BatchSampler(cases, patch, recipe, 3, seed, prior)
 
 
 def corner_of(maps: np.ndarray, size: tuple[int, ...]) -> list[int]:
@@ -132,7 +145,7 @@ def corner_of(maps: np.ndarray, size: tuple[int, ...]) -> list[int]:
 
 
 def box(corner: list[int], patch: tuple[int, ...] = PATCH) -> tuple[slice, ...]:
-    """The place of the patch whose first voxel is ``corner``."""
+    """The slices of the patch whose first voxel is ``corner``."""
     return tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
 
 
@@ -150,13 +163,14 @@ def unit(vector: Any) -> list[Tensor]:
     return [x / length for x in vector]
 
 
-def mixing_loop(e: Any, classes: int, modes: int, mixer: nn.Sequential, sigmoid: bool = True) -> list[list[Tensor]]:
-    """alpha[k][j] of one embedding: equation 4, two fully connected layers written out."""
+def mixing_loop(e: Any, classes: int, count: int, mixer: nn.Sequential, sigmoid: bool = True) -> list[list[Tensor]]:
+    """alpha[k][j] of one embedding and ``count`` prototypes per class: equation 4, two fully connected layers written
+    out."""
     down, up = mixer[0], mixer[2]
     hidden = [torch.relu(dot(row, e) + b) for row, b in zip(down.weight, down.bias, strict=True)]
     beta = [dot(row, hidden) + b for row, b in zip(up.weight, up.bias, strict=True)]
     beta = [1 / (1 + torch.exp(-b)) for b in beta] if sigmoid else beta
-    by_class = [beta[k * modes : (k + 1) * modes] for k in range(classes)]
+    by_class = [beta[k * count : (k + 1) * count] for k in range(classes)]
     return [[torch.exp(b) / sum(torch.exp(other) for other in row) for b in row] for row in by_class]
 
 
@@ -169,8 +183,8 @@ def posterior_loop(head: nn.Module, voxels: Tensor) -> Tensor:
     for voxel in voxels:
         e, direction = voxel.unbind(), unit(voxel.unbind())
         mode: list[list[Tensor]] = [[] for _ in range(spec.classes)]
-        for k, j in itertools.product(range(spec.classes), range(spec.modes)):
-            centre = centres[k * spec.modes + j]
+        for k, j in itertools.product(range(spec.classes), range(spec.prototypes_per_class)):
+            centre = centres[k * spec.prototypes_per_class + j]
             if spec.distance == "cosine":
                 p = torch.exp(xi * dot(direction, centre))
             else:
@@ -181,10 +195,10 @@ def posterior_loop(head: nn.Module, voxels: Tensor) -> Tensor:
             alpha: Any = [
                 [float(j == int(np.argmax([p.item() for p in row]))) for j in range(len(row))] for row in mode
             ]
-        elif spec.mixing == "average" or spec.modes == 1:
-            alpha = [[1 / spec.modes] * spec.modes] * spec.classes
+        elif spec.mixing == "average" or spec.prototypes_per_class == 1:
+            alpha = [[1 / spec.prototypes_per_class] * spec.prototypes_per_class] * spec.classes
         else:
-            alpha = mixing_loop(e, spec.classes, spec.modes, head.mixer, spec.mixing_sigmoid)
+            alpha = mixing_loop(e, spec.classes, spec.prototypes_per_class, head.mixer, spec.mixing_sigmoid)
         of_class = [dot(a, p) for a, p in zip(alpha, mode, strict=True)]
         total = sum(of_class)
         rows.append(torch.stack([p / total for p in of_class]))
@@ -208,11 +222,11 @@ def cross_entropy_loop(logits: Tensor, target: Tensor, keep: list[bool] | None =
     return loss
 
 
-def kept_by_ohem(nll: list[float], target: list[int], majority: set[int], n_lg: int, floor: int) -> list[bool]:
+def kept_by_ohem(nll: list[float], target: list[int], majority: set[int], ohem_ratio: int, min_kept: int) -> list[bool]:
     """Section III-E: every minority voxel, and the hardest majority voxels, N_Lg for each of them."""
     minority = [i for i, t in enumerate(target) if t != IGNORE and t not in majority]
     large = sorted((i for i, t in enumerate(target) if t in majority), key=lambda i: -nll[i])
-    chosen = {*minority, *large[: n_lg * len(minority) if minority else floor]}
+    chosen = {*minority, *large[: ohem_ratio * len(minority) if minority else min_kept]}
     return [i in chosen for i in range(len(target))]
 
 

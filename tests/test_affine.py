@@ -1,17 +1,17 @@
-"""Which start an affine registration follows."""
+"""Which start an affine registration chooses."""
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, zoom
 
-from mre_lowshot.registration import affine
+from mre_lowshot.atlas.registration import affine
 
 sitk = pytest.importorskip("SimpleITK")
 
 
-def test_a_start_that_fits_one_end_of_the_other_scan_only_is_not_followed(monkeypatch):
+def test_a_start_that_fits_only_one_end_of_the_other_scan_is_not_chosen(monkeypatch):
     """``fixed`` lies in ``moving`` twice: small and clear at one end, which leaves most of ``moving`` unexplained, and
-    less clear all along it. Seen from ``fixed`` alone the small one fits better."""
+    less clear all along it. Measured over ``fixed`` alone the small one fits better."""
     random = np.random.default_rng(0)
     scan = gaussian_filter(random.normal(size=(48, 24, 24)), 1.5)
     scan /= scan.std()
@@ -26,7 +26,7 @@ def test_a_start_that_fits_one_end_of_the_other_scan_only_is_not_followed(monkey
         starts.append(start)
     monkeypatch.setattr(affine, "_starts", lambda *_: starts)
     monkeypatch.setattr(affine, "_descend", lambda fixed, moving, start, *_: start)
-    monkeypatch.setattr(affine, "coarser", lambda image, _: image)
+    monkeypatch.setattr(affine, "downsampled", lambda image, _: image)
     one, other = sitk.GetImageFromArray(scan.astype(np.float32)), sitk.GetImageFromArray(moving)
     small, whole = (affine._correlation(affine.locally_normalised(one), other, start) for start in starts)
     assert small > whole

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import edit
 
-from benchmarks import against_ants, carrying
-from mre_lowshot.dataset import RawDataset
+from benchmarks import against_ants
+from benchmarks import label_propagation as carrying
+from mre_lowshot.data.dataset import Dataset
+from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.evaluation.summary import evaluate_folder
-from mre_lowshot.volume import geometry_of, read_labels
 
 FAKE = """#!{python}
 import os, signal, sys
@@ -96,7 +97,7 @@ def carried_by_hand(raw: Path, train: str, test: str) -> np.ndarray:
 
 
 def test_folds_are_those_of_mre_train(trained):
-    raw = RawDataset.load(trained.raw)
+    raw = Dataset.load(trained.raw)
     made = json.loads((trained.prepared / "splits_1shot.json").read_text())
     assert list(against_ants.folds(raw, "1shot").values()) == made
     assert against_ants.folds(raw, "1shot", wanted=[2, 2]) == {2: made[2]}
@@ -135,7 +136,7 @@ def test_carried_labels_are_scored_on_the_test_scans_grid(trained, run, place, f
 
 
 def test_some_labels_only_are_told_beside_all(trained, run, place):
-    summary_labels = [name for name, value in RawDataset.load(trained.raw).labels.items() if value]
+    summary_labels = [name for name, value in Dataset.load(trained.raw).labels.items() if value]
     assert run("--folds", 0, "--labels", summary_labels[0]) == 0
     found = json.loads((place / "1shot/results.json").read_text())
     summary = json.loads((place / "1shot/fold_0/summary.json").read_text())

@@ -1,4 +1,4 @@
-"""Spatial and intensity changes of training patches: where content goes, and what stays as it was."""
+"""Spatial and intensity augmentation of training patches: where content moves, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from references import EVERYTHING, NONE, PATCH, STILL, box, corner_of, numbered_case, sampler, single_thread, tiny_case  # noqa: F401
 
 from mre_lowshot.augmentation import deform, intensity_transform
-from mre_lowshot.sampling import take_image, take_label, voxel_positions
-from mre_lowshot.specs import AugmentationSpec
+from mre_lowshot.config import AugmentationConfig
+from mre_lowshot.grid import sample_image, sample_label, voxel_positions
 
 INTENSITIES = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
 
@@ -28,15 +28,15 @@ def test_no_rotation_no_scaling_no_elastic_is_the_identity():
     plain, still = (sampler(case, spec=spec)[0] for spec in (NONE, STILL))
     assert plain[0].shape == still[0].shape
     for image, position, target in zip(*(t.numpy() for t in still), strict=True):
-        place = box(corner_of(position, (6, 8, 8)))
-        np.testing.assert_allclose(image, case.image[(slice(None), *place)], atol=1e-2)
-        np.testing.assert_array_equal(target, case.label[place])
+        covered = box(corner_of(position, (6, 8, 8)))
+        np.testing.assert_allclose(image, case.image[(slice(None), *covered)], atol=1e-2)
+        np.testing.assert_array_equal(target, case.label[covered])
 
 
 def millimetres(positions: np.ndarray, spacing) -> np.ndarray:
     """Offsets from the middle of a patch, (axes, voxels) in mm."""
-    flat = positions.reshape(len(spacing), -1)
-    return (flat - flat.mean(axis=1, keepdims=True)) * np.asarray(spacing)[:, None]
+    columns = positions.reshape(len(spacing), -1)
+    return (columns - columns.mean(axis=1, keepdims=True)) * np.asarray(spacing)[:, None]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -53,14 +53,14 @@ def test_rotation_and_scaling_are_rigid_in_millimetres(spacing, rotation, factor
     np.testing.assert_allclose(source.mean(axis=(1, 2, 3)[: len(patch)]), home.mean(axis=(1, 2, 3)[: len(patch)]))
     before, after = millimetres(home, spacing), millimetres(source, spacing) * factor
     np.testing.assert_allclose(after.T @ after, before.T @ before, atol=1e-6 * np.abs(before.T @ before).max())
-    turn = after @ np.linalg.pinv(before)
-    assert np.linalg.det(turn) == pytest.approx(1)  # turned, not mirrored
+    rotated = after @ np.linalg.pinv(before)
+    assert np.linalg.det(rotated) == pytest.approx(1)  # rotated, not mirrored
     if len(spacing) == 2:
-        assert np.degrees(np.arccos(np.clip(turn[0, 0], -1, 1))) <= rotation + 1e-4
+        assert np.degrees(np.arccos(np.clip(rotated[0, 0], -1, 1))) <= rotation + 1e-4
 
 
 class Highest:
-    """Stands in for a generator: every draw the highest, and of several angles all but number ``axis`` zero."""
+    """Replaces a generator: every draw is the highest, and of several angles all but number ``axis`` are zero."""
 
     def __init__(self, axis: int = 0) -> None:
         self.axis = axis
@@ -73,7 +73,7 @@ class Highest:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_quarter_turn_moves_a_point_to_where_it_belongs(axis):
+def test_a_rotation_by_90_degrees_moves_a_point_by_the_right_number_of_voxels(axis):
     """Voxels of 3 x 1 x 1 mm: 6 mm from the middle is two slices or six pixels."""
     spacing, size = (3.0, 1.0, 1.0), (9, 17, 17)
     steps = [2, 6, 6]
@@ -85,17 +85,17 @@ def test_a_quarter_turn_moves_a_point_to_where_it_belongs(axis):
     label[tuple(start)] = 1
     home = voxel_positions((0, 0, 0), size)
     source = deform(home, spacing, size, replace(STILL, rotation=90.0), Highest(axis))
-    found = np.argwhere(take_label(label, source) == 1).mean(axis=0)  # one slice becomes three pixels
-    image = take_image(label[None].astype(np.float32), source)[0]
+    found = np.argwhere(sample_label(label, source) == 1).mean(axis=0)  # one slice becomes three pixels
+    image = sample_image(label[None].astype(np.float32), source)[0]
     offset = found - middle
     assert abs(offset[other]) == pytest.approx(steps[other])
     assert not offset[one]
     assert not offset[axis]
     end = tuple(found.round().astype(int))
     assert image[end] == pytest.approx(1, abs=1e-3)
-    label[tuple(start)], label[end] = 0, 1  # another quarter the same way: the far side of the start
+    label[tuple(start)], label[end] = 0, 1  # rotated once more: on the opposite side of the start
     start[one] -= 2 * steps[one]
-    np.testing.assert_allclose(np.argwhere(take_label(label, source) == 1).mean(axis=0), start)
+    np.testing.assert_allclose(np.argwhere(sample_label(label, source) == 1).mean(axis=0), start)
 
 
 def test_a_factor_above_one_makes_the_content_larger():
@@ -104,10 +104,10 @@ def test_a_factor_above_one_makes_the_content_larger():
     source = deform(
         voxel_positions((0, 0, 0), label.shape), (1.0,) * 3, label.shape, replace(STILL, scaling=(2, 2)), Highest()
     )
-    assert [0, 7, 13] in np.argwhere(take_label(label, source) == 1).tolist()
+    assert [0, 7, 13] in np.argwhere(sample_label(label, source) == 1).tolist()
 
 
-def test_elastic_displacements_have_the_size_asked_for_and_are_smooth():
+def test_elastic_displacements_are_smooth_and_of_the_given_size():
     patch, spacing = (8, 16, 24), (3.0, 1.0, 1.0)
     spec, home = replace(STILL, elastic=0.1), voxel_positions((0, 0, 0), patch)
     moved = np.stack([deform(home, spacing, patch, spec, np.random.default_rng(n)) - home for n in range(60)])
@@ -117,7 +117,7 @@ def test_elastic_displacements_have_the_size_asked_for_and_are_smooth():
     assert np.abs(np.diff(moved, axis=4)).mean() < 0.15 * np.abs(moved).mean()
 
 
-def test_shift_moves_all_of_a_patch_alike():
+def test_shift_moves_all_voxels_of_a_patch_equally():
     home, volume = voxel_positions((1, 2, 3), PATCH), (10, 40, 60)
     spec = replace(STILL, shift=0.25)
     moves = []
@@ -131,10 +131,10 @@ def test_shift_moves_all_of_a_patch_alike():
 
 
 @pytest.mark.parametrize("name", INTENSITIES)
-def test_intensity_changes_touch_images_only(name):
+def test_intensity_transforms_change_images_only(name):
     case = tiny_case()
     untouched = case.image.copy(), case.label.copy()
-    plain, changed = (sampler(case, spec=AugmentationSpec(**{f"{name}_probability": p}))[0] for p in (0.0, 1.0))
+    plain, changed = (sampler(case, spec=AugmentationConfig(**{f"{name}_probability": p}))[0] for p in (0.0, 1.0))
     assert torch.equal(plain[1], changed[1])
     assert torch.equal(plain[2], changed[2])
     assert changed[0].dtype == torch.float32
@@ -153,19 +153,19 @@ def test_gamma_keeps_the_mean_and_spread_of_every_channel():
     rng = np.random.default_rng(0)
     images = rng.gamma(2.0, size=(2, 2, 4, 6, 6)).astype(np.float32)
     images[:, 1] += 50  # a channel on another scale
-    changed = intensity_transform(AugmentationSpec(gamma_probability=1.0))(images.copy())
+    changed = intensity_transform(AugmentationConfig(gamma_probability=1.0))(images.copy())
     assert np.abs(changed - images).max() > 0.01
     np.testing.assert_allclose(changed.mean(axis=(2, 3, 4)), images.mean(axis=(2, 3, 4)), rtol=1e-4)
     np.testing.assert_allclose(changed.std(axis=(2, 3, 4)), images.std(axis=(2, 3, 4)), rtol=1e-3)
 
 
-def test_loader_processes_that_are_spawned_get_the_same_batches():
+def test_spawned_loader_processes_give_the_same_batches():
     batches = sampler(tiny_case(), spec=EVERYTHING)
     for one, other in zip(batches[3], pickle.loads(pickle.dumps(batches))[3], strict=True):
         assert torch.equal(one, other)
 
 
-def test_global_generators_are_left_alone():
+def test_the_state_of_global_generators_is_unchanged():
     def states():
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
         return {

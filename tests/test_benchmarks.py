@@ -1,4 +1,4 @@
-"""The benchmarks: that plain and ours are the same network, that what is counted is right, that the command runs."""
+"""The benchmarks: the plain and our network are equal, the counts are correct, and the commands run."""
 
 import json
 import re
@@ -16,25 +16,26 @@ from torch.nn import functional as F
 
 from benchmarks import against_nnunet
 from benchmarks.__main__ import main
-from benchmarks.counting import multiply_adds, peak_memory, saved_bytes
+from benchmarks.flops import multiply_adds, peak_memory, saved_bytes
 from benchmarks.plain import PlainMRENet, plain_prediction
 from benchmarks.sizes import cpu_size, paper_size, synthetic_case, tiny_size
 from benchmarks.timing import Spread, interleaved, ratio
 from benchmarks.training import gradient_difference
-from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.config import InferenceConfig
+from mre_lowshot.grid import coordinate_maps, voxel_positions
+from mre_lowshot.inference.sliding_window import SlidingWindow
 from mre_lowshot.network.build import build
-from mre_lowshot.sampling import coordinate_maps, voxel_positions
-from mre_lowshot.specs import InferenceSpec
 
 __all__ = ["single_thread"]
 CPU = torch.device("cpu")
 TINY = tiny_size().network
 
 
-def pair(spec):
-    """Ours and plain with the same weights, in float64; running statistics are not those of fresh networks."""
+def pair(config):
+    """Our network and the plain one with the same weights, in float64; running statistics differ from the initial
+    ones."""
     torch.manual_seed(0)
-    ours, plain = build(spec).double(), PlainMRENet(spec).double()
+    ours, plain = build(config).double(), PlainMRENet(config).double()
     for name, buffer in ours.named_buffers():
         if "running" in name:
             buffer.uniform_(0.5, 2)
@@ -43,15 +44,15 @@ def pair(spec):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("changes", [{}, {"image_level_norm": False, "atlas_prior": True, "modes": 3}])
-def test_plain_and_ours_are_the_same_network(mode, changes):
-    spec = replace(TINY, **changes)
-    ours, plain = pair(spec)
-    image = torch.randn(2, spec.in_channels, 4, 12, 12, dtype=torch.float64)
-    where = torch.randn(2, spec.location_channels, 4, 12, 12, dtype=torch.float64)
+@pytest.mark.parametrize("changes", [{}, {"image_level_norm": False, "atlas_prior": True, "prototypes_per_class": 3}])
+def test_plain_and_our_network_are_equal(mode, changes):
+    config = replace(TINY, **changes)
+    ours, plain = pair(config)
+    image = torch.randn(2, config.in_channels, 4, 12, 12, dtype=torch.float64)
+    location = torch.randn(2, config.location_channels, 4, 12, 12, dtype=torch.float64)
     for network in (ours, plain):
         getattr(network, mode)()
-    outputs = [network(image, where) for network in (ours, plain)]
+    outputs = [network(image, location) for network in (ours, plain)]
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(outputs[0])
     for output in outputs:
@@ -63,26 +64,28 @@ def test_plain_and_ours_are_the_same_network(mode, changes):
 
 
 @pytest.mark.parametrize("changes", [{"mixing": "average"}, {"norm": "instance", "image_level_norm": False},
-                                     {"se": False}, {"coordinates": "patch"}, {"modes": 1}])  # fmt: skip
-def test_plain_refuses_variants_it_does_not_write(changes):
+                                     {"se": False}, {"coordinates": "patch"}, {"prototypes_per_class": 1}])  # fmt: skip
+def test_plain_rejects_variants_that_it_does_not_implement(changes):
     with pytest.raises(ValueError, match="default variant"):
         PlainMRENet(replace(TINY, **changes))
 
 
-def test_the_plain_tile_loop_gives_what_the_predictor_gives():
+def test_the_plain_tile_loop_equals_the_sliding_window():
     size = tiny_size()
     ours, plain = (network.float() for network in pair(size.network))
     image = synthetic_case((7, 20, 15), 2, 3, (1.0, 1.0, 1.0)).image
-    predictor = Predictor([ours], size.network, size.patch, InferenceSpec(), CPU, tile_batch=4)
+    window = SlidingWindow(
+        [ours], size.network, patch=size.patch, inference=InferenceConfig(), device=CPU, tile_batch=4
+    )
     maps = coordinate_maps(voxel_positions((0, 0, 0), image.shape[1:]), image.shape[1:])
     tensors = torch.from_numpy(image), torch.from_numpy(maps)
     found = plain_prediction(plain.eval(), *tensors, size.patch, 3, batch=3)
-    np.testing.assert_allclose(found, predictor.predict(image), atol=1e-5)
+    np.testing.assert_allclose(found, window.posterior(image), atol=1e-5)
 
 
 def test_the_sizes_are_those_of_the_paper_and_of_the_cpu_plan():
     paper, small = paper_size(), cpu_size()
-    assert (paper.network.embedding, paper.network.classes, paper.network.modes) == (2048, 9, 3)
+    assert (paper.network.embedding_dim, paper.network.classes, paper.network.prototypes_per_class) == (2048, 9, 3)
     assert (paper.patch.size, paper.patch.centre) == ((12, 36, 36), (8, 28, 28))
     assert (small.patch.size, small.batch, small.network.atlas_prior) == ((24, 24, 24), 4, True)
     for size in (paper, small):
@@ -106,7 +109,7 @@ def test_multiply_adds_of_operations_counted_by_hand(inference):
             assert multiply_adds(lambda call=call: call(x)) == wanted
 
 
-def test_a_backward_pass_counts_twice_and_without_input_gradient_once():
+def test_a_backward_pass_counts_twice_or_once_without_an_input_gradient():
     conv = nn.Conv3d(3, 7, 3, padding=1)
     forward = 27 * 3 * 7 * 60
     for needs, times in ((True, 3), (False, 2)):
@@ -115,13 +118,13 @@ def test_a_backward_pass_counts_twice_and_without_input_gradient_once():
 
 
 def test_multiply_adds_of_the_papers_network():
-    """142 GMAC a patch, 20 of them the backbone, as worked out by hand; two patches of a quarter of its voxels are
-    enough to see it, for each voxel costs the same."""
-    spec, size = paper_size().network, (4, 12, 12)
+    """142 GMAC a patch, 20 of them in the backbone, as calculated by hand. A smaller patch suffices, because the cost
+    of each voxel is the same."""
+    config, size = paper_size().network, (4, 12, 12)
     with torch.device("meta"):
-        network, image, where = PlainMRENet(spec).eval(), torch.empty(1, 2, *size), torch.empty(1, 3, *size)
+        network, image, location = PlainMRENet(config).eval(), torch.empty(1, 2, *size), torch.empty(1, 3, *size)
     share = 15552 / np.prod(size)
-    assert multiply_adds(lambda: network(image, where)) * share == pytest.approx(142e9, rel=0.01)
+    assert multiply_adds(lambda: network(image, location)) * share == pytest.approx(142e9, rel=0.01)
     assert multiply_adds(lambda: network.backbone(image)) * share == pytest.approx(20e9, rel=0.03)
 
 
@@ -130,39 +133,39 @@ def test_bytes_kept_for_the_backward_pass():
     x = torch.randn(5, 10)
 
     def step():
-        kept = layer(x).exp()  # keeps x, and its own result
-        (kept * kept).sum().backward()  # keeps that result again, which counts once
+        kept = layer(x).exp()  # keeps x, and the result
+        (kept * kept).sum().backward()  # keeps the same result again, which is counted once
 
     assert saved_bytes(step, layer.parameters()) == 4 * (5 * 10 + 5 * 20)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is told by Linux")
-def test_peak_memory_is_that_inside_whatever_was_freed_before():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is measured on Linux only")
+def test_peak_memory_does_not_depend_on_memory_freed_before():
     torch.ones(50_000_000)
     with peak_memory(CPU) as peak:
         torch.ones(25_000_000)
     assert peak["gb"] == pytest.approx(0.1, rel=0.1)
 
 
-def test_turns_are_taken_and_ratios_are_taken_turn_by_turn():
+def test_calls_alternate_and_ratios_are_computed_for_each_turn():
     order = []
     times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 3, CPU)
     assert "".join(order) == "ababab"
     assert all(len(spread.values) == 3 for spread in times.values())
-    told = ratio({"plain": Spread((4.0, 9.0, 8.0)), "ours": Spread((2.0, 3.0, 1.0))})
-    assert (told.values, told.median, str(told)) == ((2.0, 3.0, 8.0), 3.0, "3 (2 to 8)")
+    gain = ratio({"plain": Spread((4.0, 9.0, 8.0)), "ours": Spread((2.0, 3.0, 1.0))})
+    assert (gain.values, gain.median, str(gain)) == ((2.0, 3.0, 8.0), 3.0, "3 (2 to 8)")
 
 
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     path = tmp_path / "out.json"
-    asked = ["training", "prediction", "loader"]
-    assert main(["--quick", "--device", "cpu", "--repeats", "2", "--json", str(path), "--only", *asked]) == 0
-    told, written = capsys.readouterr().out, json.loads(path.read_text())
+    sections = ["training", "prediction", "loader"]
+    assert main(["--quick", "--device", "cpu", "--repeats", "2", "--json", str(path), "--only", *sections]) == 0
+    printed, written = capsys.readouterr().out, json.loads(path.read_text())
     found = written["results"]["tiny cpu"]
-    assert set(found) == {"ceiling", *asked}
+    assert set(found) == {"ceiling", *sections}
     assert found["ceiling"] > 0
     ours = found["training"]["ours"]
-    assert f"plain / ours: {found['training']['ratio']['median']:.4g}" in told
+    assert f"plain / ours: {found['training']['ratio']['median']:.4g}" in printed
     assert len(ours["seconds"]["values"]) == 2
     assert found["training"]["agreement"]["gradient_difference"] < 1e-3
     assert ours["multiply_adds"] > 0
@@ -172,7 +175,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert found["loader"]["workers_0"]["patches_per_second"] > 0
 
 
-def test_compiling_is_timed_where_it_works_and_the_reason_told_where_not(tmp_path, capsys, monkeypatch):
+def test_compiled_networks_are_timed_or_the_reason_against_is_reported(tmp_path, capsys, monkeypatch):
     path = tmp_path / "out.json"
     arguments = ["--quick", "--device", "cpu", "--repeats", "2", "--json", str(path), "--only", "compile"]
     for stand_in, words in ((lambda network, **_: network, "ours / compiled: "), (lambda network, **_: 1 / 0, "zero")):
@@ -184,44 +187,44 @@ def test_compiling_is_timed_where_it_works_and_the_reason_told_where_not(tmp_pat
         assert ("ratio" in found) == (words != "zero")
 
 
-@pytest.mark.parametrize(("arguments", "told"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (["--repeats", "0"], "--repeats 0: must be at least 1"),
-    (["--checkpoint", "x.pth", "--quick"], "name one --size"),
+    (["--checkpoint", "x.pth", "--quick"], "give one --size (for batch and scan)"),
     (["--checkpoint", "x.pth", "--size", "cpu"], "checkpoint is missing"),
-    (["--case", "x.npz"], "name their --checkpoint too"),
-    (["--quick", "--json", "nowhere/x.json"], "its folder is missing"),
-    (["--quick", "--device", "nonsense"], "not usable here"),
+    (["--case", "x.npz"], "--case needs trained weights: give their --checkpoint too"),
+    (["--quick", "--json", "nowhere/x.json"], "its folder does not exist; create it first"),
+    (["--quick", "--device", "nonsense"], "not available"),
 ])  # fmt: skip
-def test_wrong_use_is_told_in_one_line(arguments, told, capsys, tmp_path, monkeypatch):
+def test_wrong_use_is_reported_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_trained_network_can_be_named(trained, capsys):
-    """Its own prediction, of a case of its own; plain agrees with it."""
+def test_a_checkpoint_and_a_case_can_be_given(trained, capsys):
+    """The plain network with the checkpoint's weights agrees with ours on the case."""
     model = trained.model() / "fold_0/checkpoint_final.pth"
     case = next((trained.prepared / "Tiny").glob("*.npz"))
     arguments = ["--checkpoint", str(model), "--case", str(case), "--size", "cpu", "--only", "prediction"]
     assert main([*arguments, "--repeats", "1", "--device", "cpu"]) == 0
-    assert "weights of the checkpoint" in (told := capsys.readouterr().out)
-    assert "labels equal on 100" in told or "labels equal on 99.9" in told
+    assert "weights of the checkpoint" in (printed := capsys.readouterr().out)
+    assert "labels equal on 100" in printed or "labels equal on 99.9" in printed
 
 
 class TestAgainstNnunet:
-    """The comparison without nnU-Net: the real thing takes a quarter of an hour."""
+    """The comparison without nnU-Net: the real one takes a quarter of an hour."""
 
     def job(self, trained, out, scan="synthetic_000", **changes):
         made = against_nnunet.Comparison(trained.raw, scan, sys.executable, out, 500, 60, 2)
         return replace(made, **changes)
 
-    def first_case(self, trained):
+    def cases(self, trained):
         return sorted(p.name[:-7] for p in (trained.raw / "labelsTr").glob("*.nii.gz"))
 
-    def test_the_training_set_holds_the_named_scan_only(self, trained, tmp_path):
-        scan, *rest = self.first_case(trained)
+    def test_the_training_set_contains_only_the_given_scan(self, trained, tmp_path):
+        scan, *rest = self.cases(trained)
         job = self.job(trained, tmp_path, scan)
         assert against_nnunet.prepare(job) == rest
         assert [p.name for p in (job.raw / "labelsTr").iterdir()] == [f"{scan}.nii.gz"]
@@ -229,12 +232,12 @@ class TestAgainstNnunet:
         assert not [p for p in (tmp_path / "others").iterdir() if p.name.startswith(scan)]
         assert json.loads((job.raw / "dataset.json").read_text())["numTraining"] == 1
 
-    def test_steps_are_timed_once_and_summed_up(self, trained, tmp_path, monkeypatch):
-        scan, *rest = self.first_case(trained)
+    def test_steps_are_timed_once_and_summarised(self, trained, tmp_path, monkeypatch):
+        scan, *rest = self.cases(trained)
         job, ran, real = self.job(trained, tmp_path, scan), [], against_nnunet.steps
 
         def stand_ins(job):
-            """Evaluation is real; in place of prediction the references are copied, for nnU-Net one of them emptied."""
+            """Evaluation is real; prediction copies the references, and for nnU-Net empties one of them."""
             made = {name: [sys.executable, "-c", "pass"] for name in real(job)}
             empty = (
                 f"import SimpleITK as s; n = 'predicted_nnunet/{rest[0]}.nii.gz'; s.WriteImage(s.ReadImage(n) * 0, n)"
@@ -254,16 +257,14 @@ class TestAgainstNnunet:
         assert "ours reaches nnU-Net's Dice: yes" in lines[-1]
         again = against_nnunet.compare(job, lines.append)
         assert again["seconds"] == first["seconds"]
-        with pytest.raises(against_nnunet.UserError, match="another comparison"):
+        with pytest.raises(against_nnunet.UserError, match="is of another comparison"):
             against_nnunet.compare(replace(job, iterations=61), lines.append)
 
-    def test_a_failed_step_is_named_with_its_last_words(self, trained, tmp_path, monkeypatch):
-        job = self.job(trained, tmp_path, self.first_case(trained)[0])
-        code = "raise SystemExit('no such thing')"
+    def test_a_failed_step_is_reported_with_its_last_line(self, trained, tmp_path, monkeypatch):
+        job = self.job(trained, tmp_path, self.cases(trained)[0])
+        code = "raise SystemExit('no such file')"
         monkeypatch.setattr(against_nnunet, "steps", lambda job: {"ours: plan": [sys.executable, "-c", code]})
-        with pytest.raises(
-            against_nnunet.UserError, match=r"ours: plan: failed \(no such thing\); see .*ours_plan.log"
-        ):
+        with pytest.raises(against_nnunet.UserError, match=r"ours: plan: failed \(no such file\); see .*ours_plan.log"):
             against_nnunet.compare(job, print)
 
     def test_wrong_use(self, trained, tmp_path, capsys):
@@ -273,11 +274,11 @@ class TestAgainstNnunet:
         assert against_nnunet.main([*common, sys.executable, "--iterations", "0"]) == 2
         errors = capsys.readouterr().err.splitlines()
         assert "has no nobody.nii.gz; its cases are" in errors[0]
-        assert "missing: is no file" in errors[1]
-        assert "--iterations 0" in errors[2]
+        assert "--nnunet_python missing: is not a file" in errors[1]
+        assert "--iterations 0: must be at least 1" in errors[2]
 
 
-def test_the_way_of_a_large_ct_runs_and_tells_its_peak():
+def test_the_prediction_of_a_large_ct_reports_its_peak_memory():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-m", "benchmarks.large_ct", "--quick"], cwd=root, capture_output=True,
                           text=True, check=True)  # fmt: skip

@@ -1,5 +1,5 @@
-"""Whether probabilities mean what they say: the counts against a plain loop, what is told of them, and how those that
-are too sure are softened."""
+"""Calibration of probabilities: the counts against a plain loop, their description, and temperature scaling of
+overconfident ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_scans import prepared_scan
 
-from mre_lowshot.evaluation.calibration import BINS, MARGIN, Calibration, in_words
-from mre_lowshot.inference.confidence import DOUBT, HOTTEST, soften, temperature
-from mre_lowshot.inference.quality import Quality, expected_dice
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.evaluation.agreement import expected_dice
+from mre_lowshot.evaluation.calibration import BINS, MARGIN, Calibration, describe
+from mre_lowshot.inference.export import RefinedScan
+from mre_lowshot.inference.quality import Quality
+from mre_lowshot.refinement.calibration import MAX_TEMPERATURE, find_temperature, scale_temperature
+from mre_lowshot.refinement.foreground import FOREGROUND_MIN
 
 
 def scan(seed: int, size=(9, 10, 11), classes=3):
@@ -39,27 +44,29 @@ def test_counts_are_those_of_a_plain_loop():
             if (np.array(i) >= low).all() and (np.array(i) <= high).all() and reference[i] >= 0:
                 seen.append((float(p[(labels[i], *i)]), labels[i] == reference[i]))
     data = made.to_data()
-    sure, right = map(np.array, zip(*seen, strict=True))
+    confidence, right = map(np.array, zip(*seen, strict=True))
     assert data["voxels"] == len(seen)
-    assert data["confidence"] == pytest.approx(sure.mean(), rel=1e-5)
+    assert data["confidence"] == pytest.approx(confidence.mean(), rel=1e-5)
     assert data["accuracy"] == pytest.approx(right.mean())
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = [abs(sure[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())]
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = [
+        abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())
+    ]
     assert data["ece"] == pytest.approx(sum(gaps), abs=1e-6)
-    assert f"{data['ece']:.3f}" in in_words(data)
+    assert f"{data['ece']:.3f}" in describe(data)
 
 
-def test_nothing_to_judge_is_said():
+def test_a_scan_without_structures_is_reported():
     made = Calibration()
     p = np.zeros((2, 3, 3, 3), np.float32)
     p[0] = 1
     made.add(p, np.zeros((3, 3, 3), np.int16))
     assert made.to_data()["ece"] is None
-    assert "no structure" in in_words(made.to_data())
+    assert "no structure" in describe(made.to_data())
 
 
 def organs(seed: int, absent: int = 0, size=(12, 40, 40)) -> np.ndarray:
-    """Probabilities (K, *size) of two organs, unsure at their borders, and of classes that are not there."""
+    """Probabilities (K, *size) of two organs, uncertain at their borders, and of absent classes."""
     places = np.indices(size).astype(float)
     shift = np.random.default_rng(seed).uniform(-1, 1, 3).reshape(3, 1, 1, 1)
     far = [
@@ -75,22 +82,18 @@ def expects(p: np.ndarray, near: np.ndarray) -> float:
     return float(np.mean([expected_dice(p[:, near])[k] for k in (1, 2)]))
 
 
-def rated(score: float) -> Quality:
-    return Quality("agreement", score, {1: score, 2: math.nan})
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 50), score=st.floats(0.55, 0.99), absent=st.integers(0, 8))
-def test_softened_probabilities_expect_the_score_and_keep_their_labels(seed, score, absent):
+def test_scaled_probabilities_expect_the_score_and_keep_their_labels(seed, score, absent):
     before = organs(seed, absent)
     after = before.copy()
-    found, near = temperature(before, rated(score)), before[0] < 1 - DOUBT
-    soften(after, found)
+    found, near = find_temperature(before, score), before[0] < 1 - FOREGROUND_MIN
+    scale_temperature(after, found)
     assert np.array_equal(after.argmax(axis=0), before.argmax(axis=0))
     np.testing.assert_allclose(after.sum(axis=0), 1, atol=1e-5)
     if expects(before, near) <= score:
         assert found == 1
-    elif found < HOTTEST - 0.05:
+    elif found < MAX_TEMPERATURE - 0.05:
         assert score - 0.03 < expects(after, near) <= score + 1e-6
     else:
         assert expects(after, near) > score - 0.03
@@ -98,44 +101,57 @@ def test_softened_probabilities_expect_the_score_and_keep_their_labels(seed, sco
     np.testing.assert_allclose(corner, before[:, 0, -1, 0], atol=1e-3)
 
 
-def test_the_temperature_does_not_depend_on_classes_that_are_not_there():
-    assert temperature(organs(0, 10), rated(0.7)) == pytest.approx(temperature(organs(0), rated(0.7)), rel=0.02)
+def test_the_temperature_does_not_depend_on_absent_classes():
+    assert find_temperature(organs(0, 10), 0.7) == pytest.approx(find_temperature(organs(0), 0.7), rel=0.02)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 50), hot=st.floats(1.01, 5))
-def test_softening_is_as_the_formula_says_and_without_a_step(seed, hot):
+def test_temperature_scaling_equals_the_formula_without_a_step(seed, hot):
     p, _ = scan(seed)
     p[:, :4] = organs(seed)[:, 4:8, 8:18, 8:19]
     after = p.copy()
-    soften(after, hot)
-    power = 1 / (1 + (hot - 1) * np.clip((1 - p[0].astype(float)) / DOUBT, 0, 1))
+    scale_temperature(after, hot)
+    power = 1 / (1 + (hot - 1) * np.clip((1 - p[0].astype(float)) / FOREGROUND_MIN, 0, 1))
     wanted = p.astype(float) ** power
     np.testing.assert_allclose(after, wanted / wanted.sum(axis=0), atol=1e-4)
     line = np.stack([1 - np.geomspace(1e-7, 0.5, 400), np.geomspace(1e-7, 0.5, 400)]).astype(np.float32)
-    soften(line, hot)
-    assert (np.diff(line[1]) > -1e-6).all()  # more doubt before, more doubt after
+    scale_temperature(line, hot)
+    assert (np.diff(line[1]) > -1e-6).all()  # more uncertain before, more uncertain after
     assert np.abs(np.diff(line[1])).max() < 0.05
 
 
-def test_a_scan_without_a_structure_or_without_a_rating_is_left_alone():
+def test_a_scan_without_a_structure_or_without_an_estimate_is_not_scaled():
     empty = np.zeros((3, 4, 5, 6), np.float32)
     empty[0] = 1
-    assert temperature(empty, rated(0.1)) == 1
-    assert temperature(organs(0), Quality("expected_dice", 0.0, {1: math.nan, 2: math.nan})) == 1
+    assert find_temperature(empty, 0.1) == 1
+    assert find_temperature(organs(0), math.nan) == 1
 
 
-def test_probabilities_surer_than_their_labels_are_right_come_nearer():
-    """Labels right in 7 of 10 voxels of the organ, given with 95 %: the true Dice is asked for."""
+def test_a_scans_temperature_follows_its_quality_estimate_where_the_recipe_scales():
+    p = organs(0)
+    prepared = prepared_scan(np.zeros((1, *p.shape[1:]), np.float32))
+    geometry = Geometry.from_json(prepared.geometry)
+
+    def temperature(quality: Quality, scaled: bool = True) -> float:
+        return RefinedScan("scan", p, quality, prepared.transform, geometry, scaled).temperature
+
+    partly, none = Quality("agreement", 0.7, {1: 0.7, 2: math.nan}), Quality("expected_dice", 0.0, {1: math.nan})
+    assert temperature(partly) == find_temperature(p, 0.7) > 1
+    assert temperature(partly, scaled=False) == temperature(none) == 1
+
+
+def test_scaling_overconfident_probabilities_reduces_the_calibration_error():
+    """Labels right in 7 of 10 voxels of the organ, at 95 % confidence: scaled to the true Dice."""
     rng = np.random.default_rng(0)
     truth = np.zeros((20, 20, 20), np.int16)
     truth[5:15, 5:15, 5:15] = 1
     answer = np.where((truth == 1) & (rng.random(truth.shape) < 0.3), 0, truth)
-    sure = np.where(truth == 1, 0.95, 1 - 1e-6)
-    p = np.stack([np.where(answer == k, sure, 1 - sure) for k in range(2)]).astype(np.float32)
-    made, softer = Calibration(), Calibration()
-    made.add(p, truth)
+    confidence = np.where(truth == 1, 0.95, 1 - 1e-6)
+    p = np.stack([np.where(answer == k, confidence, 1 - confidence) for k in range(2)]).astype(np.float32)
+    before, after = Calibration(), Calibration()
+    before.add(p, truth)
     found = 2 * np.count_nonzero((answer == 1) & (truth == 1)) / (np.count_nonzero(answer) + np.count_nonzero(truth))
-    soften(p, temperature(p, rated(found)))
-    softer.add(p, truth)
-    assert softer.to_data()["ece"] < made.to_data()["ece"]
+    scale_temperature(p, find_temperature(p, found))
+    after.add(p, truth)
+    assert after.to_data()["ece"] < before.to_data()["ece"]

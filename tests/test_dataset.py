@@ -1,3 +1,5 @@
+"""Raw datasets: loading, and the verification that reports all problems at once."""
+
 import json
 from pathlib import Path
 
@@ -5,9 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from mre_lowshot.dataset import RawDataset, find_cases
+from mre_lowshot.data.dataset import Dataset, find_cases
+from mre_lowshot.data.verification import raise_problems, verify
 from mre_lowshot.errors import UserError
-from mre_lowshot.verification import refuse, verify
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE = (4, 6, 5)
@@ -56,12 +58,12 @@ def describe(folder: Path, without=(), **changes):
 
 
 def problems_of(folder: Path) -> list[str]:
-    return verify(RawDataset.load(folder))
+    return verify(Dataset.load(folder))
 
 
-def test_load_and_one_pass(raw):
+def test_a_dataset_is_loaded_and_verified_in_one_pass(raw):
     describe(raw, licence="CC0", labels={"background": 0, "spleen": 2, "liver": 1, "ignore": 14})
-    dataset = RawDataset.load(raw)
+    dataset = Dataset.load(raw)
     assert (dataset.name, dataset.channel_names, dataset.ignore_label) == ("Dataset005_Toy", ("CT",), 14)
     assert list(dataset.labels.items()) == [("background", 0), ("liver", 1), ("spleen", 2)]
     assert [(c.name, len(c.images), bool(c.label)) for c in dataset.cases] == [
@@ -78,12 +80,12 @@ def test_load_and_one_pass(raw):
         ("b", (1, *SHAPE), False),
         ("c", (1, *SHAPE), True),
     ]
-    refuse(dataset, [])
+    raise_problems(dataset, [])
 
 
-def test_the_old_key_modality(raw):
+def test_the_old_key_modality_is_read_as_channel_names(raw):
     describe(raw, without=["channel_names"], modality={"0": "MRI"})
-    assert RawDataset.load(raw).channel_names == ("MRI",)
+    assert Dataset.load(raw).channel_names == ("MRI",)
 
 
 @pytest.mark.parametrize(
@@ -91,41 +93,41 @@ def test_the_old_key_modality(raw):
     [
         ({"file_endings": ".png"}, ["file_ending"], "key 'file_ending' is missing; found 'file_endings': rename it"),
         ({"chanel_names": {}}, ["channel_names"], "key 'channel_names' is missing; found 'chanel_names'"),
-        ({}, ["numTraining"], r"key 'numTraining' is missing; add it \(there: channel_names, file_ending, labels\)"),
-        ({"file_ending": "nii.gz"}, [], "file_ending 'nii.gz' is not read here; did you mean '.nii.gz'"),
-        ({"numTraining": "3"}, [], "numTraining is '3'; it must be the number"),
-        ({"channel_names": {"1": "CT"}}, [], "channel_names is {'1': 'CT'}; it must number the channels from 0"),
+        ({}, ["numTraining"], r"key 'numTraining' is missing; add it \(found: channel_names, file_ending, labels\)"),
+        ({"file_ending": "nii.gz"}, [], "file_ending 'nii.gz' is not supported; did you mean '.nii.gz'"),
+        ({"numTraining": "3"}, [], "numTraining is '3'; must be the number"),
+        ({"channel_names": {"1": "CT"}}, [], "channel_names is {'1': 'CT'}; must number the channels from 0"),
         ({"channel_names": ["CT"]}, [], "must number the channels from 0"),
-        ({"labels": {"0": "background"}}, [], "label '0' is 'background'; turn the entries round"),
+        ({"labels": {"0": "background"}}, [], "label '0' is 'background'; swap name and value"),
         ({"labels": {"background": 0, "a": [1, 2]}}, [], r"label 'a' is the region \[1, 2\]; region-based labels"),
-        ({"labels": {"background": 0, "a": 1.5}}, [], "label 'a' is 1.5; give it"),
+        ({"labels": {"background": 0, "a": 1.5}}, [], "label 'a' is 1.5; set it to an integer"),
         ({"labels": {"Background": 0, "a": 1}}, [], "lack \"background\": 0; rename 'Background'"),
         ({"labels": {"a": 1}}, [], 'lack "background": 0; add it'),
         ({"labels": {"background": 1, "a": 0}}, [], 'lack "background": 0; set it to 0'),
         ({"labels": {"background": 0, "a": 1, "b": 3}}, [], r"labels \[0, 1, 3\] must be the consecutive numbers"),
-        ({"labels": {"background": 0}}, [], "at least one class beside background"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, [], "ignore label 1 is a class's number too; use 2"),
+        ({"labels": {"background": 0}}, [], "at least one class besides background"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, [], "ignore label 1 is also the value of a class; use 2"),
     ],
 )
-def test_odd_dataset_json(raw, changes, without, message):
+def test_a_wrong_dataset_json_is_refused(raw, changes, without, message):
     describe(raw, without, **changes)
     with pytest.raises(UserError, match=rf"Dataset005_Toy/dataset.json: .*{message}"):
-        RawDataset.load(raw)
+        Dataset.load(raw)
 
 
-def test_missing_pieces(raw):
+def test_missing_label_maps_files_and_folders_are_refused(raw):
     for path in (raw / "labelsTr").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"none of the 3 cases in imagesTr has a label map.*labelsTr/CASE\.nii\.gz"):
-        RawDataset.load(raw)
+        Dataset.load(raw)
     (raw / "dataset.json").write_text("[]")
     with pytest.raises(UserError, match="must be a JSON object"):
-        RawDataset.load(raw)
+        Dataset.load(raw)
     with pytest.raises(UserError, match="the folder is missing"):
         find_cases(raw / "imagesTs", 1, None)
 
 
-def test_all_problems_of_all_cases_at_once(raw):
+def test_all_problems_of_all_cases_are_reported_at_once(raw):
     bad = image_array()
     bad[0, 0, :3] = [np.nan, np.inf, -np.inf]
     write(raw / "imagesTr/a_0000.nii.gz", bad)
@@ -139,7 +141,7 @@ def test_all_problems_of_all_cases_at_once(raw):
     write(raw / "imagesTr/g_0000.nii.gz", image_array())
     write(raw / "labelsTr/g.nii.gz", image_array())
     seen = []
-    dataset = RawDataset.load(raw)
+    dataset = Dataset.load(raw)
     problems = verify(dataset, lambda case, image, label: seen.append(case.name))
     expected = [
         "case e: labelsTr/e.nii.gz has no image in imagesTr; add the image or remove the label map",
@@ -156,12 +158,12 @@ def test_all_problems_of_all_cases_at_once(raw):
     assert len(problems) == len(expected)
     for problem, start in zip(problems, expected, strict=True):
         assert problem.startswith(start)
-    assert seen == []  # nothing wrong reaches the fingerprint
-    with pytest.raises(UserError, match=r"Dataset005_Toy: 10 problems to mend:\n  case e: "):
-        refuse(dataset, problems)
+    assert seen == []  # no case with a problem reaches the fingerprint
+    with pytest.raises(UserError, match=r"Dataset005_Toy: 10 problems found:\n  case e: "):
+        raise_problems(dataset, problems)
 
 
-def test_nan_in_a_format_that_keeps_it(raw):
+def test_nan_is_reported_in_a_format_that_keeps_it(raw):
     folder = raw.parent / "Dataset007_Nrrd"
     write(folder / "imagesTr/a_0000.nrrd", np.where(image_array() > 1, np.nan, image_array()))
     write(folder / "labelsTr/a.nrrd", label_array(1, 2))
@@ -171,15 +173,15 @@ def test_nan_in_a_format_that_keeps_it(raw):
     assert problem.startswith(f"case a: channel 0 (CT) has {count} voxel(s) that are NaN or infinite; replace them")
 
 
-def test_num_training(raw):
+def test_a_wrong_number_of_training_cases_is_reported(raw):
     describe(raw, numTraining=20)
     [problem] = problems_of(raw)
     assert "numTraining is 20, but imagesTr holds 3 cases, 2 of them labelled; set it to 3" in problem
-    describe(raw, numTraining=2)  # the labelled ones only: fine too
+    describe(raw, numTraining=2)  # the number of labelled cases is allowed too
     assert problems_of(raw) == []
 
 
-def test_channels(raw):
+def test_missing_and_surplus_channels_are_reported(raw):
     describe(raw, channel_names={"0": "FLAIR", "1": "T1"})
     write(raw / "imagesTr/a_0001.nii.gz", image_array())
     write(raw / "imagesTr/b_0001.nii.gz", image_array(), spacing=(1, 1, 4))
@@ -187,13 +189,13 @@ def test_channels(raw):
     write(raw / "imagesTr/d_0000.nii.gz", image_array())
     write(raw / "imagesTr/d_0001.nii.gz", image_array(), spacing=(1, 1, 4))
     problems = problems_of(raw)
-    assert problems[0].startswith("case b: b_0002.nii.gz in imagesTr beyond the 2 channel(s) of the dataset; remove")
+    assert problems[0].startswith("case b: b_0002.nii.gz in imagesTr exceeds the 2 channel(s) of the dataset; remove")
     assert problems[1].startswith("case c: c_0001.nii.gz missing in imagesTr (the dataset has 2 channels); add it")
     assert problems[2].startswith("case d: d_0001.nii.gz is not on the grid of d_0000.nii.gz: spacing (2.0, 1.0, 1.0)")
     assert len(problems) == 3
 
 
-def test_endings_and_names_that_do_not_fit(raw):
+def test_wrong_endings_and_names_are_reported(raw):
     write(raw / "imagesTr/d.nii.gz", image_array())
     write(raw / "imagesTr/x_0000.nii", image_array())
     write(raw / "labelsTr/c.nrrd", label_array(1))
@@ -207,17 +209,17 @@ def test_endings_and_names_that_do_not_fit(raw):
     assert "hidden" not in text
 
 
-def test_an_empty_folder_of_test_images_is_none(raw):
+def test_an_empty_folder_of_test_images_counts_as_none(raw):
     (raw / "imagesTs").mkdir()
-    assert verify(RawDataset.load(raw)) == []
+    assert verify(Dataset.load(raw)) == []
 
 
-def test_test_cases_are_verified_but_never_handed_over(raw):
+def test_test_cases_are_verified_but_never_given_to_the_fingerprint(raw):
     write(raw / "imagesTs/t_0000.nii.gz", image_array())
     write(raw / "labelsTs/t.nii.gz", label_array())  # a test scan without the structure is allowed
     write(raw / "imagesTs/u_0000.nii.gz", image_array())
     write(raw / "labelsTs/u.nii.gz", label_array(9))
-    dataset, seen = RawDataset.load(raw), []
+    dataset, seen = Dataset.load(raw), []
     [problem] = verify(dataset, lambda case, *_: seen.append(case.name))
     assert [c.name for c in dataset.test_cases] == ["t", "u"]
     assert problem.startswith("case u: label 9 (1 voxels)")
@@ -225,7 +227,7 @@ def test_test_cases_are_verified_but_never_handed_over(raw):
     assert verify(dataset, test_cases=False) == []
     write(raw / "imagesTs/a_0000.nii.gz", image_array())
     seen.clear()
-    problems = verify(RawDataset.load(raw), lambda case, *_: seen.append(case.images[0].parent.name))
+    problems = verify(Dataset.load(raw), lambda case, *_: seen.append(case.images[0].parent.name))
     assert "case a: is in imagesTr and in imagesTs; keep it in one of them" in problems
     assert seen == ["imagesTr"] * 3
 
@@ -235,18 +237,20 @@ def test_colour_images_count_as_channels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     write(folder / "imagesTr/a_0000.png", pixels, colour=True)
     write(folder / "labelsTr/a.png", np.eye(8, 9, dtype=np.uint8))
-    describe(folder, channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png", numTraining=1,
-             labels={"background": 0, "lesion": 1})  # fmt: skip
+    rgb, labels = {"0": "R", "1": "G", "2": "B"}, {"background": 0, "lesion": 1}
+    describe(folder, channel_names=rgb, file_ending=".png", numTraining=1, labels=labels)
     shapes = []
-    assert verify(RawDataset.load(folder), lambda case, image, label: shapes.append(image.array.shape)) == []
+    assert verify(Dataset.load(folder), lambda case, image, label: shapes.append(image.array.shape)) == []
     assert shapes == [(3, 1, 8, 9)]
     write(folder / "imagesTr/a_0000.png", pixels[..., 0])
     [problem] = problems_of(folder)
-    assert problem.startswith("case a: 1 file(s) hold 1 channel(s), dataset.json names 3 (R, G, B); give one file")
+    assert problem.startswith(
+        "case a: 1 file(s) contain 1 channel(s), dataset.json names 3 (R, G, B); save each channel as a file"
+    )
 
 
-def test_find_cases_for_prediction(tmp_path):
-    for name in ("btcv_0001.nii.gz", "btcv_0002.nii", "notes.txt"):  # numbers that are no channels
+def test_cases_for_prediction_are_found_with_and_without_channel_numbers(tmp_path):
+    for name in ("btcv_0001.nii.gz", "btcv_0002.nii", "notes.txt"):  # these numbers are not channels
         (tmp_path / name).write_bytes(b"")
     cases, problems = find_cases(tmp_path, 1, None)
     assert [case.name for case in cases] == ["btcv_0001", "btcv_0002"]
@@ -255,23 +259,25 @@ def test_find_cases_for_prediction(tmp_path):
     (tmp_path / "btcv_0002.mha").write_bytes(b"")
     cases, [problem] = find_cases(tmp_path, 1, None)
     assert [case.name for case in cases] == ["btcv_0001"]
-    assert problem.startswith("case btcv_0002: is there more than once (btcv_0002.mha, btcv_0002.nii)")
+    assert problem.startswith("case btcv_0002: more than one file (btcv_0002.mha, btcv_0002.nii)")
     [problem] = find_cases(tmp_path, 1, ".png")[1][:1]
     assert problem.endswith(
-        "holds no image ending in .png; put them there, converted where they are DICOM or of another format"
+        "contains no image ending in .png; add images, converted to this format if they are DICOM or another format"
     )
     (tmp_path / "x_0000.nii").write_bytes(b"")
     assert any("case btcv: btcv_0000.nii missing" in p for p in find_cases(tmp_path, 1, ".nii")[1])
 
 
-def test_images_of_formats_that_are_not_read_are_named_and_other_files_passed_over(raw, tmp_path):
+def test_images_of_formats_that_are_not_read_are_named_and_other_files_ignored(raw, tmp_path):
     for name in ("a.dcm", "b.MGZ", "c.jpg", "d.hdr", "notes.txt", "table.csv", ".hidden.dcm"):
         (raw / "imagesTr" / name).write_bytes(b"")
-    problems = verify(RawDataset.load(raw))
+    problems = verify(Dataset.load(raw))
     assert [problem.split(": ")[1].split(" (")[0] for problem in problems] == [
-        "a.dcm is not read", "b.MGZ is not read", "c.jpg is not read",
+        "a.dcm is not read",
+        "b.MGZ is not read",
+        "c.jpg is not read",
         "1 more such files are not read; convert or move them",
-    ]  # fmt: skip
+    ]
     assert "dcm2niix" in problems[0]
     write(tmp_path / "one_0000.nii.gz", image_array())
     (tmp_path / "two.mgz").write_bytes(b"")
@@ -279,7 +285,7 @@ def test_images_of_formats_that_are_not_read_are_named_and_other_files_passed_ov
     assert ([case.name for case in cases], problem.split(" (")[0]) == (["one"], f"{tmp_path}: two.mgz is not read")
 
 
-def test_masks_as_drawing_programs_save_them(tmp_path):
+def test_a_black_and_white_mask_of_255_is_named_as_such(tmp_path):
     folder = tmp_path / "Dataset009_Drawn"
     drawn = np.zeros((1, 8, 9), np.uint8)
     drawn[0, 2:5, 2:5] = 255
@@ -287,7 +293,9 @@ def test_masks_as_drawing_programs_save_them(tmp_path):
     write(folder / "labelsTr/a.png", drawn)
     describe(folder, file_ending=".png", numTraining=1, channel_names={"0": "US"})
     [problem] = problems_of(folder)
-    assert problem.startswith("case a: label 255 (9 voxels) is not in dataset.json labels [0, 1, 2]; it is a black and")
+    assert problem.startswith(
+        "case a: label 255 (9 voxels) is not in dataset.json labels [0, 1, 2]; the file is a black-and-white"
+    )
 
 
 def test_a_single_slice_that_is_not_axial_is_refused(raw):
@@ -299,7 +307,7 @@ def test_a_single_slice_that_is_not_axial_is_refused(raw):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared datasets are not at {DATA}")
 def test_a_real_dataset_has_no_problem():
-    dataset = RawDataset.load(DATA / "Dataset004_Hippocampus")
+    dataset = Dataset.load(DATA / "Dataset004_Hippocampus")
     seen = []
     assert verify(dataset, lambda case, image, label: seen.append(case.name)) == []
     assert seen == [case.name for case in dataset.cases]

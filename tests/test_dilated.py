@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mre_lowshot.network.dilated import DilatedConv, dilated_conv
+from mre_lowshot.network.optimized.dilated import DilatedConv, dilated_conv
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Many tiny convolutions: on a busy machine, threads waiting for one another made these tests ten times slower."""
+    """Many tiny convolutions: on a busy machine, several threads made these tests ten times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -144,7 +144,7 @@ def test_repeats_bit_for_bit():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("axes", "torch_class"), [(2, nn.Conv2d), (3, nn.Conv3d)])
-def test_module_has_the_parameters_of_torchs(axes, torch_class, bias):
+def test_module_has_the_parameters_of_torchs_convolution(axes, torch_class, bias):
     dilation = (6, 4, 5)[:axes]
     torch.manual_seed(3)
     ours = DilatedConv(axes, 5, 7, dilation, bias=bias)

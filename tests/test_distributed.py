@@ -1,4 +1,4 @@
-"""One fold in several processes: as one process with the joined batch; what cannot be shared is refused."""
+"""One fold in several processes: the same as one process with the whole batch; refusal of what cannot be divided."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from references import TINY, single_thread, tiny_case, tiny_plan  # noqa: F401
 from torch import multiprocessing
 from torch.utils.data import Dataset
 
-from mre_lowshot import checkpoint
 from mre_lowshot.errors import UserError
-from mre_lowshot.trainers.distributed import ALONE, Processes, started
-from mre_lowshot.trainers.logbook import Logbook
+from mre_lowshot.inference import checkpoint
+from mre_lowshot.trainers.distributed import SINGLE, Processes, connected_processes
 from mre_lowshot.trainers.trainer import MRETrainer, held_interrupt
+from mre_lowshot.trainers.training_log import TrainingLog
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -33,7 +33,7 @@ NETWORKS = {
 
 
 class Doubled(Dataset):
-    """The sampler's mini-batches in double precision: what is left of a difference is not rounding."""
+    """The sampler's mini-batches in double precision, so that rounding explains no difference."""
 
     def __init__(self, sampler: Dataset) -> None:
         self.sampler = sampler
@@ -43,9 +43,11 @@ class Doubled(Dataset):
         return images.double(), coordinates.double(), targets
 
 
-def trainer_of(norm: str, folder: Path, processes: Processes = ALONE) -> MRETrainer:
-    plan = tiny_plan(NETWORKS[norm], batch_size=4, iterations=4, dice_weight=1.0, n_lg=2, ema=0.9, learning_rate=1e-2)
-    trainer = MRETrainer(plan, [tiny_case()], folder, CPU, processes=processes)
+def trainer_of(norm: str, folder: Path, processes: Processes = SINGLE) -> MRETrainer:
+    plan = tiny_plan(
+        NETWORKS[norm], batch_size=4, iterations=4, dice_weight=1.0, ohem_ratio=2, ema=0.9, learning_rate=1e-2
+    )
+    trainer = MRETrainer(plan, [tiny_case()], folder=folder, device=CPU, processes=processes)
     trainer.network.double()
     trainer.average.double()
     trainer.sampler = Doubled(trainer.sampler)
@@ -53,19 +55,19 @@ def trainer_of(norm: str, folder: Path, processes: Processes = ALONE) -> MRETrai
 
 
 def one_of_two(rank: int, folder: Path, port: int) -> None:
-    """A process: trains both networks and leaves its own weights and losses."""
+    """One process: trains both networks and writes its weights and losses."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port)
     )
-    Logbook.draw = lambda self: None  # drawing the curves takes longer than training here
-    with started("cpu") as (processes, device):
+    TrainingLog.draw = lambda self: None  # drawing the curves takes longer than training here
+    with connected_processes("cpu") as (processes, device):
         assert (processes, device) == (Processes(rank, 2), CPU)
         for norm in NETWORKS:
             trainer = trainer_of(norm, folder / norm / str(rank), processes)
             trainer.fit()
-            torch.save([trainer.network.state_dict(), trainer.logbook.history], folder / f"{norm}{rank}.pt")
-        import_module("torch.distributed.nn")  # as torch does sooner or later
+            torch.save([trainer.network.state_dict(), trainer.training_log.history], folder / f"{norm}{rank}.pt")
+        import_module("torch.distributed.nn")  # as torch itself does during training
         during = threads()
     (folder / f"threads{rank}.json").write_text(json.dumps([during, threads()]))
 
@@ -85,15 +87,15 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def left(folder: Path, norm: str, rank: int):
+def written(folder: Path, norm: str, rank: int):
     return torch.load(folder / f"{norm}{rank}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("norm", NETWORKS)
-def test_two_processes_train_as_one_with_the_joined_batch(two, tmp_path, monkeypatch, norm):
-    """N_k, OHEM's ranking and Dice are pooled. Batch norm's statistics are each process's own: as one process that
-    takes the halves of the batch through the network one after the other."""
-    monkeypatch.setattr(Logbook, "draw", lambda self: None)
+def test_two_processes_train_as_one_with_the_whole_batch(two, tmp_path, monkeypatch, norm):
+    """N_k, OHEM's ranking and Dice are computed over both processes. Batch norm's statistics are each process's own, so
+    the reference passes the two halves of the batch through the network in turn."""
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     one = trainer_of(norm, tmp_path)
     if norm == "batch":
         whole = one.network.forward
@@ -102,18 +104,18 @@ def test_two_processes_train_as_one_with_the_joined_batch(two, tmp_path, monkeyp
     one.fit()
     wanted = dict(one.network.named_parameters())
     for rank in (0, 1):
-        weights, history = left(two, norm, rank)
-        assert history["loss"] == pytest.approx(one.logbook.history["loss"], rel=1e-9)
-        assert history["dice"] == pytest.approx(one.logbook.history["dice"], rel=1e-9, nan_ok=True)
+        weights, history = written(two, norm, rank)
+        assert history["loss"] == pytest.approx(one.training_log.history["loss"], rel=1e-9)
+        assert history["dice"] == pytest.approx(one.training_log.history["dice"], rel=1e-9, nan_ok=True)
         for name, value in wanted.items():
             torch.testing.assert_close(weights[name], value.detach(), rtol=1e-7, atol=1e-9, msg=name)
     start = dict(trainer_of(norm, tmp_path).network.named_parameters())
     moved = max(float((value - start[name]).detach().abs().max()) for name, value in wanted.items())
-    assert moved > 1e-2  # there was something to agree about
+    assert moved > 1e-2  # the weights changed, so the comparison means something
 
 
-def test_statistics_of_batch_norm_are_per_process_and_the_log_says_so(two):
-    one, other = (left(two, "batch", rank)[0] for rank in (0, 1))
+def test_statistics_of_batch_norm_are_per_process_and_the_log_reports_it(two):
+    one, other = (written(two, "batch", rank)[0] for rank in (0, 1))
     assert not torch.equal(one["backbone.encoder.0.2.running_mean"], other["backbone.encoder.0.2.running_mean"])
     (log,) = (two / "batch/0").glob("*.txt")
     assert "2 processes, 2 of 4 patches each" in log.read_text()
@@ -125,7 +127,7 @@ def test_only_the_first_process_writes(two, norm):
     assert {p.suffix for p in (two / norm / "0").iterdir()} == {".pth", ".txt"}
     assert not (two / norm / "1").exists()
     saved = checkpoint.load(two / norm / "0" / checkpoint.FINAL, CPU)[1]["training"]
-    weights, history = left(two, norm, 0)
+    weights, history = written(two, norm, 0)
     assert saved["history"] == history
     assert all(torch.equal(saved["network"][name], value) for name, value in weights.items())
 
@@ -133,28 +135,32 @@ def test_only_the_first_process_writes(two, norm):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads in /proc, which Linux has")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_thread_of_the_group_outlives_it(two, rank):
-    """One that does takes part in the interpreter's end, and aborts it now and then."""
+    """A thread that does is alive at the interpreter's exit, and sometimes aborts it."""
     during, after = json.loads((two / f"threads{rank}.json").read_text())
     assert any("gloo" in name for name in during)
     assert not any("gloo" in name for name in after)
 
 
 @pytest.mark.parametrize(
-    ("count", "recipe", "words"),
+    ("count", "settings", "words"),
     [
-        (3, {"batch_size": 4}, "batch_size 4 cannot be shared evenly by 3 processes .* recipe.batch_size=3"),
-        (8, {"batch_size": 4}, "recipe.batch_size=8"),
+        (
+            3,
+            {"batch_size": 4},
+            "batch_size 4 cannot be divided evenly among 3 processes .* recipe.sampling.batch_size=3",
+        ),
+        (8, {"batch_size": 4}, "recipe.sampling.batch_size=8"),
         (4, {"batch_size": 4}, "image_level_norm=false"),
         (2, {"batch_size": 4, "sync_batch_norm": True}, "on CUDA devices only"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(tmp_path, count, recipe, words):
+def test_what_cannot_be_divided_among_processes_is_refused(tmp_path, count, settings, words):
     with pytest.raises(UserError, match=words):
-        MRETrainer(tiny_plan(**recipe), [tiny_case()], tmp_path, CPU, processes=Processes(1, count))
+        MRETrainer(tiny_plan(**settings), [tiny_case()], folder=tmp_path, device=CPU, processes=Processes(1, count))
 
 
-def test_torchrun_repeats_a_ctrl_c_and_nothing_is_lost_by_it():
-    """A process gets it from the terminal and from torchrun: noted each time, so that all stop after one iteration."""
+def test_a_ctrl_c_that_torchrun_repeats_is_recorded_each_time():
+    """A process receives it from the terminal and from torchrun. All processes must stop after the same iteration."""
     before = signal.getsignal(signal.SIGINT)
     with held_interrupt(always=True) as interrupted:
         assert not interrupted()
@@ -164,15 +170,15 @@ def test_torchrun_repeats_a_ctrl_c_and_nothing_is_lost_by_it():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_alone_there_is_nothing_to_synchronise(tmp_path):
-    trainer = MRETrainer(tiny_plan(sync_batch_norm=True), [tiny_case()], tmp_path, CPU)
+def test_a_single_process_synchronises_nothing(tmp_path):
+    trainer = MRETrainer(tiny_plan(sync_batch_norm=True), [tiny_case()], folder=tmp_path, device=CPU)
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in trainer.network.modules())
 
 
 def test_torchrun_trains_a_fold(space):
-    """The command as documented: the losses of one process, one set of files, validation by the first process."""
-    changes = ("recipe.batch_size=4", "network.norm=instance", "network.image_level_norm=false",
-               "recipe.alignment=none", "network.atlas_prior=false")  # fmt: skip
+    """The documented command: the losses of one process, one set of files, validation by the first process."""
+    changes = ("recipe.sampling.batch_size=4", "network.norm=instance", "network.image_level_norm=false",
+               "recipe.atlas.registration=none", "network.atlas_prior=false")  # fmt: skip
     assert space.plan(name="Two", settings=(*SETTINGS, *changes)) == 0
     assert space.train("--no_val", name="Two") == 0
     fold = space.model("Two") / "fold_0"

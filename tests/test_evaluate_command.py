@@ -1,4 +1,4 @@
-"""mre_evaluate and the summaries: pairing, means without NaN, refusals, files, exit codes."""
+"""``mre_evaluate`` and the summaries: pairing, means without NaN, refusals, files, exit codes."""
 
 import csv
 import json
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from mre_lowshot.cli.evaluate import labels_from_dataset_json, main
+from mre_lowshot.cli.evaluate import main
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, evaluate_folder, format_table, summarise
+from mre_lowshot.workflows.evaluate import labels_from_dataset_json
 
 LABELS = {"liver": 1, "spleen": 2}
 SPACING = (2.0, 1.0, 0.5)  # z, y, x
@@ -67,7 +68,7 @@ def test_command_end_to_end(folders, capsys):
     assert summary["mean"]["1"]["Dice"] == pytest.approx((1 + 2 / 3 + 1) / 3)
     assert summary["mean"]["2"]["Dice"] == pytest.approx((1 + 0) / 2)  # c is left out, b counts 0
     assert summary["foreground_mean"]["Dice"] == pytest.approx((8 / 9 + 1 / 2) / 2)
-    # b's liver: reference rows 2-5, prediction 2-3, 1 mm apart: the lost half lies up to 2 mm from what was found
+    # b's liver: reference rows 2-5, prediction 2-3, 1 mm apart: the missed half lies up to 2 mm from the prediction
     assert summary["mean"]["1"]["HD95"] == pytest.approx(2 / 3)
     assert summary["mean"]["2"]["HD95"] == 0
     assert summary["mean"]["2"]["HD95_diagonal"] == pytest.approx(math.sqrt(12**2 + 10**2 + 5**2) / 2)
@@ -130,7 +131,7 @@ def test_missing_prediction_alone_is_exit_code_1_and_extra_alone_is_0(folders):
     assert main([str(gt), str(pred)]) == 1
 
 
-def test_nothing_left_to_average_is_still_a_summary(folders, capsys):
+def test_a_summary_is_written_even_with_no_case_to_average(folders, capsys):
     gt, pred = folders
     for path in pred.iterdir():
         save(path, organs(), spacing=(9.0, 1.0, 1.0))
@@ -148,7 +149,7 @@ def test_labels_from_the_files_when_there_is_no_dataset_json(folders, capsys):
     assert json.loads((pred / "summary.json").read_text())["spurious_structures"] == {"1": 0, "2": 0, "5": 1}
 
 
-def test_the_nearest_dataset_json_wins_and_one_given_wins_over_all(folders, tmp_path, capsys):
+def test_the_nearest_dataset_json_is_used_unless_one_is_given(folders, tmp_path, capsys):
     gt, pred = folders
     describe(pred.parent, {"background": 0, "from_run": 1})
     assert main([str(gt), str(pred)]) == 0
@@ -157,15 +158,15 @@ def test_the_nearest_dataset_json_wins_and_one_given_wins_over_all(folders, tmp_
     assert main([str(gt), str(pred), "-djfile", str(given)]) == 0
     out = capsys.readouterr().out
     assert "2 given\n" in out
-    assert "case a: holds values 1, which are no listed label" in out
+    assert "case a: contains label values 1, which are not listed" in out
 
 
 def test_ignore_label_from_dataset_json_and_flag(folders, capsys):
     gt, pred = folders
-    save(gt / "a.nii.gz", np.where(organs() == 2, 14, organs()).astype(np.uint8))  # what the spleen was is unknown
+    save(gt / "a.nii.gz", np.where(organs() == 2, 14, organs()).astype(np.uint8))  # the spleen is not annotated
     given = describe(gt.parent, {"background": 0, **LABELS, "ignore": 14})
     assert main([str(gt), str(pred)]) == 0
-    assert "ignored, where the reference has them: 14" in capsys.readouterr().out
+    assert "ignored where the reference has them: 14" in capsys.readouterr().out
     case = json.loads((pred / "summary.json").read_text())["metric_per_case"][0]["metrics"]
     assert (case["2"]["FP"], case["2"]["Dice"]) == (0, None)
     given.unlink()
@@ -200,10 +201,10 @@ def test_profiles_reach_the_metrics(folders):
             {"background": 0, "whole": [1, 2]},
             "label 'whole' is the region [1, 2]; region-based labels are not supported",
         ),
-        ({"0": "background", "1": "liver"}, "label '0' is 'background'; turn the entries round"),
+        ({"0": "background", "1": "liver"}, "label '0' is 'background'; swap name and value"),
         ({"background": 0, "liver": 1, "spleen": 1}, "two labels share a value"),
         ({}, "labels is {}; it must name them"),
-        ({"background": 0}, "no label to evaluate is left"),
+        ({"background": 0}, "no label to evaluate in"),
     ],
 )
 def test_unusable_labels_are_wrong_use(folders, capsys, labels, message):
@@ -214,7 +215,7 @@ def test_unusable_labels_are_wrong_use(folders, capsys, labels, message):
     assert not (pred / "summary.json").exists()
 
 
-def test_wrong_use_is_told_in_one_line(folders, tmp_path, capsys):
+def test_wrong_use_is_reported_in_one_line(folders, tmp_path, capsys):
     gt, pred = folders
     (tmp_path / "empty").mkdir()
     save(tmp_path / "other/z.nii.gz", organs())
@@ -224,7 +225,7 @@ def test_wrong_use_is_told_in_one_line(folders, tmp_path, capsys):
         ([gt, tmp_path / "empty"], "empty: holds no label maps"),
         ([gt, tmp_path / "other"], "none of its 1 label maps has the name of a reference"),
         ([gt, pred, "-djfile", tmp_path / "no.json"], "no.json is missing"),
-        ([gt, pred, "-o", tmp_path / "summary.json"], "name a folder, not a file"),
+        ([gt, pred, "-o", tmp_path / "summary.json"], "give a folder, not a file"),
         ([gt, pred, "-o", tmp_path / "file"], "file: cannot be written"),
     ):
         assert main([str(a) for a in arguments]) == 2

@@ -10,14 +10,14 @@ import pytest
 from conftest import Space, command, interrupt_after, iterations, one_thread
 from test_planners import BRAIN, GPU80, numbered, planned
 
+from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.experiments import report, tables
 from mre_lowshot.experiments.report import RowResult, Run
 from mre_lowshot.experiments.runner import Setting, plan_row, prepare_row
 from mre_lowshot.experiments.tables import TABLES, named, plan_name
 from mre_lowshot.planners import rules
+from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.fingerprint import dataset_fingerprint
-from mre_lowshot.planners.planner import DatasetFacts
-from mre_lowshot.plans import same_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 FACTS = DatasetFacts("Dataset001_X", ("MRI",), numbered("organ", "vessel"), None, ".nii.gz")
@@ -46,7 +46,8 @@ def test_every_row_is_a_plan_and_no_two_trainings_share_a_name(base):
 def test_table_two_takes_away_what_it_says():
     rows = {name: row_plan("table2", name, "paper") for name in "abcdefg"}
     switches = {
-        name: (p.network.dml, p.network.coordinates != "none", p.network.ams, p.recipe.ohem) for name, p in rows.items()
+        name: (p.network.prototype_head, p.network.coordinates != "none", p.network.multiscale, p.recipe.loss.ohem)
+        for name, p in rows.items()
     }
     no, yes = False, True
     assert switches == {
@@ -57,7 +58,7 @@ def test_table_two_takes_away_what_it_says():
     assert (rows["e"].network, rows["e"].recipe) == (full.network, full.recipe)
     assert rows["a"].network == planned(BRAIN, recipe="unet", device=GPU80).network
     for name, plan in rows.items():
-        restored = replace(plan.network, dml=True, coordinates="volume", ams=True, embedding=2048)
+        restored = replace(plan.network, prototype_head=True, coordinates="volume", multiscale=True, embedding_dim=2048)
         assert (restored, replace(plan.recipe, ohem=True)) == (full.network, full.recipe), name
 
 
@@ -68,7 +69,7 @@ def test_the_other_tables_change_one_thing_each():
     assert [f"N_e {n} (small: {s})" for n, s in zip(paper, small, strict=True)] == [
         r.label for r in TABLES["table3"].rows
     ]
-    assert [row_plan("table4", f"m{m}").network.modes for m in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert [row_plan("table4", f"m{m}").network.prototypes_per_class for m in range(1, 6)] == [1, 2, 3, 4, 5]
     mixings = ("one_hot", "average", "adaptive")
     assert tuple(row_plan("table5", name).network.mixing for name in mixings) == mixings
     assert row_plan("table6", "euclidean").network.distance == "euclidean"
@@ -84,7 +85,7 @@ def test_tables_share_the_full_method_and_lengths_have_plans_of_their_own():
     assert full == {"table2_e"}
     row = TABLES["table4"].row("m1")
     assert (plan_name(row, "paper", None), plan_name(row, "small", 300)) == ("table4_m1_paper", "table4_m1_300")
-    assert row_plan("table4", "m1", iterations=7).recipe.iterations == 7
+    assert row_plan("table4", "m1", iterations=7).recipe.optimizer.iterations == 7
     assert same_plan(row_plan("baselines", "unet"), row_plan("table2", "a"))
 
 
@@ -130,7 +131,7 @@ def tiny():
     """The small network of the planner, made tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rules, "SMALL_SIZE", replace(
-            rules.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding=8, mixer_width=4, batch_size=2, budget=1024,
+            rules.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2, budget=1024,
         ))  # fmt: skip
         yield
 
@@ -189,7 +190,7 @@ def test_a_table_is_trained_scored_and_written(ran):
         assert {r["row"]: r["runs"] for r in csv.DictReader(file)}["e"] == "2"
     text = (results(ran) / "table.txt").read_text()
     assert "78.39 (1.07)" in text
-    assert "Holm over 1 comparison; the smallest p that 2 can give is 0.5" in text
+    assert "Holm over 1 comparison; the smallest p that 2 runs can give is 0.5" in text
     assert "no run yet: b, c, d, f, g" in text
 
 
@@ -209,13 +210,13 @@ def test_rows_that_preprocess_alike_share_their_cases(ran):
 
 
 def test_cases_preprocessed_otherwise_are_not_shared(ran, tmp_path):
-    from mre_lowshot.dataset import RawDataset
-    from mre_lowshot.plans import load_plan
+    from mre_lowshot.config.plan_files import load_plan
+    from mre_lowshot.data.dataset import Dataset
 
     shutil.copytree(ran.prepared, tmp_path / "prepared")
     plan = load_plan(ran.prepared / "table2_a_2.json")
     other = replace(plan, plans_name="Other", preprocessing=replace(plan.preprocessing, crop_margin_mm=9.0))
-    prepare_row(other, RawDataset.load(ran.raw), tmp_path / "prepared")
+    prepare_row(other, Dataset.load(ran.raw), tmp_path / "prepared")
     mine = tmp_path / "prepared/Other/phantom_001.npz"
     assert mine.is_file()
     assert mine.stat().st_nlink == 1
@@ -257,7 +258,7 @@ def test_candidates_are_judged_on_a_cohort_of_each_dataset_and_told_in_one_table
     for number in (900, 901):
         shutil.copytree(ran.raw, space.root / f"raw/Dataset{number}_Synthetic")
     half = ["phantom_001", "phantom_003"]
-    cohorts = tmp_path / "halves.json"
+    cohorts = tmp_path / "dev_report_split.json"
     cohorts.write_text(json.dumps({f"Dataset{n}_Synthetic": {"develop": half} for n in (900, 901)}))
     chosen = ("candidates", "-d", "900", "901", "--rows", "default", "no_dice", "--folds", 0, "--iterations", 2,
               "--cohort", "develop")  # fmt: skip
@@ -284,10 +285,11 @@ def test_candidates_are_judged_on_a_cohort_of_each_dataset_and_told_in_one_table
 
 def test_a_candidate_of_another_length_keeps_its_ratio():
     lengths = {
-        row: row_plan("candidates", row, iterations=300).recipe.iterations for row in ("default", "twice_as_long")
+        row: row_plan("candidates", row, iterations=300).recipe.optimizer.iterations
+        for row in ("default", "twice_as_long")
     }
     assert lengths == {"default": 300, "twice_as_long": 600}
-    planned, longer = (row_plan("candidates", row).recipe.iterations for row in ("default", "twice_as_long"))
+    planned, longer = (row_plan("candidates", row).recipe.optimizer.iterations for row in ("default", "twice_as_long"))
     assert longer == 2 * planned
 
 
@@ -303,7 +305,7 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
         (("table2", "--level", "3shot"), "no labelled scan to score on"),
         (("table2", "--level", "shot"), "level 'shot'"),
         (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),
-        (("table2", "--cohort", "develop"), "cohorts.json: is not there"),
+        (("table2", "--cohort", "develop"), "cohorts.json: is missing"),
         (("table2", "--iterations", "0"), "must be at least 1"),
         (("table2", "--labels", "splen"), "did you mean 'spleen'?"),
         (("table2", "--labels", "paper"), "are not those of MRBrainS18 or BTCV"),

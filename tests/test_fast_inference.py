@@ -1,4 +1,4 @@
-"""The inference-only network against the trained one: values at the kept voxels, whatever is kept."""
+"""The inference-only network against the trained one: values at the kept voxels, for any kept part."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from references import TINY, TINY_2D, single_thread  # noqa: F401
 from torch.nn import functional as F
 
-from mre_lowshot.inference.fast import FastNetwork, agree, dilated_at
 from mre_lowshot.network.build import build
+from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs, dilated_at
 
 
 def trained(spec, seed: int = 0):
@@ -37,16 +37,16 @@ def batch(spec):
 KEEPS = {3: (None, ((1, 3), (2, 6), (1, 7)), ((0, 3), (2, 8), (0, 8))), 2: (None, ((1, 3), (2, 9)), ((0, 5), (7, 12)))}
 CHANGES = [
     {},
-    {"embedding": 48},
+    {"embedding_dim": 48},
     {"dilations": ((1, 2, 2), (2, 5, 6), (9, 9, 9))},
     {"image_level": False},
-    {"image_level_norm": False, "embedding": 48},
+    {"image_level_norm": False, "embedding_dim": 48},
     {"norm": "instance", "image_level_norm": False},
     {"aspp": False},
-    {"ams": False, "embedding": 48},
+    {"multiscale": False, "embedding_dim": 48},
     {"se": False},
-    {"dml": False},
-    {"dml": False, "ams": False, "coordinates": "none", "embedding": 0},
+    {"prototype_head": False},
+    {"prototype_head": False, "multiscale": False, "coordinates": "none", "embedding_dim": 0},
     {"coordinates": "patch"},
 ]
 
@@ -64,12 +64,12 @@ def test_kept_voxels_have_the_values_of_the_whole_network(changes, axes, which):
     keep = KEEPS[axes][which]
     with torch.inference_mode():
         whole = network(image, maps)
-        found = FastNetwork(network)(image, maps, keep)
+        found = InferenceNetwork(network)(image, maps, keep)
     if keep is not None:
         whole = whole[(slice(None), slice(None), *(slice(*k) for k in keep))]
     assert found.shape == whole.shape
     assert (found - whole).abs().max() <= 1e-5 * whole.abs().max()
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())  # a copy was folded
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())  # a copy was fused
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -90,15 +90,15 @@ def test_a_dilated_convolution_at_some_voxels_only(data):
     torch.testing.assert_close(found, whole[(slice(None), slice(None), *(slice(*k) for k in keep))])
 
 
-def test_low_precision_is_used_where_it_agrees_and_the_reason_is_told_where_not():
-    network = trained(replace(TINY, embedding=48))
+def test_low_precision_agrees_or_the_reason_is_given():
+    network = trained(replace(TINY, embedding_dim=48))
     image, maps = batch(TINY)
     keep = KEEPS[3][1]
-    exact, low = FastNetwork(network), FastNetwork(network, torch.bfloat16)
-    assert agree(exact, exact, image, maps, keep) is None
+    exact, low = InferenceNetwork(network), InferenceNetwork(network, torch.bfloat16)
+    assert compare_outputs(exact, exact, image, maps, keep) is None
     found = low(image, maps, keep)
     assert found.dtype == torch.float32
     assert (torch.softmax(found, 1) - torch.softmax(exact(image, maps, keep), 1)).abs().mean() < 0.02
-    other = FastNetwork(trained(replace(TINY, embedding=48), seed=1))
-    assert "labels agree" in agree(other, exact, image, maps, keep)
-    assert "non-finite" in agree(low, exact, image * float("nan"), maps, keep)
+    other = InferenceNetwork(trained(replace(TINY, embedding_dim=48), seed=1))
+    assert "labels agree" in compare_outputs(other, exact, image, maps, keep)
+    assert "non-finite" in compare_outputs(low, exact, image * float("nan"), maps, keep)

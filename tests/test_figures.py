@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mre_lowshot.evaluation import figures
-from mre_lowshot.synthetic import LABELS, make_subject
+from mre_lowshot.data.synthetic import LABELS, make_subject
+from mre_lowshot.report import figures
 
 SPACING = (3.0, 1.5, 1.0)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from references import TINY, posterior_loop, single_thread  # noqa: F401
 from torch import Tensor
 
+from mre_lowshot.config import NetworkConfig
 from mre_lowshot.network.head import PrototypeHead
-from mre_lowshot.specs import NetworkSpec
 
 MIXINGS, DISTANCES = ("adaptive", "average", "one_hot"), ("cosine", "euclidean")
 
@@ -29,7 +29,7 @@ def voxels_of(embedding: Tensor) -> Tensor:
 
 
 def posterior(head: PrototypeHead, embedding: Tensor) -> Tensor:
-    """(V, K), what the network's softmax makes of the head's logits."""
+    """The softmax of the head's logits, (V, K)."""
     return voxels_of(torch.softmax(head(embedding), dim=1))
 
 
@@ -38,12 +38,12 @@ def heads(draw):
     spec = replace(
         TINY,
         classes=draw(st.integers(2, 4)),
-        modes=draw(st.integers(1, 3)),
-        mixer_width=draw(st.integers(1, 5)),
+        prototypes_per_class=draw(st.integers(1, 3)),
+        mixing_dim=draw(st.integers(1, 5)),
         mixing=draw(st.sampled_from(MIXINGS)),
         mixing_sigmoid=draw(st.booleans()),
         distance=draw(st.sampled_from(DISTANCES)),
-        scale=draw(st.floats(0.1, 30)),
+        logit_scale=draw(st.floats(0.1, 30)),
     )
     channels, batch = draw(st.integers(1, 5)), draw(st.integers(1, 2))
     size = draw(st.lists(st.integers(1, 2), min_size=2, max_size=3))
@@ -70,11 +70,11 @@ def test_values_and_gradients_are_those_of_the_papers_equations(case):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_one_mode_is_the_unimodal_head_exactly(distance):
+def test_one_prototype_per_class_is_the_unimodal_head_exactly(distance):
     embedding = torch.randn(2, 5, 2, 3, 3, dtype=torch.float64)
-    heads = [make(5, modes=1, mixing=mixing, distance=distance) for mixing in MIXINGS]
+    heads = [make(5, prototypes_per_class=1, mixing=mixing, distance=distance) for mixing in MIXINGS]
     states = [head.state_dict() for head in heads]
-    assert states[0].keys() == states[1].keys() == states[2].keys()  # no mixing weights, for there is nothing to mix
+    assert states[0].keys() == states[1].keys() == states[2].keys()  # no mixing weights: there is nothing to mix
     logits = [head(embedding) for head in heads]
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -93,34 +93,34 @@ def test_euclidean_is_cosine_with_the_doubled_scale(mixing):
     torch.testing.assert_close(posterior(euclidean, embedding), posterior(cosine, embedding), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("modes", [2, 3, 5])
-def test_mixing_coefficients_sum_to_one_within_the_bounds_of_a_softmax_of_sigmoids(modes):
-    head = make(6, modes=modes)
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_mixing_coefficients_sum_to_one_within_the_bounds_of_a_softmax_of_sigmoids(count):
+    head = make(6, prototypes_per_class=count)
     for p in head.mixer.parameters():
         torch.nn.init.normal_(p, std=30.0)  # saturate the sigmoids
     alpha = head.log_mixing(torch.randn(200, 6, dtype=torch.float64)).exp()
-    assert alpha.shape == (200, 3, modes)
+    assert alpha.shape == (200, 3, count)
     torch.testing.assert_close(alpha.sum(dim=2), torch.ones(200, 3, dtype=torch.float64))
-    low, high = 1 / (1 + (modes - 1) * math.e), math.e / (math.e + modes - 1)
+    low, high = 1 / (1 + (count - 1) * math.e), math.e / (math.e + count - 1)
     assert low - 1e-12 <= alpha.min() < low + 0.02
     assert high - 0.05 < alpha.max() <= high + 1e-12
 
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_scale_starts_as_given_and_stays_positive(learned):
-    head = make(4, modes=1, scale=7.0, scale_learned=learned)
+    head = make(4, prototypes_per_class=1, logit_scale=7.0, logit_scale_learned=learned)
     assert head.log_scale.exp().item() == pytest.approx(7.0)
     assert "log_scale" in head.state_dict()
     embedding = torch.randn(1, 4, 5, 5, dtype=torch.float64)
     best = head(embedding).argmax(dim=1)
     optimizer = torch.optim.SGD([p for n, p in head.named_parameters() if n == "log_scale"] or [torch.zeros(1)], 5.0)
-    for _ in range(20):  # every voxel is wanted farthest from where it is: the scale is driven down
+    for _ in range(20):  # the loss is the logit of the present label: the scale is driven down
         optimizer.zero_grad()
         head(embedding).gather(1, best[:, None]).mean().backward()
         optimizer.step()
     scale = head.log_scale.exp().item()
     assert 0 < scale < 1 if learned else scale == pytest.approx(7.0)
-    assert torch.equal(head(embedding).argmax(dim=1), best)  # a scale below 0 would turn the order round
+    assert torch.equal(head(embedding).argmax(dim=1), best)  # a scale below 0 would reverse the order
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -135,15 +135,15 @@ def test_zero_vectors_stay_finite(mixing):
 
 
 def test_only_directions_count():
-    """Cosine: the lengths of embeddings and prototypes change nothing (average mixing looks at nothing else)."""
+    """Cosine: the lengths of embeddings and prototypes change nothing (average mixing depends on nothing else)."""
     head, embedding = make(5, mixing="average"), torch.randn(1, 5, 3, 3, dtype=torch.float64)
     before = posterior(head, embedding)
     head.prototypes.data *= torch.rand(6, 1, dtype=torch.float64) * 10 + 0.1
     torch.testing.assert_close(posterior(head, 0.01 * embedding), before)
 
 
-def test_low_precision_around_the_head_does_not_reach_into_it():
-    spec: NetworkSpec = replace(TINY, embedding=64)
+def test_the_head_computes_in_float32_under_autocast():
+    spec: NetworkConfig = replace(TINY, embedding_dim=64)
     head = PrototypeHead(spec, 64)
     embedding = torch.randn(1, 64, 4, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

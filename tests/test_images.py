@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk
 from conftest import SETTINGS, command
 
-from mre_lowshot.volume import read_labels
+from mre_lowshot.data.volume import read_labels
 
-SIZES = ((40, 52), (52, 44), (61, 47), (48, 48))  # two for training, a third, and one to predict
+SIZES = ((40, 52), (52, 44), (61, 47), (48, 48))  # two to train on, one to validate on, and one to predict
 
 
 def scene(number, channels=1):
@@ -23,7 +23,7 @@ def scene(number, channels=1):
 
 
 def dataset(root, ending, channels):
-    raw = root / "raw/Dataset031_Flat"
+    raw = root / "raw/Dataset031_Images"
     for number in range(4):
         image, disc = scene(number, channels)
         part, name = ("Ts", "new") if number == 3 else ("Tr", f"case{number}")
@@ -48,18 +48,18 @@ def plan(root, *more):
 
 @pytest.mark.usefixtures("no_settings", "one_thread_only")
 @pytest.mark.parametrize(("ending", "channels"), [(".png", 1), (".png", 3), (".tif", 1), (".tiff", 3), (".nii.gz", 1)])
-def test_from_images_to_scores(tmp_path, capsys, ending, channels):
+def test_2d_images_from_plan_to_scores(tmp_path, capsys, ending, channels):
     raw = dataset(tmp_path, ending, channels)
     assert plan(tmp_path) == 0
-    prepared = tmp_path / "preprocessed/Dataset031_Flat"
+    prepared = tmp_path / "preprocessed/Dataset031_Images"
     plans = json.loads((prepared / "Tiny.json").read_text())
     assert plans["network"]["in_channels"] == channels
     assert len(plans["patch"]["size"]) == len(plans["network"]["strides"][0]) == 2
-    assert plans["recipe"]["alignment"] == "none"
+    assert plans["recipe"]["atlas"]["registration"] == "none"
     assert plans["recipe"]["augmentation"]["mirror_axes"] == [1]
     # two images of different sizes, validated on the third
     assert command("train", "31", "67pct", "fold0", "-p", "Tiny", "--workspace", tmp_path, "-device", "cpu") == 0
-    results = tmp_path / "results/Dataset031_Flat/MRETrainer__Tiny__67pct/fold_0"
+    results = tmp_path / "results/Dataset031_Images/MRETrainer__Tiny__67pct/fold_0"
     fold = json.loads((results / "plans.json").read_text())["fold"]
     assert (len(fold["train"]), fold["majority"]) == (2, [0])
     (tested,) = fold["test"]
@@ -72,7 +72,7 @@ def test_from_images_to_scores(tmp_path, capsys, ending, channels):
     written, wanted = (sitk.ReadImage(str(folder / f"new{ending}")) for folder in (out, raw / "labelsTs"))
     assert written.GetDimension() == wanted.GetDimension() == 2
     assert written.GetSize() == wanted.GetSize()
-    one = raw / f"imagesTs/new_0000{ending}"  # a single file gives the same
+    one = raw / f"imagesTs/new_0000{ending}"  # a single file gives the same result
     assert command("predict", "-i", one, "-o", tmp_path / "one", "--workspace", tmp_path, "-device", "cpu") == 0
     same = read_labels(tmp_path / f"one/new{ending}").array
     np.testing.assert_array_equal(same, read_labels(out / f"new{ending}").array)
@@ -80,12 +80,12 @@ def test_from_images_to_scores(tmp_path, capsys, ending, channels):
 
 
 @pytest.mark.usefixtures("no_settings")
-def test_colour_and_grey_are_not_mixed_up(tmp_path, capsys):
+def test_a_grey_image_among_colour_ones_and_a_colour_label_map_are_refused(tmp_path, capsys):
     raw = dataset(tmp_path, ".png", 3)
     grey, _ = scene(1)
     sitk.WriteImage(sitk.GetImageFromArray(grey), str(raw / "imagesTr/case1_0000.png"))
     assert plan(tmp_path) == 2
-    assert "case case1: 1 file(s) hold 1 channel(s), dataset.json names 3 (R, G, B)" in capsys.readouterr().err
+    assert "case case1: 1 file(s) contain 1 channel(s), dataset.json names 3 (R, G, B)" in capsys.readouterr().err
     image, _ = scene(1, 3)
     sitk.WriteImage(sitk.GetImageFromArray(image, isVector=True), str(raw / "labelsTr/case1.png"))
     assert plan(tmp_path) == 2

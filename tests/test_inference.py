@@ -1,4 +1,4 @@
-"""Tiles cover the volume as they should, and the predictor equals a slow loop: coordinates, padding, mirroring."""
+"""Tiles cover the volume, and the sliding window equals a slow loop: coordinates, padding, mirrored views."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from references import TINY, TINY_2D, single_thread, whole_map  # noqa: F401
 from torch import Tensor, nn
 
-from mre_lowshot.dataset import Case
+from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
+from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import NumericalError, UserError
-from mre_lowshot.inference.export import each_ready, native_labels
-from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.export import native_labels
+from mre_lowshot.inference.prefetch import prefetch
+from mre_lowshot.inference.sliding_window import SlidingWindow
 from mre_lowshot.inference.tiles import centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import build
 from mre_lowshot.preprocessing.pipeline import GridTransform
-from mre_lowshot.specs import InferenceSpec, NetworkSpec, PatchSpec
 
-PATCH = PatchSpec((4, 8, 8), (2, 4, 6))
-CENTRE, OVERLAP = InferenceSpec(), InferenceSpec(tiling="overlap")
+PATCH = PatchConfig((4, 8, 8), (2, 4, 6))
+CENTRE, OVERLAP = InferenceConfig(), InferenceConfig(tiling="overlap")
+LINEAR = replace(TINY, prototype_head=False)
 UNIFORM = replace(OVERLAP, weighting="uniform", step=0.7)
 CPU = torch.device("cpu")
 
@@ -51,8 +53,8 @@ def network(seed: int = 0, spec=TINY) -> nn.Module:
     return net.eval()
 
 
-def predictor(*networks: nn.Module, rule: InferenceSpec = CENTRE, spec=TINY, patch=PATCH, **kwargs) -> Predictor:
-    return Predictor(networks, spec, patch, rule, CPU, **kwargs)
+def window(*networks: nn.Module, rule: InferenceConfig = CENTRE, spec=TINY, patch=PATCH, **kwargs) -> SlidingWindow:
+    return SlidingWindow(networks, spec, patch=patch, inference=rule, device=CPU, **kwargs)
 
 
 def picture(*size: int, seed: int = 0) -> np.ndarray:
@@ -101,7 +103,7 @@ def test_centre_tiles_are_consecutive_in_the_papers_setting():
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(coverings(), st.floats(0.05, 1))
-def test_overlap_tiles_reach_every_voxel_in_steps_no_longer_than_asked(case, step):
+def test_overlap_tiles_reach_every_voxel_in_steps_no_longer_than_given(case, step):
     size, patch, _ = case
     count = np.zeros(size, int)
     tiles = list(overlap_tiles(size, patch, step))
@@ -127,10 +129,10 @@ def test_gaussian_weight():
 
 def run(net: nn.Module, image: np.ndarray, start, size) -> np.ndarray:
     """Probabilities of one tile, the plain way."""
-    place = (slice(None), *(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True)))
-    maps = whole_map(size)[place]
+    box = (slice(None), *(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True)))
+    maps = whole_map(size)[box]
     with torch.no_grad():
-        return softmax(net(torch.tensor(image[place])[None], torch.tensor(maps)[None])[0].numpy())
+        return softmax(net(torch.tensor(image[box])[None], torch.tensor(maps)[None])[0].numpy())
 
 
 def slow_centre(net: nn.Module, image: np.ndarray) -> np.ndarray:
@@ -156,23 +158,23 @@ def slow_overlap(net: nn.Module, image: np.ndarray, weight: np.ndarray) -> np.nd
     size = image.shape[1:]
     total, votes = np.zeros((3, *size)), np.zeros(size)
     for start in itertools.product(*(range(0, n - p + 1, p // 2) for n, p in zip(size, PATCH.size, strict=True))):
-        place = tuple(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True))
-        total[(slice(None), *place)] += run(net, image, start, size) * weight
-        votes[place] += weight
+        box = tuple(slice(s, s + p) for s, p in zip(start, PATCH.size, strict=True))
+        total[(slice(None), *box)] += run(net, image, start, size) * weight
+        votes[box] += weight
     return total / votes
 
 
 @pytest.mark.parametrize("tile_batch", [1, 5, 100])
-def test_the_predictor_equals_a_slow_loop(tile_batch):
+def test_the_sliding_window_equals_a_slow_loop(tile_batch):
     net = network()
     image = picture(7, 13, 19)
-    found = predictor(net, tile_batch=tile_batch).predict(image)
+    found = window(net, tile_batch=tile_batch).posterior(image)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, slow_centre(net, image), atol=2e-5)
     assert found.std(axis=(1, 2, 3)).min() > 1e-3  # not a constant, which any loop would give
     image = picture(6, 16, 12)
     for rule, weight in ((OVERLAP, gaussian_weight(PATCH.size)), (replace(UNIFORM, step=0.5), np.ones(PATCH.size))):
-        found = predictor(net, rule=rule, tile_batch=tile_batch).predict(image)
+        found = window(net, rule=rule, tile_batch=tile_batch).posterior(image)
         np.testing.assert_allclose(found, slow_overlap(net, image, weight), atol=2e-5)
 
 
@@ -183,8 +185,8 @@ def test_the_predictor_equals_a_slow_loop(tile_batch):
     st.lists(st.integers(0, 2), max_size=3, unique=True),
 )
 def test_coordinates_are_those_of_the_whole_volume(size, rule, mirrored):
-    """In every tile, in volumes smaller than the patch, and in mirrored views, where they turn with the content."""
-    found = predictor(Coordinates(), rule=replace(rule, mirror_axes=tuple(mirrored))).predict(picture(*size))
+    """In every tile, in volumes smaller than the patch, and in mirrored views (mirrored with the content)."""
+    found = window(Coordinates(), rule=replace(rule, mirror_axes=tuple(mirrored))).posterior(picture(*size))
     views = []
     for turned in itertools.product(*[(1, -1) if axis in mirrored else (1,) for axis in range(3)]):
         views.append(softmax(3 * whole_map(size) * np.array(turned, np.float32).reshape(3, 1, 1, 1)))
@@ -196,7 +198,7 @@ def test_coordinates_are_those_of_the_whole_volume(size, rule, mirrored):
 @pytest.mark.parametrize("mirrored", [(), (0, 2)])
 def test_a_pointwise_network_gives_the_same_with_any_tiling(rule, size, mirrored):
     image = picture(*size)
-    found = predictor(Pointwise(), rule=replace(rule, mirror_axes=mirrored)).predict(image)
+    found = window(Pointwise(), rule=replace(rule, mirror_axes=mirrored)).posterior(image)
     with torch.no_grad():
         wanted = softmax(Pointwise()(torch.tensor(image)[None], torch.zeros(1))[0].numpy())
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -204,32 +206,32 @@ def test_a_pointwise_network_gives_the_same_with_any_tiling(rule, size, mirrored
 
 
 @pytest.mark.parametrize("source", ["volume", "patch", "none"])
-def test_mirrored_views_make_the_prediction_turn_with_the_image(source):
+def test_with_mirrored_views_the_prediction_mirrors_with_the_image(source):
     spec = replace(TINY, coordinates=source)
     net = network(spec=spec)
     rule = replace(OVERLAP, mirror_axes=(1, 2))
     image = picture(6, 12, 16)
-    plain = predictor(net, rule=rule, spec=spec).predict(image)
+    plain = window(net, rule=rule, spec=spec).posterior(image)
     for axes in ((3,), (2, 3)):
-        turned = predictor(net, rule=rule, spec=spec).predict(np.flip(image, axes).copy())
+        turned = window(net, rule=rule, spec=spec).posterior(np.flip(image, axes).copy())
         np.testing.assert_allclose(np.flip(turned, axes), plain, atol=1e-5)
-    without = predictor(net, rule=OVERLAP, spec=spec).predict(image)
+    without = window(net, rule=OVERLAP, spec=spec).posterior(image)
     assert np.abs(without - plain).max() > 1e-3
 
 
 def test_probabilities_of_several_networks_are_averaged():
     nets, image = [network(seed) for seed in range(3)], picture(5, 9, 9)
-    alone = [predictor(net).predict(image) for net in nets]
+    alone = [window(net).posterior(image) for net in nets]
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
-    np.testing.assert_allclose(predictor(*nets).predict(image), np.mean(alone, axis=0), atol=1e-6)
+    np.testing.assert_allclose(window(*nets).posterior(image), np.mean(alone, axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(20, 33), (5, 30), (3, 4)])
 def test_two_dimensions_with_and_without_the_slice_axis(size):
-    patch, rule = PatchSpec((8, 12), (4, 8)), replace(OVERLAP, mirror_axes=(1,))
-    net = predictor(network(spec=TINY_2D), rule=rule, spec=TINY_2D, patch=patch)
+    patch, rule = PatchConfig((8, 12), (4, 8)), replace(OVERLAP, mirror_axes=(1,))
+    net = window(network(spec=TINY_2D), rule=rule, spec=TINY_2D, patch=patch)
     image = picture(*size)
-    flat, slice_ = net.predict(image), net.predict(image[:, None])
+    flat, slice_ = net.posterior(image), net.posterior(image[:, None])
     assert flat.shape == (3, *size)
     assert slice_.shape == (3, 1, *size)
     np.testing.assert_array_equal(slice_[:, 0], flat)
@@ -237,9 +239,9 @@ def test_two_dimensions_with_and_without_the_slice_axis(size):
 
 
 def test_a_stack_of_slices_is_not_cut_down_to_its_first():
-    net = predictor(network(spec=TINY_2D), spec=TINY_2D, patch=PatchSpec((8, 12), (4, 8)))
+    net = window(network(spec=TINY_2D), spec=TINY_2D, patch=PatchConfig((8, 12), (4, 8)))
     with pytest.raises(UserError, match="slice"):
-        net.predict(picture(5, 20, 20))
+        net.posterior(picture(5, 20, 20))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -247,18 +249,18 @@ def test_a_prediction_that_is_not_finite_is_an_error(bad):
     image = picture(6, 12, 12)
     image[0, 5, 11, 11] = bad  # one voxel, in the last tile
     with pytest.raises(NumericalError, match="non-finite"):
-        predictor(Pointwise()).predict(image)
+        window(Pointwise()).posterior(image)
 
 
-def test_networks_predict_in_evaluation_mode_and_progress_is_told():
-    net, told = network().train(), []
+def test_networks_predict_in_evaluation_mode_and_progress_is_reported():
+    net, reported = network().train(), []
     before = {name: value.clone() for name, value in net.state_dict().items()}
     image = picture(7, 13, 13)
-    found = predictor(net, tile_batch=4).predict(image, lambda done, of: told.append((done, of)))
+    found = window(net, tile_batch=4).posterior(image, progress=lambda done, of: reported.append((done, of)))
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
     np.testing.assert_allclose(found, slow_centre(net.eval(), image), atol=2e-5)
     count = len(list(centre_tiles((7, 13, 13), PATCH.size, PATCH.centre)))
-    assert told == [(min(n + 4, count), count) for n in range(0, count, 4)]
+    assert reported == [(min(n + 4, count), count) for n in range(0, count, 4)]
 
 
 class Crowded(Pointwise):
@@ -275,34 +277,51 @@ class Crowded(Pointwise):
         return super().forward(image, coordinates)
 
 
-def test_out_of_memory_halves_the_tiles_at_a_time_and_says_so():
-    image, said = picture(7, 13, 13), []
-    wanted = predictor(Pointwise()).predict(image)
+def test_out_of_memory_halves_the_tiles_at_a_time_with_a_message():
+    image, messages = picture(7, 13, 13), []
+    wanted = window(Pointwise()).posterior(image)
     crowded = Crowded(3)
-    found = predictor(crowded, tile_batch=8, say=said.append).predict(image)
+    found = window(crowded, tile_batch=8, log=messages.append).posterior(image)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert max(crowded.seen) == 2
-    assert len(said) == 2
-    assert "2 tiles at a time" in said[-1]
+    assert len(messages) == 2
+    assert "out of memory, continuing with 2 tiles at a time" in messages[-1]
     with pytest.raises(UserError, match="not hold a single tile"):
-        predictor(Crowded(0), say=said.append).predict(image)
+        window(Crowded(0), log=messages.append).posterior(image)
 
 
-def test_bfloat16_is_used_only_where_it_agrees():
-    net, image, said = network(), picture(7, 13, 13), []
-    exact = predictor(net).predict(image)
-    low = predictor(net, precision="bf16", say=said.append)
-    found = low.predict(image)
-    assert (low.networks[0].dtype == torch.bfloat16) == (said == [])
-    np.testing.assert_allclose(found, exact, atol=0.05)
-    for p in net.parameters():
-        p.data *= 4  # sharp decisions everywhere, which rounding turns
-    bad = predictor(net, precision="bf16", say=said.append)
-    bad.lower[0].head.prototypes.data.mul_(-1)
-    bad.lower[0].embedding.aspp.branches[0][0].weight.data.mul_(-3)
-    found = bad.predict(image)
-    assert "bfloat16 is not used" in said[-1]
-    np.testing.assert_array_equal(found, predictor(net).predict(image))
+def decided(margin: float) -> nn.Module:
+    """A network with a linear classifier that prefers class 1 by about ``margin``."""
+    net = network(spec=LINEAR)
+    net.head.bias.data += torch.tensor([0.0, margin, 0.0])
+    return net
+
+
+def test_bfloat16_is_used_where_it_agrees():
+    net, image, messages = decided(2.0), picture(7, 13, 13), []
+    exact = window(net, spec=LINEAR).posterior(image)
+    low = window(net, spec=LINEAR, precision="bf16", log=messages.append)
+    assert [n.dtype for n in low.networks] == [torch.float32]  # before the comparison
+    found = low.posterior(image)
+    assert messages == []
+    assert [n.dtype for n in low.networks] == [torch.bfloat16]
+    np.testing.assert_allclose(found, exact, atol=0.02)
+    assert not np.array_equal(found, exact)  # rounded: float32 would give the same bits
+    assert (found.argmax(axis=0) == exact.argmax(axis=0)).all()
+
+
+def test_bfloat16_is_not_used_where_it_disagrees():
+    net, image, messages = network(), picture(7, 13, 13), []
+    low = window(net, precision="bf16", log=messages.append)
+    low.low_precision[0].head.prototypes.data.mul_(-1)
+    low.low_precision[0].embedding.aspp.branches[0][0].weight.data.mul_(-3)
+    exact = window(net).posterior(image)
+    for _ in range(2):
+        np.testing.assert_array_equal(low.posterior(image), exact)
+    assert [n.dtype for n in low.networks] == [torch.float32]
+    (line,) = messages  # compared and reported once
+    assert line.startswith("bfloat16 is not used: on one tile ")
+    assert "of the labels agree with float32, probabilities differ by" in line
 
 
 def test_empty_tiles_are_background_and_never_seen_by_the_network():
@@ -313,17 +332,17 @@ def test_empty_tiles_are_background_and_never_seen_by_the_network():
             seen.append(image)
             return torch.stack([torch.zeros_like(image[:, 0]), torch.ones_like(image[:, 0])], dim=1)
 
-    spec = NetworkSpec(in_channels=2, classes=2)
+    spec = NetworkConfig(in_channels=2, classes=2)
     image = np.zeros((2, 8, 40, 24), np.float32)
     image[1, :, :12] = np.random.default_rng(0).normal(size=(8, 12, 24))
     image[0] += 1e-5 * np.random.default_rng(1).random(image.shape[1:])  # ringing is no content
-    patch = PatchSpec((8, 8, 8), (4, 4, 4))
+    patch = PatchConfig((8, 8, 8), (4, 4, 4))
     for rule in (CENTRE, OVERLAP):
         seen.clear()
-        all_of_it = Predictor([Watcher()], spec, patch, rule, CPU).predict(image)
+        all_of_it = window(Watcher(), rule=rule, spec=spec, patch=patch).posterior(image)
         whole = sum(len(batch) for batch in seen)
         seen.clear()
-        found = Predictor([Watcher()], spec, patch, replace(rule, skip_empty=True), CPU).predict(image)
+        found = window(Watcher(), rule=replace(rule, skip_empty=True), spec=spec, patch=patch).posterior(image)
         assert 0 < sum(len(batch) for batch in seen) < whole
         assert all(float(tile[1].std()) > 0 for batch in seen for tile in batch)
         assert np.array_equal(found[0, :, 20:], np.ones((8, 20, 24), np.float32))
@@ -331,32 +350,32 @@ def test_empty_tiles_are_background_and_never_seen_by_the_network():
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_scans_made_ready_ahead_come_in_order_with_their_own_errors(ahead):
+def test_scans_prepared_ahead_come_in_order_with_their_own_errors(ahead):
     cases = [Case(name, ()) for name in "abcd"]
     made = []
 
     def make(case):
         made.append(case.name)
         if case.name == "b":
-            raise UserError("case b: is torn")
+            raise UserError("case b: is damaged")
         return case.name.upper()
 
     found, before = [], []
-    for case, get in each_ready(cases, make, ahead):
+    for case, get in prefetch(cases, make, ahead=ahead):
         try:
             found.append((case.name, get()))
         except UserError as problem:
             found.append((case.name, str(problem)))
         before.append(len(made))
-    assert found == [("a", "A"), ("b", "case b: is torn"), ("c", "C"), ("d", "D")]
+    assert found == [("a", "A"), ("b", "case b: is damaged"), ("c", "C"), ("d", "D")]
     assert made == list("abcd")
     if not ahead:
         assert before == [1, 2, 3, 4]  # one at a time
 
 
 @pytest.mark.parametrize(("second", "stays"), [(4, False), (8, True)])
-def test_strays_go_and_halves_stay(second, stays):
-    """A class of one piece: what is less than half as large as its largest piece is a stray."""
+def test_small_components_are_removed_and_halves_stay(second, stays):
+    """In a class of one component, a component less than half as large as the largest is removed."""
     shape = (1, 12, 30)
     drawn = np.zeros(shape, int)
     drawn[0, 2:4, 2:12], drawn[0, 8:10, 20 : 20 + second], drawn[0, 6, 0] = 1, 1, 2

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from references import cross_entropy_loop, dice_loop, kept_by_ohem, single_thread  # noqa: F401
 from torch import Tensor
 
-from mre_lowshot.losses import IGNORE, MRELoss, hard_example_mask, soft_dice_loss
+from mre_lowshot.config import LossConfig
+from mre_lowshot.grid import IGNORE
+from mre_lowshot.losses import MRELoss, hard_example_mask, soft_dice_loss
 
 MANY = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -39,8 +41,9 @@ def same(ours, theirs, logits: Tensor) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
-def mre_loss(classes: int = 4, majority=(0, 1), ohem=True, n_lg=2, floor=3, **weights: float) -> MRELoss:
-    return MRELoss(classes, majority, ohem, n_lg, floor, **weights)
+def mre_loss(ohem: bool = True, ohem_ratio: int = 2, ohem_min_kept: int = 3, **weights: float) -> MRELoss:
+    """The loss of four classes, of which the first two are the majority group."""
+    return MRELoss(4, (0, 1), LossConfig(ohem=ohem, ohem_ratio=ohem_ratio, ohem_min_kept=ohem_min_kept, **weights))
 
 
 @MANY
@@ -78,16 +81,17 @@ def test_soft_dice(batch):
 
 @MANY
 @given(batches(), st.integers(1, 4), st.integers(1, 6), st.floats(0, 2))
-def test_whole_loss_with_mining(batch, n_lg, floor, dice_weight):
+def test_whole_loss_with_mining(batch, ohem_ratio, min_kept, dice_weight):
     """N_k counts kept voxels only, and the voxels left out get no gradient."""
     logits, target = batch
     nll = -torch.log_softmax(flat(logits), dim=1).gather(1, target.flatten().clamp_min(0)[:, None])[:, 0]
-    keep = kept_by_ohem(nll.tolist(), target.flatten().tolist(), {0, 1}, n_lg, floor)
+    keep = kept_by_ohem(nll.tolist(), target.flatten().tolist(), {0, 1}, ohem_ratio, min_kept)
 
     def theirs(x):
         return cross_entropy_loop(flat(x), target.flatten(), keep) + dice_weight * dice_loop(flat(x), target.flatten())
 
-    same(lambda x: mre_loss(n_lg=n_lg, floor=floor, dice_weight=dice_weight)(x, target), theirs, logits)
+    loss = mre_loss(ohem_ratio=ohem_ratio, ohem_min_kept=min_kept, dice_weight=dice_weight)
+    same(lambda x: loss(x, target), theirs, logits)
 
 
 @MANY
@@ -96,39 +100,41 @@ def test_whole_loss_with_mining(batch, n_lg, floor, dice_weight):
     st.integers(1, 5),
     st.integers(1, 20),
 )
-def test_mining_keeps_exact_numbers_whatever_the_ties(voxels, n_lg, floor):
+def test_mining_keeps_exact_numbers_despite_ties(voxels, ohem_ratio, min_kept):
     nll = [float(value) for value, _ in voxels]
     target = [label for _, label in voxels]
-    wanted = kept_by_ohem(nll, target, {0, 1}, n_lg, floor)
-    mask = hard_example_mask(torch.tensor(nll), torch.tensor(target), (0, 1), n_lg, floor)
+    wanted = kept_by_ohem(nll, target, {0, 1}, ohem_ratio, min_kept)
+    tensors = torch.tensor(nll), torch.tensor(target)
+    mask = hard_example_mask(*tensors, majority=(0, 1), ohem_ratio=ohem_ratio, min_kept=min_kept)
 
     def kept(chosen):
         pairs = zip(nll, target, chosen, strict=True)
         return sorted((value, label in (0, 1)) for value, label, keep in pairs if keep)
 
-    assert kept(mask.tolist()) == kept(wanted)  # as many, as hard; which of equals is open
-    again = hard_example_mask(torch.tensor(nll), torch.tensor(target), (0, 1), n_lg, floor)
+    assert kept(mask.tolist()) == kept(wanted)  # as many, as hard; which of equal voxels is not specified
+    again = hard_example_mask(*tensors, majority=(0, 1), ohem_ratio=ohem_ratio, min_kept=min_kept)
     assert torch.equal(mask, again)
 
 
-def test_mining_pools_the_ranking_over_the_batch():
+def test_mining_ranks_over_the_whole_batch():
     nll = torch.tensor([[5.0, 6.0, 0.1, 0.2], [1.0, 2.0, 3.0, 0.0]])
     target = torch.tensor([[0, 0, 0, 2], [0, 1, 0, IGNORE]])  # one minority voxel in all, none in the second patch
-    mask = hard_example_mask(nll, target, (0, 1), n_lg=2, floor=100)
+    mask = hard_example_mask(nll, target, majority=(0, 1), ohem_ratio=2, min_kept=100)
     assert mask.tolist() == [[True, True, False, True], [False, False, False, False]]
 
 
-@pytest.mark.parametrize(("floor", "count"), [(1, 1), (5, 5), (50, 12)])
-def test_floor_when_there_is_no_minority_voxel(floor, count):
+@pytest.mark.parametrize(("min_kept", "count"), [(1, 1), (5, 5), (50, 12)])
+def test_minimum_kept_when_there_is_no_minority_voxel(min_kept, count):
     nll = torch.arange(16.0)
     target = torch.tensor([0] * 8 + [1] * 4 + [IGNORE] * 4)
-    mask = hard_example_mask(nll, target, (0, 1), n_lg=6, floor=floor)
+    mask = hard_example_mask(nll, target, majority=(0, 1), ohem_ratio=6, min_kept=min_kept)
     assert mask.nonzero().flatten().tolist() == list(range(12 - count, 12))
 
 
-def test_fewer_majority_voxels_than_asked_for_are_all_kept():
+def test_fewer_majority_voxels_than_the_ratio_allows_are_all_kept():
     target = torch.tensor([2, 2, 3, 0, 1, IGNORE])
-    assert hard_example_mask(torch.rand(6), target, (0, 1), 6, 1).tolist() == [True] * 5 + [False]
+    mask = hard_example_mask(torch.rand(6), target, majority=(0, 1), ohem_ratio=6, min_kept=1)
+    assert mask.tolist() == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize("ohem", [True, False])

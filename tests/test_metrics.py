@@ -83,7 +83,7 @@ def test_hd95_of_a_shift_is_the_shift_in_mm(profile, axis, expected):
 
 
 def test_medpy_hides_small_false_positives_and_default_does_not():
-    """100 single voxels found, 7 more predicted: over 5 % of the prediction's surface, under 5 % of both pooled."""
+    """100 single voxels found, 7 more predicted: over 5 % of the prediction's surface, under 5 % of both together."""
     reference = np.zeros((1, 1, 400), bool)
     reference[..., :200:2] = True
     prediction = reference.copy()
@@ -183,13 +183,13 @@ def test_ignored_voxels_leave_both_maps():
     assert with_it[2]["HD95"] == pytest.approx(0.95)
 
 
-def test_mrbrains18_takes_out_reference_9_and_10():
+def test_mrbrains18_ignores_reference_labels_9_and_10():
     reference, prediction = np.array([[[1, 1, 9, 10, 0]]]), np.array([[[1, 1, 1, 1, 0]]])
     assert case_metrics(reference, prediction, {"a": 1}, UNIT, profile="mrbrains18")[1]["Dice"] == 1
     assert case_metrics(reference, prediction, {"a": 1}, UNIT)[1]["Dice"] == pytest.approx(2 / 3)
 
 
-def test_wrong_use_is_told():
+def test_wrong_use_is_refused():
     mask = np.ones((2, 2, 2), bool)
     with pytest.raises(ValueError, match="'hausdorff' is not one of default, medpy, mrbrains18"):
         hd95(mask, mask, UNIT, "hausdorff")  # type: ignore[arg-type]

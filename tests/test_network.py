@@ -1,4 +1,4 @@
-"""The network from its spec: the paper's shapes, every option, and its blocks against plain torch functions."""
+"""The network built from its config: the paper's shapes, every option, and its blocks against plain torch functions."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from references import TINY, TINY_2D, single_thread, tiny_plan  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mre_lowshot.codec import from_json, to_json
+from mre_lowshot.config import NetworkConfig, PatchConfig
+from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.backbone import Backbone
 from mre_lowshot.network.build import build, parameter_count
 from mre_lowshot.network.embedding import ASPP, SqueezeExcite
-from mre_lowshot.specs import NetworkSpec, PatchSpec
 
 SIZES = {3: (4, 8, 8), 2: (8, 12)}
 FLAT = {2: TINY_2D, 3: TINY}
 
 
-def inputs(spec: NetworkSpec, batch: int = 2) -> tuple[Tensor, Tensor]:
+def inputs(spec: NetworkConfig, batch: int = 2) -> tuple[Tensor, Tensor]:
     size = SIZES[spec.axes]
     generator = torch.Generator().manual_seed(5)
     image = torch.randn(batch, spec.in_channels, *size, generator=generator)
     return image, torch.rand(batch, spec.axes, *size, generator=generator) * 2 - 1
 
 
-def seeded(spec: NetworkSpec, seed: int = 0) -> nn.Module:
+def seeded(spec: NetworkConfig, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return build(spec)
 
 
-def seen_by(module: nn.Module, run) -> list[tuple[Tensor, Tensor]]:
+def calls_of(module: nn.Module, run) -> list[tuple[Tensor, Tensor]]:
     """(input, output) of every call of ``module`` while ``run`` runs."""
     calls: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, given, output: calls.append((given[0], output)))
@@ -47,7 +47,7 @@ def seen_by(module: nn.Module, run) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_the_papers_network_has_the_papers_widths():
-    network = build(NetworkSpec(in_channels=3, classes=4), plain=True)  # the folded head builds no embedding
+    network = build(NetworkConfig(in_channels=3, classes=4), plain=True)  # the fused head builds no embedding
     kernels = [m.weight for m in network.backbone.modules() if isinstance(m, (nn.Conv3d, nn.ConvTranspose3d))]
     shapes = [tuple(k.shape) for k in kernels]
     full = (3, 3, 3)
@@ -60,7 +60,7 @@ def test_the_papers_network_has_the_papers_widths():
     def run():
         assert network(image, maps).shape == (2, 4, 4, 8, 8)
 
-    se, fusion = seen_by(network.embedding.se, run), seen_by(network.embedding.fusion, run)
+    se, fusion = calls_of(network.embedding.se, run), calls_of(network.embedding.fusion, run)
     assert se[0][0].shape == (2, 64 + 128 + 3, 4, 8, 8)
     assert torch.equal(se[0][0][:, -3:], maps)
     assert fusion[0][0].shape == (2, 1280, 4, 8, 8)
@@ -94,8 +94,8 @@ def test_shifting_the_input_by_the_strides_shifts_the_output():
 
 def test_pooling_is_the_average():
     backbone, image = Backbone(TINY), torch.randn(2, 1, 4, 8, 8)
-    first = seen_by(backbone.encoder[0], lambda: backbone(image))[0][1]
-    second = seen_by(backbone.encoder[1], lambda: backbone(image))[0][0]
+    first = calls_of(backbone.encoder[0], lambda: backbone(image))[0][1]
+    second = calls_of(backbone.encoder[1], lambda: backbone(image))[0][0]
     blocks = first.reshape(2, 4, 2, 2, 4, 2, 4, 2)
     torch.testing.assert_close(second, blocks.mean(dim=(3, 5, 7)))
 
@@ -109,7 +109,7 @@ def test_every_block_is_convolution_then_relu_then_norm(norm):
     blocks = [*backbone.encoder, *backbone.transitions, *backbone.ups, *backbone.decoder]
     assert len(blocks) == 3 + 2 + 2 + 2
     for block in blocks:
-        output = seen_by(block, lambda: backbone(image))[0][1].detach()
+        output = calls_of(block, lambda: backbone(image))[0][1].detach()
         for channel in output.transpose(0, 1).flatten(1) if norm == "batch" else output.flatten(0, 1).flatten(1):
             assert abs(float(channel.mean())) < 1e-4
             if channel.std() > 0:  # a channel may be all zeros after its ReLU
@@ -130,21 +130,21 @@ OPTIONS = {
     "instance norm, no image level": {"norm": "instance", "image_level": False},
     "no norm on the image level": {"image_level_norm": False},
     "no image level": {"image_level": False},
-    "no AMS": {"ams": False},
+    "no AMS": {"multiscale": False},
     "no SE": {"se": False},
     "no ASPP": {"aspp": False},
     "bottleneck level": {"bottleneck_level": True},
-    "plain classifier": {"dml": False},
-    "U-Net": {"dml": False, "ams": False, "coordinates": "none", "embedding": 0},
-    "classifier on the features": {"dml": False, "embedding": 0},
+    "plain classifier": {"prototype_head": False},
+    "U-Net": {"prototype_head": False, "multiscale": False, "coordinates": "none", "embedding_dim": 0},
+    "classifier on the features": {"prototype_head": False, "embedding_dim": 0},
     "patch coordinates": {"coordinates": "patch"},
     "no coordinates": {"coordinates": "none"},
-    "one mode": {"modes": 1},
+    "one prototype": {"prototypes_per_class": 1},
     "average": {"mixing": "average"},
     "one hot": {"mixing": "one_hot"},
     "no sigmoid": {"mixing_sigmoid": False},
     "euclidean": {"distance": "euclidean"},
-    "fixed scale": {"scale_learned": False},
+    "fixed scale": {"logit_scale_learned": False},
     "two blocks": {"widths": (4, 8), "convs": (1, 2)},
 }
 
@@ -155,10 +155,10 @@ def test_every_option_runs_and_every_parameter_learns(option, axes):
     changes = OPTIONS[option]
     count = len(changes.get("widths", TINY.widths)) - 1
     spec = replace(FLAT[axes], **changes, strides=FLAT[axes].strides[:count])
-    assert from_json(NetworkSpec, to_json(spec), "test") == spec
+    assert from_json(NetworkConfig, to_json(spec), "test") == spec
     image, maps = inputs(spec, batch=3)
     idle = None
-    for seed in range(4):  # with one seed a small layer's ReLUs may all be shut
+    for seed in range(4):  # with one seed all ReLUs of a small layer may be inactive
         network = seeded(spec, seed)
         logits = network(image, maps)
         assert logits.shape == (3, spec.classes, *image.shape[2:])
@@ -171,7 +171,7 @@ def test_every_option_runs_and_every_parameter_learns(option, axes):
 
 
 @pytest.mark.parametrize("source", ["volume", "patch", "none"])
-def test_coordinates_are_used_as_the_spec_says(source):
+def test_coordinates_are_used_as_configured(source):
     network = seeded(replace(TINY, coordinates=source)).eval()
     image, maps = inputs(TINY)
     with torch.no_grad():
@@ -183,10 +183,10 @@ def test_coordinates_are_used_as_the_spec_says(source):
         else:
             assert torch.equal(network(image), first)
     own = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, n) for n in SIZES[3]], indexing="ij"))
-    pooled = seen_by(network.embedding.se, lambda: network(image, maps))[0][0]
+    joined = calls_of(network.embedding.se, lambda: network(image, maps))[0][0]
     if source == "patch":
-        torch.testing.assert_close(pooled[:, -3:], own.expand(2, 3, *SIZES[3]))
-    assert pooled.shape[1] == 4 + 8 + (0 if source == "none" else 3)
+        torch.testing.assert_close(joined[:, -3:], own.expand(2, 3, *SIZES[3]))
+    assert joined.shape[1] == 4 + 8 + (0 if source == "none" else 3)
 
 
 def test_squeeze_and_excitation_against_plain_functions():
@@ -227,27 +227,36 @@ def test_aspp_against_plain_functions(training, image_level_norm):
 
 
 @pytest.mark.parametrize("coordinates", ["volume", "none"])
-@pytest.mark.parametrize("ams", [True, False])
+@pytest.mark.parametrize("multiscale", [True, False])
 @pytest.mark.parametrize("bottleneck", [True, False])
-def test_the_embedding_joins_the_levels_that_the_spec_names(bottleneck, ams, coordinates):
+def test_the_embedding_joins_the_configured_levels(bottleneck, multiscale, coordinates):
     """Without SE and ASPP nothing but the concatenation and a linear fusion is left: e = Wz + b, written out."""
-    spec = replace(TINY, bottleneck_level=bottleneck, ams=ams, coordinates=coordinates, se=False, aspp=False, dml=False)
+    spec = replace(
+        TINY,
+        bottleneck_level=bottleneck,
+        multiscale=multiscale,
+        coordinates=coordinates,
+        se=False,
+        aspp=False,
+        prototype_head=False,
+    )
     network, (image, maps) = seeded(spec).eval(), inputs(spec)
     with torch.no_grad():
         levels = network.backbone(image)
-        kept = levels[: 1 if not ams else 3 if bottleneck else 2]
+        kept = levels[: 1 if not multiscale else 3 if bottleneck else 2]
         size = image.shape[2:]
         z = [F.interpolate(level, size, mode="trilinear") if level.shape[2:] != size else level for level in kept]
         z = torch.cat([*z, maps] if coordinates == "volume" else z, dim=1)
         e = torch.einsum("nc,bcdhw->bndhw", network.embedding.fusion.weight.flatten(1), z)
         e = e + network.embedding.fusion.bias[:, None, None, None]
         torch.testing.assert_close(network.embedding(levels, maps), e, rtol=1e-5, atol=1e-5)
-        logits = torch.einsum("kn,bndhw->bkdhw", network.head.weight.flatten(1), e)  # dml off: a plain classifier
+        # prototype_head off: a plain classifier
+        logits = torch.einsum("kn,bndhw->bkdhw", network.head.weight.flatten(1), e)
         logits = logits + network.head.bias[:, None, None, None]
         torch.testing.assert_close(network(image, maps), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_aspp_dilations_are_an_axis_each():
+def test_aspp_dilations_are_set_for_each_axis():
     spec = replace(TINY, dilations=((1, 3, 2),), image_level=False)
     module, x = ASPP(spec, 5).eval(), torch.randn(1, 5, 6, 9, 8)
     conv, norm, _ = module.branches[1]
@@ -259,7 +268,7 @@ def test_aspp_dilations_are_an_axis_each():
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.sampled_from([2, 3]), st.data())
 def test_a_patch_divisible_by_the_strides_runs_and_any_other_is_refused(axes, data):
-    """Refused in the plan, never padded: padding would shift what SE and the image-level branch pool."""
+    """Refused by the plan, never padded: padding would change what SE and the image-level branch average."""
     sides = st.tuples(*[st.integers(1, 3)] * axes)
     spec = replace(FLAT[axes], strides=(data.draw(sides), data.draw(sides)), convs=(1, 1, 1))
     size = data.draw(st.tuples(*[st.integers(1, 6)] * axes))
@@ -269,9 +278,9 @@ def test_a_patch_divisible_by_the_strides_runs_and_any_other_is_refused(axes, da
     free = tiny_plan(replace(spec, strides=((1,) * axes,) * 2))
     if not fits:
         with pytest.raises(UserError, match=re.escape(f"must be divisible by {spec.divisor}")):
-            replace(free, network=spec, patch=PatchSpec(size, size))
+            replace(free, network=spec, patch=PatchConfig(size, size))
         return
-    replace(free, network=spec, patch=PatchSpec(size, size))
+    replace(free, network=spec, patch=PatchConfig(size, size))
     with torch.no_grad():
         logits = build(spec).eval()(torch.zeros(1, 1, *size), torch.zeros(1, axes, *size))
     assert logits.shape == (1, spec.classes, *size)
@@ -279,7 +288,7 @@ def test_a_patch_divisible_by_the_strides_runs_and_any_other_is_refused(axes, da
 
 def test_every_field_of_the_network_is_in_the_documentation():
     text = (Path(__file__).parents[1] / "docs" / "METHOD.md").read_text()
-    assert [f.name for f in fields(NetworkSpec) if f"`{f.name}`" not in text and f"`{f.name}:" not in text] == []
+    assert [f.name for f in fields(NetworkConfig) if f"`{f.name}`" not in text and f"`{f.name}:" not in text] == []
 
 
 def test_seeds_weights_and_states():
@@ -298,12 +307,12 @@ def test_seeds_weights_and_states():
     [
         ({"in_channels": 0}, "in_channels"),
         ({"classes": 1}, "classes"),
-        ({"modes": 0}, "modes"),
-        ({"mixer_width": 0}, "mixer_width"),
-        ({"embedding": 0}, "embedding"),
-        ({"embedding": -1, "dml": False}, "embedding"),
-        ({"scale": 0.0}, "scale"),
-        ({"scale": float("nan")}, "scale"),
+        ({"prototypes_per_class": 0}, "prototypes_per_class"),
+        ({"mixing_dim": 0}, "mixing_dim"),
+        ({"embedding_dim": 0}, "embedding_dim"),
+        ({"embedding_dim": -1, "prototype_head": False}, "embedding_dim"),
+        ({"logit_scale": 0.0}, "logit_scale"),
+        ({"logit_scale": float("nan")}, "logit_scale"),
         ({"widths": (4, 8)}, "widths"),
         ({"widths": (4, 8, 2)}, "widths"),
         ({"convs": (1, 0, 1)}, "convs"),
@@ -320,11 +329,11 @@ def test_seeds_weights_and_states():
         ({"mixing": "softmax"}, "mixing"),
         ({"distance": "l1"}, "distance"),
         ({"coordinates": "polar"}, "coordinates"),
-        ({"modes": 2.5}, "modes"),
-        ({"mods": 3}, "modes"),
+        ({"prototypes_per_class": 2.5}, "prototypes_per_class"),
+        ({"prototypes_per_clas": 3}, "did you mean 'prototypes_per_class'"),
     ],
     ids=str,
 )
-def test_bad_specs_are_refused_by_name(changes, named):
+def test_bad_configs_are_refused_by_name(changes, named):
     with pytest.raises(UserError, match=named):
-        from_json(NetworkSpec, {**to_json(TINY), **changes}, "MREPlans.json: network")
+        from_json(NetworkConfig, {**to_json(TINY), **changes}, "MREPlans.json: network")

@@ -1,4 +1,4 @@
-"""Recomputation changes no number; a step that does not fit is repeated with it."""
+"""Out of memory: recomputation changes no number; a step that does not fit is repeated with it, then in parts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.network.build import build
-from mre_lowshot.trainers.memory import Memory, together
-from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
+from mre_lowshot.trainers.trainer import MRETrainer, batch_dice
 
 
 def batch():
@@ -47,7 +47,7 @@ def kept_bytes(network, image, maps) -> int:
 @pytest.mark.parametrize("embedding", [8, 48])
 def test_recomputation_changes_no_number_and_keeps_less(embedding):
     torch.manual_seed(0)
-    network = build(replace(TINY, embedding=embedding, convs=(2, 2, 2)))
+    network = build(replace(TINY, embedding_dim=embedding, convs=(2, 2, 2)))
     other = copy.deepcopy(network)
     other.recompute()
     image, maps = batch()
@@ -62,7 +62,7 @@ def test_a_step_that_does_not_fit_is_repeated_with_recomputation(fails):
     torch.manual_seed(0)
     network = build(TINY)
     wanted = stepped(copy.deepcopy(network), *batch())
-    calls, said = [], []
+    calls, lines = [], []
 
     def step(parts):
         calls.append((network.recomputes, parts))
@@ -71,15 +71,15 @@ def test_a_step_that_does_not_fit_is_repeated_with_recomputation(fails):
             raise torch.OutOfMemoryError("no room")
         return result
 
-    memory = Memory(network, 3, 1, said.append)
+    memory = OutOfMemoryPolicy(network, 3, 1, lines.append)
     for a, b in zip(memory.fit(step), wanted, strict=True):
         torch.testing.assert_close(a, b)
     assert calls == [(False, 1), (True, 1)][: fails + 1]
-    assert len(said) == fails
+    assert len(lines) == fails
 
 
 def test_micro_batches_come_last_with_a_warning_and_never_too_small():
-    network, calls, said = build(TINY), [], []
+    network, calls, lines = build(TINY), [], []
 
     def step(parts):
         calls.append(parts)
@@ -87,40 +87,46 @@ def test_micro_batches_come_last_with_a_warning_and_never_too_small():
             raise torch.OutOfMemoryError("no room")
         return "done"
 
-    memory = Memory(network, 12, 2, said.append)
+    memory = OutOfMemoryPolicy(network, 12, 2, lines.append)
     assert memory.fit(step) == "done"
     assert calls == [1, 1, 2, 3, 4]  # the second with recomputation
     assert memory.fit(step) == "done"
-    assert calls[5:] == [4]  # what was found out stays
-    assert ["WARNING" in line for line in said] == [False, True, True, True]
+    assert calls[5:] == [4]  # what fitted is kept
+    assert ["WARNING" in line for line in lines] == [False, True, True, True]
     with pytest.raises(UserError, match="in 2 parts"):
-        Memory(build(TINY), 4, 2, said.append).fit(lambda parts: step(1))
+        OutOfMemoryPolicy(build(TINY), 4, 2, lines.append).fit(lambda parts: step(1))
 
 
 def test_a_mini_batch_in_parts_gives_the_mean_of_its_parts_gradients(tmp_path):
     plan = tiny_plan(replace(TINY, norm="instance", image_level_norm=False), ohem=False, batch_size=4)
-    trainer = MRETrainer(plan, [tiny_case()], tmp_path, torch.device("cpu"))
+    trainer = MRETrainer(plan, [tiny_case()], folder=tmp_path, device=torch.device("cpu"))
     images, maps, targets = trainer.sampler[0]
     wanted = [torch.zeros_like(p) for p in trainer.network.parameters()]
-    total = 0.0
+    total, logits = 0.0, []
     for part in range(2):
         own = slice(2 * part, 2 * part + 2)
         trainer.network.zero_grad()
-        loss = trainer.loss(trainer.network(images[own], maps[own]), targets[own])
+        logits.append(trainer.network(images[own], maps[own]))
+        loss = trainer.loss(logits[-1], targets[own])
         loss.backward()
         total += loss.item() / 2
         wanted = [w + p.grad / 2 for w, p in zip(wanted, trainer.network.parameters(), strict=True)]
-    trainer.network.zero_grad()
-    logits, loss = trainer._gradients(images, maps, targets, parts=2)
-    assert logits.shape[0] == 4
-    assert loss.item() == pytest.approx(total, rel=1e-5)
+    trainer.memory.parts = 2
+    trainer.step(images, maps, targets)
+    history = trainer.training_log.history
+    assert history["loss"] == [pytest.approx(total, rel=1e-5)]
+    assert history["dice"] == [pytest.approx(batch_dice(torch.cat(logits), targets))]  # over all four patches
     for p, w in zip(trainer.network.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, w)
 
 
-def test_one_process_among_several_is_told_and_not_repeated():
+def test_a_step_of_one_process_among_several_is_refused_and_not_repeated():
+    calls = []
+
     def step(parts):
+        calls.append(parts)
         raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(UserError, match="start more processes"):
-        together(step)
+    with pytest.raises(UserError, match="does not hold this process's part of a training step; start more processes"):
+        step_distributed(step)
+    assert calls == [1]

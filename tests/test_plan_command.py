@@ -1,4 +1,4 @@
-"""``mre_plan_and_preprocess`` on three tiny phantoms: files, refusals, exit codes, what is said."""
+"""``mre_plan_and_preprocess`` on three tiny phantoms: files, refusals, exit codes, messages."""
 
 import json
 import shutil
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from conftest import command, edit
 
-from mre_lowshot.volume import read_image, read_labels, write_volume
+from mre_lowshot.data.volume import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 
 
-def test_references_kept_in_two_files_are_copied_whole(space):
-    """A .mhd is a header; its voxels lie in a .raw beside it."""
+def test_references_in_two_files_are_copied_whole(space):
+    """A .mhd is a header; its voxels are in a .raw beside it."""
     for folder in ("imagesTr", "labelsTr"):
         for path in list((space.raw / folder).iterdir()):
             volume = read_image(path)
@@ -34,7 +34,7 @@ def test_a_kept_plan_must_be_of_this_dataset(space, capsys):
     assert "channel_names is ('CT',), the dataset's ('MRI',)" in capsys.readouterr().err
 
 
-def test_cases_annotated_later_are_spoken_of(space, capsys):
+def test_cases_annotated_later_are_reported(space, capsys):
     path = space.prepared / "splits_1shot.json"
     splits = json.loads(path.read_text())
     gone = splits.pop()["train"][0]
@@ -45,28 +45,30 @@ def test_cases_annotated_later_are_spoken_of(space, capsys):
 
 def test_a_plan_edited_by_hand_is_kept_or_refused_never_lost(space, capsys):
     path = space.prepared / "Tiny.json"
-    edit(path, recipe={"iterations": 5})
+    edit(path, recipe={"optimizer": {"iterations": 5}})
     mine = path.read_bytes()
     assert space.plan() == 2
-    told = capsys.readouterr().err
-    assert "(recipe.iterations: 5 there, 3 now: edited by hand" in told
-    assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in told
+    message = capsys.readouterr().err
+    assert "already exists and differs from the new plan" in message
+    assert "(recipe.optimizer.iterations: existing 5, new 3: edited by hand" in message
+    assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in message
     assert space.plan("--keep_plan", settings=()) == 0
     assert path.read_bytes() == mine
     assert space.plan("--overwrite", "--no_pp") == 0
-    assert json.loads(path.read_text())["recipe"]["iterations"] == 3
+    assert json.loads(path.read_text())["recipe"]["optimizer"]["iterations"] == 3
     assert space.plan("--no_pp") == 0  # the same again is no difference
 
 
-def test_a_slip_in_a_plan_is_named_by_every_command_that_reads_it(space, capsys):
-    edit(space.prepared / "Tiny.json", recipe={"iteratons": 5})
+def test_an_unknown_key_in_a_plan_is_named_by_every_command_that_reads_it(space, capsys):
+    edit(space.prepared / "Tiny.json", recipe={"optimizer": {"iteratons": 5}})
     for attempt in (lambda: space.train(fold="1"), lambda: space.plan("--keep_plan", settings=()), space.plan):
         assert attempt() == 2
-        assert "Tiny.json.recipe: unknown key 'iteratons'; did you mean 'iterations'?" in capsys.readouterr().err
+        message = "Tiny.json.recipe.optimizer: unknown key 'iteratons'; did you mean 'iterations'?"
+        assert message in capsys.readouterr().err
     assert space.plan("--overwrite", "--no_pp") == 0
 
 
-def test_a_plan_copied_to_another_name_does_not_touch_the_first_ones_cases(space):
+def test_a_plan_copied_to_another_name_leaves_the_first_ones_cases_unchanged(space):
     edit(space.prepared / "Tiny.json", preprocessing={"spacing": [12.0, 12.0, 12.0]})
     (space.prepared / "Tiny.json").rename(space.prepared / "Mine.json")
     before = (space.prepared / "Tiny/phantom_001.npz").read_bytes()
@@ -89,17 +91,19 @@ def test_fields_that_must_agree_are_set_together(space):
 
 
 def test_a_second_set_does_not_undo_the_first(space):
-    assert space.plan("--no_pp", "--set", "network.modes=1", name="New", settings=("recipe.iterations=7",)) == 0
-    assert (planned(space)["network"]["modes"], planned(space)["recipe"]["iterations"]) == (1, 7)
+    first, second = "network.prototypes_per_class=1", "recipe.optimizer.iterations=7"
+    assert space.plan("--no_pp", "--set", first, name="New", settings=(second,)) == 0
+    plan = planned(space)
+    assert (plan["network"]["prototypes_per_class"], plan["recipe"]["optimizer"]["iterations"]) == (1, 7)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "network.modes=1"], "--set changes the plan, so it needs a name of its own"),
-        (["-p", "New", "--set", "network.mode=1"], "did you mean 'modes'?"),
-        (["-p", "New", "--set", "network.modes"], "write KEY=VALUE"),
-        (["-p", "New", "--set", "network.modes=many"], "must be an int"),
+        (["--set", "network.prototypes_per_class=1"], "--set changes the plan, so it needs a name of its own"),
+        (["-p", "New", "--set", "network.prototypes_per_clas=1"], "did you mean 'prototypes_per_class'?"),
+        (["-p", "New", "--set", "network.prototypes_per_class"], "write KEY=VALUE"),
+        (["-p", "New", "--set", "network.prototypes_per_class=many"], "must be an int"),
         (["-p", "../New"], "letters, digits, - and _ only"),
         (["-p", "New__er"], "-p 'New__er'"),
         (["--recipe", "papper"], "did you mean 'paper'?"),
@@ -109,7 +113,7 @@ def test_a_second_set_does_not_undo_the_first(space):
         (["-d", "Nothing"], "dataset 'Nothing' is not in"),
     ],
 )
-def test_wrong_use_of_planning_is_told(space, arguments, words, capsys):
+def test_wrong_use_of_planning_is_refused(space, arguments, words, capsys):
     before = sorted(space.prepared.rglob("*"))
     assert command("plan", "-d", "900", "--workspace", space.root, *arguments) == 2
     assert words in capsys.readouterr().err
@@ -120,10 +124,10 @@ def test_a_broken_dataset_is_refused_with_every_problem(space, capsys):
     (space.raw / "imagesTr/phantom_002_0000.nii.gz").write_bytes(b"none")
     (space.raw / "labelsTr/phantom_003.nii.gz").write_bytes(b"none")
     assert space.plan("--overwrite") == 2
-    told = capsys.readouterr().err
-    assert "2 problems to mend" in told
-    assert "case phantom_002: imagesTr/phantom_002_0000.nii.gz" in told
-    assert "case phantom_003: labelsTr/phantom_003.nii.gz" in told
+    message = capsys.readouterr().err
+    assert "2 problems found" in message
+    assert "case phantom_002: imagesTr/phantom_002_0000.nii.gz" in message
+    assert "case phantom_003: labelsTr/phantom_003.nii.gz" in message
 
 
 @pytest.mark.parametrize(
@@ -135,15 +139,15 @@ def test_a_ct_that_is_not_in_hu_is_refused(space, scale, shift, words, capsys):
         volume = read_image(path)
         write_volume(path, volume.array[0] * scale + shift, volume.geometry)
     assert space.plan(name="New") == 2
-    told = capsys.readouterr().err
-    assert "3 problems to mend" in told
-    assert "case phantom_001: channel 'CT' is not in HU: most values lie between" in told
-    assert words in told
+    message = capsys.readouterr().err
+    assert "3 problems found" in message
+    assert "case phantom_001: channel 'CT' is not in HU: most values lie between" in message
+    assert words in message
     edit(space.raw / "dataset.json", channel_names={"0": "other"})
     assert space.plan("--no_pp", name="New") == 0
 
 
-def test_references_are_found_whatever_the_case_of_their_endings(space):
+def test_references_are_found_with_endings_in_capitals(space):
     for path in [*(space.raw / "labelsTr").iterdir(), *(space.raw / "imagesTr").iterdir()]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
     references = space.prepared / "gt_segmentations"
@@ -153,8 +157,8 @@ def test_references_are_found_whatever_the_case_of_their_endings(space):
     assert {path.name for path in references.iterdir()} == wanted
 
 
-def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_image(space, capsys):
-    """The phantoms as an MRI; in the second copy a coil on the left sees that side twice as bright."""
+def test_an_mri_of_a_body_is_planned_with_bias_field_correction_and_two_coils_give_one_image(space, capsys):
+    """The phantoms as an MRI; in the second copy a coil makes one side twice as bright as the other."""
     spread = []
     for name, strength in (("Even", 0.0), ("Coil", 1.0)):
         for path in (space.raw / "imagesTr").iterdir():
@@ -164,16 +168,16 @@ def test_an_mri_of_a_body_is_planned_without_its_shading_and_two_coils_give_one_
             write_volume(path, (grey * 2.0 ** (strength * x))[0].astype(np.float32), volume.geometry)
         edit(space.raw / "dataset.json", channel_names={"0": "T1"})
         assert space.plan(name=name) == 0
-        assert "bias_field: an MRI of a body or head: divided out (N4)" in capsys.readouterr().out
+        assert "bias_field: MRI of a body or head: corrected (N4)" in capsys.readouterr().out
         spread.append([np.load(path)["image"] for path in sorted((space.prepared / name).glob("*.npz"))])
     for even, coil in zip(*spread, strict=True):
-        inside = even > -2  # not the air, which lies many standard deviations below
+        inside = even > -2  # without the air, which lies many standard deviations below
         assert 0.2 < inside.mean() < 1
         assert np.corrcoef(even[inside], coil[inside])[0, 1] > 0.95
 
 
-def test_nnunets_own_fingerprint_is_left_alone(space):
-    """nnU-Net's folders are used where ours are not set, and it trusts a fingerprint that is there."""
+def test_nnunets_own_fingerprint_is_not_replaced(space):
+    """nnU-Net's folders are used where ours are not set, and nnU-Net trusts an existing fingerprint."""
     ours = space.prepared / "dataset_fingerprint.json"
     theirs = json.dumps({"spacings": [[1, 1, 1]], "shapes_after_crop": [[8, 8, 8]]})
     ours.write_text(theirs)

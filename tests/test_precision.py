@@ -1,4 +1,4 @@
-"""Mixed precision and determinism: what is refused, what the steps compute, what repeats."""
+"""Mixed precision and determinism: refusals, what the steps compute, repeatability."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from conftest import SETTINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import TINY, TINY_2D, single_thread, tiny_case, tiny_plan  # noqa: F401
+from references import TINY, TINY_2D, single_thread, tiny_case, tiny_plan, with_settings  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,9 +18,9 @@ from mre_lowshot import devices
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.network.build import build
 from mre_lowshot.network.resize import block_mean, separable_upsample
-from mre_lowshot.trainers.logbook import Logbook
 from mre_lowshot.trainers.precision import TOLERANCE, chosen, gradient_gap
 from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.training_log import TrainingLog
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -28,12 +28,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    monkeypatch.setattr(Logbook, "draw", lambda self: None)
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
 
 
 @pytest.fixture
 def restored():
-    """`make_deterministic` is for a whole process: undone after the test."""
+    """Undo `make_deterministic`, which sets the whole process, after the test."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     variable = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     yield
@@ -56,27 +56,27 @@ class WrongWhenLow(nn.Conv3d):
 
 def test_auto_is_single_precision_on_the_cpu(tmp_path):
     assert chosen("auto", CPU) == "float32"
-    trainer = MRETrainer(tiny_plan(), [tiny_case()], tmp_path, CPU)
+    trainer = MRETrainer(tiny_plan(), [tiny_case()], folder=tmp_path, device=CPU)
     assert trainer.precision.name == "float32"
     with trainer.precision.autocast():
         assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_network_with_right_gradients_may_be_trained_in_low_precision(tmp_path, precision):
+def test_a_network_with_correct_gradients_can_be_trained_in_low_precision(tmp_path, precision):
     """On the CPU the layers' gradients are compared first. The weights stay in single precision, and it learns."""
     losses = {}
     for name in ("float32", precision):
         plan = tiny_plan(precision=name, iterations=20, batch_size=4, learning_rate=1e-2)
         try:
-            trainer = MRETrainer(plan, [tiny_case()], tmp_path / name, CPU)
-        except UserError as refused:  # this machine's kernels are wrong, and said to be
+            trainer = MRETrainer(plan, [tiny_case()], folder=tmp_path / name, device=CPU)
+        except UserError as refused:  # this machine's kernels are wrong, and the check reports it
             pytest.skip(str(refused))
-        seen = set()
-        trainer.network.backbone.encoder[1][0].register_forward_hook(lambda m, x, y: seen.add(y.dtype))  # noqa: B023
+        dtypes = set()
+        trainer.network.backbone.encoder[1][0].register_forward_hook(lambda m, x, y: dtypes.add(y.dtype))  # noqa: B023
         trainer.fit()
-        losses[name] = trainer.logbook.history["loss"]
-        assert seen == {torch.float32 if name == "float32" else {"bf16": torch.bfloat16, "fp16": torch.float16}[name]}
+        losses[name] = trainer.training_log.history["loss"]
+        assert dtypes == {torch.float32 if name == "float32" else {"bf16": torch.bfloat16, "fp16": torch.float16}[name]}
         assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
     assert losses[precision][0] == pytest.approx(losses["float32"][0], rel=0.02)
     assert losses[precision][0] != losses["float32"][0]
@@ -92,13 +92,13 @@ def test_wrong_gradients_in_low_precision_are_refused(tmp_path, monkeypatch):
     assert where == "backbone.encoder.1.0"
     assert gap == pytest.approx(1, abs=0.05)  # twice as large: off by its whole length
     monkeypatch.setattr("mre_lowshot.trainers.trainer.build", lambda spec: network)
-    with pytest.raises(UserError, match=r"recipe.precision fp16: .*backbone.encoder.1.0.* set it to float32"):
-        MRETrainer(tiny_plan(precision="fp16"), [tiny_case()], tmp_path, CPU)
-    assert MRETrainer(tiny_plan(), [tiny_case()], tmp_path, CPU).precision.name == "float32"
+    with pytest.raises(UserError, match=r"recipe.optimizer.precision fp16: .*backbone.encoder.1.0.* set it to float32"):
+        MRETrainer(tiny_plan(precision="fp16"), [tiny_case()], folder=tmp_path, device=CPU)
+    assert MRETrainer(tiny_plan(), [tiny_case()], folder=tmp_path, device=CPU).precision.name == "float32"
 
 
 @pytest.mark.parametrize("spec", [TINY, TINY_2D, replace(TINY, norm="instance", image_level_norm=False)])
-def test_the_check_of_gradients_sees_no_difference_where_there_is_none(spec):
+def test_the_check_of_gradients_finds_no_difference_where_there_is_none(spec):
     """In float32 against itself; and it leaves the network as it was."""
     network = build(spec)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -109,21 +109,21 @@ def test_the_check_of_gradients_sees_no_difference_where_there_is_none(spec):
 
 
 def test_an_overflow_in_half_precision_skips_a_step_and_halves_the_scale(tmp_path):
-    trainer = MRETrainer(tiny_plan(iterations=20), [tiny_case()], tmp_path, CPU)
+    trainer = MRETrainer(tiny_plan(iterations=20), [tiny_case()], folder=tmp_path, device=CPU)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    spoilt = trainer.network.backbone.encoder[0][0].weight
-    spoilt.register_hook(lambda g: g * float("inf") if trainer.iteration == 1 else g)
-    before = []
+    weight = trainer.network.backbone.encoder[0][0].weight
+    weight.register_hook(lambda g: g * float("inf") if trainer.iteration == 1 else g)
+    values = []
 
-    def look(trainer):
-        before.append(spoilt.detach().clone())
+    def record(trainer):
+        values.append(weight.detach().clone())
 
-    trainer.plan = replace(trainer.plan, recipe=replace(trainer.plan.recipe, iterations=3))
-    trainer.fit(on_step=look)
-    assert torch.equal(before[0], before[1])  # the second step was left out
-    assert not torch.equal(before[1], before[2])
+    trainer.plan = replace(trainer.plan, recipe=with_settings(trainer.plan.recipe, iterations=3))
+    trainer.fit(on_step=record)
+    assert torch.equal(values[0], values[1])  # the second step was skipped
+    assert not torch.equal(values[1], values[2])
     assert trainer.precision.scaler.get_scale() == 2.0**15
-    again = MRETrainer(trainer.plan, [tiny_case()], tmp_path, CPU)
+    again = MRETrainer(trainer.plan, [tiny_case()], folder=tmp_path, device=CPU)
     again.precision.scaler = torch.amp.GradScaler("cpu")
     again.resume()
     assert again.precision.scaler.state_dict() == trainer.precision.scaler.state_dict()
@@ -134,8 +134,8 @@ def test_an_overflow_in_half_precision_skips_a_step_and_halves_the_scale(tmp_pat
 
 def test_scaling_the_loss_changes_nothing_else(tmp_path):
     """Powers of two: the same weights to the bit."""
-    plain = MRETrainer(tiny_plan(), [tiny_case()], tmp_path / "plain", CPU)
-    scaled = MRETrainer(tiny_plan(), [tiny_case()], tmp_path / "scaled", CPU)
+    plain = MRETrainer(tiny_plan(), [tiny_case()], folder=tmp_path / "plain", device=CPU)
+    scaled = MRETrainer(tiny_plan(), [tiny_case()], folder=tmp_path / "scaled", device=CPU)
     scaled.precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     plain.fit()
     scaled.fit()
@@ -184,7 +184,7 @@ def test_the_deterministic_switch_is_set_recorded_and_harmless_on_the_cpu(space,
 
 
 def test_any_number_of_loader_workers_gives_the_same_checkpoint(space):
-    """Two scans, of which one is registered to the other: that repeats too."""
+    """Two scans, one registered to the other: the registration repeats too."""
     weights = []
     for workers in (0, 2):
         assert space.train("--overwrite", "--no_val", "--workers", workers, level="2shot") == 0
@@ -195,8 +195,8 @@ def test_any_number_of_loader_workers_gives_the_same_checkpoint(space):
     assert one["training"]["history"] == other["training"]["history"]
 
 
-def test_a_precision_that_does_not_exist_is_refused_by_the_plan(space, capsys):
-    assert space.plan(name="Wrong", settings=(*SETTINGS, "recipe.precision=bf15")) == 2
+def test_an_unknown_precision_is_refused_by_the_plan(space, capsys):
+    assert space.plan(name="Wrong", settings=(*SETTINGS, "recipe.optimizer.precision=bf15")) == 2
     assert "'auto', 'float32', 'bf16', 'fp16'" in capsys.readouterr().err
 
 
@@ -209,7 +209,9 @@ def test_on_cuda_the_deterministic_switch_repeats_to_the_bit(tmp_path, restored,
         case = tiny_case()
         if spec is TINY_2D:
             case = replace(case, image=case.image[:, 3].copy(), label=case.label[3], spacing=(1.0, 1.0))
-        trainer = MRETrainer(tiny_plan(spec, dice_weight=1.0), [case], tmp_path / str(n), torch.device("cuda"))
+        trainer = MRETrainer(
+            tiny_plan(spec, dice_weight=1.0), [case], folder=tmp_path / str(n), device=torch.device("cuda")
+        )
         trainer.fit()
         runs.append(trainer.network.state_dict())
     assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
@@ -221,7 +223,7 @@ def test_low_precision_on_cuda_learns_as_single_does(tmp_path, precision):
     losses = []
     for name in ("float32", precision):
         plan = tiny_plan(precision=name, iterations=8, learning_rate=3e-3)
-        trainer = MRETrainer(plan, [tiny_case()], tmp_path / name, torch.device("cuda"))
+        trainer = MRETrainer(plan, [tiny_case()], folder=tmp_path / name, device=torch.device("cuda"))
         trainer.fit()
-        losses.append(trainer.logbook.history["loss"])
+        losses.append(trainer.training_log.history["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)

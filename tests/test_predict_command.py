@@ -1,20 +1,21 @@
-"""``mre_predict`` with the model of three tiny phantoms: grids, refusals, exit codes, what is said."""
+"""``mre_predict`` with the model of three tiny phantoms: grids, refusals, exit codes, messages."""
 
-import contextlib
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import SETTINGS, command
 from matplotlib.image import imread
 from scipy import ndimage
 
+from mre_lowshot.data.volume import geometry_of, read_image, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.models import find_folder
-from mre_lowshot.volume import geometry_of, read_labels
+from mre_lowshot.inference.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
@@ -23,9 +24,9 @@ NAMES = ["phantom_001", "phantom_002", "phantom_003"]
 def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, tmp_path, capsys):
     scans, out = trained.raw / "imagesTr", tmp_path / "out"
     assert trained.predict(scans, out, "--save_probabilities", "--overlays") == 0
-    said = capsys.readouterr().out
-    assert "the only trained model" in said
-    assert "3 of 3 scans segmented" in said
+    output = capsys.readouterr().out
+    assert "the only trained model" in output
+    assert "3 of 3 scans segmented" in output
     single = json.loads((trained.model() / "fold_0/plans.json").read_text())["fold"]["single_component"]
     for name in NAMES:
         volume = read_labels(out / f"{name}.nii.gz")
@@ -33,7 +34,7 @@ def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, t
         probabilities = np.load(out / f"{name}.npz")["probabilities"]
         assert probabilities.shape == (7, *volume.array.shape)
         wanted = probabilities.argmax(axis=0)
-        for label in single:  # of these only the largest piece stays, and what is half as large
+        for label in single:  # of these only the largest component is kept, and others at least half as large
             parts, _ = ndimage.label(wanted == label, np.ones((3, 3, 3)))
             sizes = np.bincount(parts.ravel(), minlength=2)[1:]
             wanted[(parts > 0) & (np.append(0, sizes)[parts] < 0.5 * sizes.max())] = 0
@@ -52,7 +53,7 @@ def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, t
     assert left.sum() < right.sum()
 
 
-def test_one_corrupt_scan_is_named_and_the_others_are_done(trained, tmp_path, capsys):
+def test_one_corrupt_scan_is_named_and_the_others_are_predicted(trained, tmp_path, capsys):
     scans = shutil.copytree(trained.raw / "imagesTr", tmp_path / "in")
     path = scans / "phantom_002_0000.nii.gz"
     path.write_bytes(path.read_bytes()[:-5000])  # as after a broken download
@@ -68,20 +69,18 @@ def test_scans_that_do_not_fit_the_model_are_named(trained, tmp_path, capsys):
     scans.mkdir()
     for name in ("two_0000", "two_0001", "coarse_0000"):
         shutil.copyfile(source, scans / f"{name}.nii.gz")
-    import SimpleITK as sitk
-
     image = sitk.ReadImage(str(source))
     image.SetSpacing([1.8 * s for s in image.GetSpacing()])
     sitk.WriteImage(image, str(scans / "coarse_0000.nii.gz"))
     assert trained.predict(scans, tmp_path / "out") == 1
-    told = capsys.readouterr().err
-    assert "failed: case two: two_0001.nii.gz" in told
-    assert "warning: case coarse: spacing along z is" in told
+    messages = capsys.readouterr().err
+    assert "failed: case two: two_0001.nii.gz" in messages
+    assert "warning: case coarse: spacing along z is" in messages
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["coarse.nii.gz"]
 
 
-def test_the_newest_model_is_taken_and_named_unless_another_is_asked_for(space, tmp_path, capsys):
-    assert space.plan(name="Other", settings=(*SETTINGS, "network.modes=1")) == 0
+def test_the_newest_model_is_used_and_named_unless_another_is_chosen(space, tmp_path, capsys):
+    assert space.plan(name="Other", settings=(*SETTINGS, "network.prototypes_per_class=1")) == 0
     assert space.train("--no_val", name="Other") == 0
     for path in space.model("Other").glob("fold_0/*.pth"):
         os.utime(path, (2e9, 2e9))
@@ -93,21 +92,21 @@ def test_the_newest_model_is_taken_and_named_unless_another_is_asked_for(space, 
         (["-d", "900", "-c", "1shot", "-f", "fold0"], ("MRETrainer__Other__1shot", "fold 0")),
     ):
         assert space.predict(scan, tmp_path / "out", *arguments) == 0
-        said = capsys.readouterr().out
-        assert [word for word in words if word not in said] == []
+        output = capsys.readouterr().out
+        assert [word for word in words if word not in output] == []
     for arguments, words in (
-        (["-p", "Tiny", "-f", "1"], "fold [1] is not trained (there: [0])"),
+        (["-p", "Tiny", "-f", "1"], "fold [1] is not trained (trained: [0])"),
         (["-d", "901"], "Dataset900_Synthetic/MRETrainer__Tiny__1shot"),
         (["-c", "3shot"], "train one with mre_train"),
-        (["-m", space.root / "absent"], "is not a folder"),
+        (["-m", space.root / "absent"], "does not exist; give"),
     ):
         assert space.predict(scan, tmp_path / "out2", *arguments) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
 
 
-def test_a_model_is_found_whatever_its_dataset_folder_is_called(tmp_path):
-    with pytest.raises(UserError, match=r"there: nothing"):
+def test_a_model_is_found_in_a_dataset_folder_of_any_name(tmp_path):
+    with pytest.raises(UserError, match=r"\(trained: nothing\)"):
         find_folder(tmp_path)
     path = tmp_path / "liver scans/MRETrainer__My_Plan__2shot/fold_0/checkpoint_latest.pth"
     path.parent.mkdir(parents=True)
@@ -125,7 +124,7 @@ def test_a_scan_is_never_overwritten(trained, tmp_path):
     assert scan.read_bytes() == before
 
 
-def test_parts_make_the_whole_and_what_is_there_is_not_done_again(trained, tmp_path, capsys):
+def test_parts_make_the_whole_and_existing_label_maps_are_skipped(trained, tmp_path, capsys):
     scans, out = trained.raw / "imagesTr", tmp_path / "out"
     for part, names in ((0, ["phantom_001.nii.gz", "phantom_003.nii.gz"]), (1, [f"{n}.nii.gz" for n in NAMES])):
         assert trained.predict(scans, out, "-num_parts", 2, "-part_id", part) == 0
@@ -140,7 +139,7 @@ def test_parts_make_the_whole_and_what_is_there_is_not_done_again(trained, tmp_p
 
 
 def test_a_checkpoint_alone_is_enough(space, tmp_path, capsys):
-    """Dataset, preprocessed cases, plans and all else are gone: the same label maps come from the file alone."""
+    """Without dataset, preprocessed cases and plans, the file alone gives the same label maps."""
     shutil.copytree(space.raw / "imagesTr", tmp_path / "scans")
     assert space.predict(tmp_path / "scans", tmp_path / "wanted", "--save_probabilities") == 0
     alone = tmp_path / "elsewhere/fold_0/checkpoint_final.pth"
@@ -165,7 +164,7 @@ def test_a_checkpoint_alone_is_enough(space, tmp_path, capsys):
     assert content["training"]["iteration"] == 3
     capsys.readouterr()
     assert command("predict", "-i", tmp_path / "scans", "-o", tmp_path / "no", "-m", alone, "-f", "0") == 2
-    assert "is a single fold's; leave out -f" in capsys.readouterr().err
+    assert "is a single fold; leave out the choice of folds (-f)" in capsys.readouterr().err
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(space, tmp_path, capsys):
@@ -179,28 +178,43 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(space, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_what_an_interrupted_run_wrote_is_rated_and_what_is_not_rated_is_named(space, tmp_path, monkeypatch, capsys):
-    from mre_lowshot.inference import export
+def test_an_interrupted_run_rates_what_it_wrote_and_unrated_cases_are_named(space, tmp_path, monkeypatch, capsys):
+    scans, out, register = space.raw / "imagesTr", tmp_path / "out", Predictor.register
 
-    scans, out, whole = space.raw / "imagesTr", tmp_path / "out", export.predict_ready
-
-    def stopped(case, *arguments):
-        if case.name == "phantom_002":
+    def interrupted(self, prepared, **options):
+        if prepared.name == "phantom_002":
             raise KeyboardInterrupt
-        return whole(case, *arguments)
+        return register(self, prepared, **options)
 
-    monkeypatch.setattr(export, "predict_ready", stopped)
-    with contextlib.suppress(KeyboardInterrupt):
-        space.predict(scans, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "register", interrupted)
+        assert space.predict(scans, out) == 130
     assert [line.split(",")[0] for line in (out / "quality.csv").read_text().splitlines()] == ["case", "phantom_001"]
     (out / "quality.csv").unlink()
-    monkeypatch.setattr(export, "predict_ready", whole)
     assert space.predict(scans, out, "--continue_prediction") == 0
-    assert "note: quality.csv has no line of phantom_001: to rate them" in capsys.readouterr().out
+    assert "note: quality.csv has no row for phantom_001: to rate them" in capsys.readouterr().out
     assert len((out / "quality.csv").read_text().splitlines()) == 3
 
 
-def test_a_single_file_that_is_not_read_is_refused(trained, tmp_path, capsys):
+def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_written(trained, tmp_path, capsys):
+    """A stack of slices can be read from a TIFF, but its label map not be written to one."""
+    scans = tmp_path / "in"
+    scans.mkdir()
+    array = read_image(trained.raw / "imagesTr/phantom_001_0000.nii.gz").array[0]
+    for axis in range(3):
+        array = array.repeat(4, axis)  # the file holds no spacing: its voxels are taken for 1 mm
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(scans / "a_0000.tif"))
+    shutil.copyfile(trained.raw / "imagesTr/phantom_002_0000.nii.gz", scans / "b_0000.nii.gz")
+    assert trained.predict(scans, tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "failed: case a: " in captured.err
+    assert "a.tif: .tif holds one slice, not 80; use .nii.gz" in captured.err
+    assert "1 of 2 scans segmented" in captured.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv"]
+    assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]
+
+
+def test_a_single_file_of_an_unknown_format_is_refused(trained, tmp_path, capsys):
     (tmp_path / "one.dcm").write_bytes(b"DICM")
     assert trained.predict(tmp_path / "one.dcm", tmp_path / "out") == 2
     assert "one.dcm: is none of .nii.gz" in capsys.readouterr().err

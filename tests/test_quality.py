@@ -1,4 +1,4 @@
-"""How far to trust a prediction: the estimates against plain loops, the file, what the commands say of it."""
+"""The quality estimate of a prediction: against plain loops, its file, and in the commands."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ import pytest
 from conftest import command
 
 from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.agreement import expected_dice, label_agreement
 from mre_lowshot.evaluation.summary import rank_correlation
-from mre_lowshot.inference.quality import (
-    Quality,
-    estimate,
-    expected_dice,
-    first_to_check,
-    label_agreement,
-    read_rows,
-    write_qualities,
-)
+from mre_lowshot.inference.quality import Quality, estimate_quality, first_to_check, read_rows, write_qualities
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
@@ -29,21 +22,21 @@ def random_posterior(seed: int, classes: int = 4, size=(5, 6, 7)) -> np.ndarray:
     return (p / p.sum(axis=0)).astype(np.float32)
 
 
-def test_the_expected_dice_is_what_the_formula_says():
+def test_the_expected_dice_is_that_of_the_formula():
     p = random_posterior(0)
     labels, found = p.argmax(axis=0), expected_dice(p)
     for k in (1, 2, 3):
         inside = total = 0.0
-        for place in np.ndindex(*labels.shape):
-            total += float(p[(k, *place)]) + (labels[place] == k)
-            inside += float(p[(k, *place)]) * (labels[place] == k)
+        for voxel in np.ndindex(*labels.shape):
+            total += float(p[(k, *voxel)]) + (labels[voxel] == k)
+            inside += float(p[(k, *voxel)]) * (labels[voxel] == k)
         assert found[k] == pytest.approx(2 * inside / total, rel=1e-5)
     certain = np.eye(3, dtype=np.float32)[np.array([[0, 1], [1, 0]])].transpose(2, 0, 1)
     assert expected_dice(certain)[1] == 1
     assert math.isnan(expected_dice(certain)[2])
 
 
-def test_agreement_is_the_dice_of_the_two_opinions():
+def test_agreement_is_the_dice_of_the_two_label_maps():
     one, other = (np.random.default_rng(s).integers(0, 4, (6, 5, 4)) for s in (0, 1))
     found = label_agreement(one, other, 6)
     for k in (1, 2, 3):
@@ -51,22 +44,23 @@ def test_agreement_is_the_dice_of_the_two_opinions():
         assert found[k] == pytest.approx(2 * both / ((one == k).sum() + (other == k).sum()))
     assert math.isnan(found[4])
     p, q = random_posterior(2), random_posterior(3)
-    quality = estimate(p, q)
+    quality = estimate_quality(p, q)
     assert quality.basis == "agreement"
     assert dict(quality.classes) == label_agreement(p.argmax(axis=0), q.argmax(axis=0), 4)
     assert quality.score == pytest.approx(np.mean(list(quality.classes.values())))
-    assert estimate(p, p).score == 1
-    assert estimate(p, None).basis == "expected_dice"
+    assert estimate_quality(p, p).score == 1
+    assert estimate_quality(p, None).basis == "expected_dice"
     partly = q.copy()
-    partly[:, 2:] = 1 / 4  # an atlas that is annotated in two slices says nothing of the others
-    assert dict(estimate(p, partly).classes) == label_agreement(p[:, :2].argmax(axis=0), q[:, :2].argmax(axis=0), 4)
-    assert estimate(p, np.full_like(q, 1 / 4)) == estimate(p, None)
+    partly[:, 2:] = 1 / 4  # an atlas annotated in two slices carries no information elsewhere
+    there = label_agreement(p[:, :2].argmax(axis=0), q[:, :2].argmax(axis=0), 4)
+    assert dict(estimate_quality(p, partly).classes) == there
+    assert estimate_quality(p, np.full_like(q, 1 / 4)) == estimate_quality(p, None)
     nothing = np.zeros((3, 4, 4, 4), np.float32)
     nothing[0] = 1
-    assert estimate(nothing, nothing).score == 0  # nothing found at all: to be looked at
+    assert estimate_quality(nothing, nothing).score == 0  # no structure predicted: to be checked first
 
 
-def test_the_list_has_the_least_trusted_first_and_keeps_earlier_lines(tmp_path):
+def test_the_table_has_the_least_trusted_first_and_keeps_earlier_rows(tmp_path):
     good, bad = Quality("agreement", 0.9, {1: 0.95, 2: 0.85}), Quality("agreement", 0.2, {1: 0.2, 2: math.nan})
     path = write_qualities(tmp_path, {"b": good, "a": bad}, LABELS)
     assert path.read_text().splitlines() == [
@@ -79,14 +73,14 @@ def test_the_list_has_the_least_trusted_first_and_keeps_earlier_lines(tmp_path):
     named = write_qualities(tmp_path, {"a": good}, {"background": 0, "score": 1, "tail": 2}, "other.csv")
     assert named.read_text().splitlines()[1] == "a,0.9000,agreement,0.9500,0.8500"
     path.write_bytes(b"name\xe9,value\nx,1\n")
-    with pytest.raises(UserError, match="is no list of qualities"):
+    with pytest.raises(UserError, match="is not a table of qualities"):
         read_rows(path)
     path.write_text("name,value\nx,1\n")
-    with pytest.raises(UserError, match="is no list of qualities"):
+    with pytest.raises(UserError, match="is not a table of qualities"):
         read_rows(path)
 
 
-def test_the_correlation_is_told_or_said_to_be_out_of_reach():
+def test_the_correlation_is_reported_or_the_reason_why_there_is_none():
     def summary(scores, dices):
         rows = [{"1": {"Dice": dice}, "2": {"Dice": math.nan}} for dice in dices]
         pairs = enumerate(zip(scores, rows, strict=True))
@@ -101,26 +95,26 @@ def test_the_correlation_is_told_or_said_to_be_out_of_reach():
 
 
 @pytest.mark.usefixtures("one_thread_only", "no_settings")
-def test_prediction_ranks_its_scans_and_evaluation_says_how_well(trained, tmp_path, capsys):
+def test_prediction_ranks_its_scans_and_evaluation_reports_how_well(trained, tmp_path, capsys):
     out = tmp_path / "out"
     assert trained.predict(trained.raw / "imagesTr", out) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     rows = list(csv.DictReader((out / "quality.csv").open()))
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores)
     assert {row["basis"] for row in rows} == {"agreement"}
-    assert f"look at these first: {rows[0]['case']} ({scores[0]:.2f})" in said
+    assert f"least trusted, check these first: {rows[0]['case']} ({scores[0]:.2f})" in output
     assert command("evaluate", trained.raw / "labelsTr", out, "-djfile", trained.raw / "dataset.json") == 0
-    told = capsys.readouterr().out
-    assert "quality estimate" in told
-    assert "3 scans" in told
+    output = capsys.readouterr().out
+    assert "quality estimate" in output
+    assert "3 scans" in output
 
 
 @pytest.mark.usefixtures("one_thread_only", "no_settings")
-def test_a_foreign_quality_file_is_told_before_the_work(trained, tmp_path, capsys):
+def test_a_foreign_quality_file_is_refused_before_any_prediction(trained, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "quality.csv").write_text("mine,own\n1,2\n")
     assert trained.predict(trained.raw / "imagesTr", out) == 2
-    assert "is no list of qualities" in capsys.readouterr().err
+    assert "is not a table of qualities" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["quality.csv"]

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from conftest import command
 
-from mre_lowshot.dataset import RawDataset
+from mre_lowshot.config.plan_files import load_plan
+from mre_lowshot.data.dataset import Dataset
+from mre_lowshot.data.volume import geometry_of, read_channels, read_labels, write_volume
+from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
-from mre_lowshot.planners.planner import DatasetFacts, make_plan
-from mre_lowshot.planners.rules import Device
-from mre_lowshot.plans import load_plan
+from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.planner import make_plan
 from mre_lowshot.preprocessing.cropping import body_box
 from mre_lowshot.preprocessing.pipeline import inverse_labels
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_case
 from mre_lowshot.preprocessing.store import load_case
-from mre_lowshot.volume import geometry_of, read_channels, read_labels, write_volume
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
@@ -24,7 +25,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared/data"
 def dataset(name):
     if not (DATA / name / "dataset.json").is_file():
         pytest.skip(f"{name} is not in {DATA}")
-    return RawDataset.load(DATA / name)
+    return Dataset.load(DATA / name)
 
 
 def one_hot(labels, classes):

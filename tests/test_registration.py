@@ -1,4 +1,4 @@
-"""Discrete registration: its features and choices against plain references, and what only it can find."""
+"""Discrete registration: features and displacements against slow references, and large displacements."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from mre_lowshot.losses import IGNORE
-from mre_lowshot.registration import discrete
-from mre_lowshot.registration.discrete import displacement, self_similarity
-from mre_lowshot.sampling import class_shares
+from mre_lowshot.atlas.label_fusion import class_shares
+from mre_lowshot.atlas.registration import discrete
+from mre_lowshot.atlas.registration.discrete import displacement, self_similarity
+from mre_lowshot.grid import IGNORE
 
 
 def texture(size, seed=0, sigma=1.5) -> np.ndarray:
@@ -25,7 +25,7 @@ def texture(size, seed=0, sigma=1.5) -> np.ndarray:
 def test_features_are_mind_ssc_as_defined():
     image = texture((7, 8, 9))
     found = self_similarity(torch.from_numpy(image), 1, 2).numpy()
-    # Differences of two neighbours' patches, each mean over 3 x 3 x 3 patch places; beyond the edge, the edge voxel.
+    # Differences of two neighbours' patches, each the mean over a 3 x 3 x 3 patch; beyond the edge, the edge voxel.
     neighbours = [(a, s) for a in range(3) for s in (-2, 2)]
 
     def voxel(z, y, x):
@@ -55,7 +55,7 @@ def test_features_are_mind_ssc_as_defined():
 
 @settings(max_examples=20, deadline=None)
 @given(gain=st.floats(0.2, 5), offset=st.floats(-3, 3), seed=st.integers(0, 5))
-def test_features_do_not_see_brightness_or_contrast(gain, offset, seed):
+def test_features_do_not_depend_on_brightness_or_contrast(gain, offset, seed):
     image = texture((8, 9, 7), seed)
     plain, changed = (self_similarity(torch.from_numpy(i), 2, 3) for i in (image, np.float32(gain) * image + offset))
     torch.testing.assert_close(changed, plain, atol=1e-2, rtol=0)
@@ -67,7 +67,7 @@ def test_an_even_image_has_features_without_a_nan():
 
 
 def smoothed(field: np.ndarray) -> np.ndarray:
-    """Mean over the 3 x 3 x 3 neighbours that there are, of the last three axes."""
+    """Mean over the 3 x 3 x 3 neighbours inside, of the last three axes."""
     out = np.empty_like(field)
     for at in np.ndindex(*field.shape[-3:]):
         box = tuple(slice(max(a - 1, 0), a + 2) for a in at)
@@ -100,7 +100,7 @@ def test_the_choice_of_each_block_is_coupled_convex_optimisation():
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 0), (8, 0, -4), (-4, 12, 8)])
-def test_a_far_displacement_is_found(shift):
+def test_a_large_displacement_is_found(shift):
     whole = texture((76, 80, 78), sigma=2)
     inner = tuple(slice(14, n - 14) for n in whole.shape)
     there = tuple(slice(14 - s, n - 14 - s) for s, n in zip(shift, whole.shape, strict=True))
@@ -111,7 +111,7 @@ def test_a_far_displacement_is_found(shift):
     assert np.abs(middle - np.reshape(shift, (3, 1, 1, 1))).mean() < 1
 
 
-def test_sides_that_the_block_does_not_divide_and_blocks_of_unlike_sides():
+def test_sides_not_divisible_by_the_block_and_anisotropic_blocks():
     whole = texture((30, 47, 41), sigma=2)
     fixed, moving = whole[2:27, 5:43, :], whole[:25, :38, :]  # by 2 and 5 voxels
     found = displacement(fixed, moving, (1, 3, 2), 3)
@@ -120,36 +120,37 @@ def test_sides_that_the_block_does_not_divide_and_blocks_of_unlike_sides():
     np.testing.assert_allclose(middle.mean(axis=(1, 2, 3)), (2, 5, 0), atol=1)
 
 
-def body(place: tuple[float, float, float], size=(40, 48, 44)) -> tuple[np.ndarray, np.ndarray]:
-    """A textured body with one bright organ at ``place`` (voxels), and the organ's mask."""
+def body(centre: tuple[float, float, float], size=(40, 48, 44)) -> tuple[np.ndarray, np.ndarray]:
+    """A textured body with one bright organ at ``centre`` (voxels), and the organ's mask."""
     z, y, x = np.indices(size).astype(float)
     middle = [(n - 1) / 2 for n in size]
     inside = sum(((v - m) / (0.45 * n)) ** 2 for v, m, n in zip((z, y, x), middle, size, strict=True)) < 1
-    organ = sum((v - p) ** 2 for v, p in zip((z, y, x), place, strict=True)) < 25
+    organ = sum((v - p) ** 2 for v, p in zip((z, y, x), centre, strict=True)) < 25
     image = inside * (1 + 0.2 * texture(size, seed=3, sigma=3) / 0.1) + 1.5 * organ
     return ndimage.gaussian_filter(image, 0.7).astype(np.float32), organ
 
 
-def test_an_organ_that_lies_far_from_where_it_lies_in_the_other_scan_is_found():
-    """Twice its own radius: demons alone, whose forces come from the images' gradients, do not get there."""
+def test_an_organ_far_from_its_position_in_the_other_scan_is_found():
+    """By twice its radius: demons alone, which follow the images' gradients, do not reach it."""
     import SimpleITK as sitk
 
-    from mre_lowshot.registration.deformable import deformable, demons
-    from mre_lowshot.registration.images import mapped, to_image
+    from mre_lowshot.atlas.registration.deformable import deformable
+    from mre_lowshot.atlas.registration.demons import demons
+    from mre_lowshot.atlas.registration.images import to_image, transformed_positions
 
     (fixed, there), (moving, organ) = body((19, 17, 21)), body((19, 27, 21))
     images = [to_image(image[None], (2.0, 2.0, 2.0)) for image in (fixed, moving)]
     start = sitk.AffineTransform(3)
     scores = []
     for found in (demons(*images, start), deformable(*images, start)):
-        places = mapped(found, images[0]) / 2
-        carried = ndimage.map_coordinates(organ.astype(float), places, order=1) > 0.5
-        scores.append(2 * (carried & there).sum() / (carried.sum() + there.sum()))
+        positions = transformed_positions(found, images[0]) / 2
+        warped = ndimage.map_coordinates(organ.astype(float), positions, order=1) > 0.5
+        scores.append(2 * (warped & there).sum() / (warped.sum() + there.sum()))
     assert scores[0] < 0.5
     assert scores[1] > 0.8
 
 
-def test_classes_are_followed_where_the_images_say_nothing():
+def test_classes_are_matched_where_the_images_are_uniform():
     size, shift = (28, 32, 30), (4, -6, 2)
     shares = np.zeros((2, *size), np.float32)
     shares[0, 8:18, 12:22, 8:16] = 1
@@ -162,22 +163,22 @@ def test_classes_are_followed_where_the_images_say_nothing():
     assert not displacement(even, even, (2, 2, 2), 4).any()
 
 
-def test_the_shares_of_classes_are_one_for_the_label_and_even_where_it_is_ignored():
+def test_class_shares_are_one_for_the_label_and_equal_where_it_is_ignored():
     label = np.array([[[0, 2, IGNORE, 1]]], dtype=np.int16)
     wanted = np.array([[1, 0, 1 / 3, 0], [0, 0, 1 / 3, 1], [0, 1, 1 / 3, 0]], dtype=np.float32)
     assert np.array_equal(class_shares(label, 3)[:, 0, 0], wanted)
 
 
 @pytest.mark.parametrize("known", [0, 2])
-def test_what_the_atlas_does_not_know_is_as_unlike_one_class_as_another(known):
+def test_an_ignored_voxel_of_the_atlas_differs_equally_from_every_class(known):
     import SimpleITK as sitk
 
-    from mre_lowshot.registration.deformable import Classes
-    from mre_lowshot.registration.images import label_image
+    from mre_lowshot.atlas.registration.deformable import Classes
+    from mre_lowshot.atlas.registration.images import label_image
 
     ignored = label_image(np.full((4, 5, 6), IGNORE), (1.0, 1.0, 1.0))
     fixed = class_shares(np.full((4, 5, 6), known), 3)
-    mine, its = Classes(fixed, ignored).both(ignored, sitk.Transform())
+    mine, its = Classes(fixed, ignored).on_grid(ignored, sitk.Transform())
     np.testing.assert_allclose(((mine - its) ** 2).sum(axis=0), 2 / 3, atol=1e-6)
 
 
@@ -185,34 +186,34 @@ def test_what_the_atlas_does_not_know_is_as_unlike_one_class_as_another(known):
     ("size", "spacing", "wanted"),
     [
         ((30, 40, 50), (3.0, 1.0, 1.0), (30, 40, 50)),
-        ((20, 512, 512), (9.0, 0.8, 0.8), (20, 158, 158)),  # thick slices stay
+        ((20, 512, 512), (9.0, 0.8, 0.8), (20, 158, 158)),  # thick slices are kept
         ((200, 200, 200), (1.0, 1.0, 1.0), (79, 79, 79)),
     ],
 )
-def test_large_scans_are_thinned_along_their_finest_axes(size, spacing, wanted):
-    from mre_lowshot.registration.images import MOST_VOXELS, thinned_size
+def test_large_scans_are_downsampled_along_their_finest_axes(size, spacing, wanted):
+    from mre_lowshot.atlas.registration.images import MAX_VOXELS, registration_size
 
-    assert thinned_size(size, spacing) == wanted
-    assert np.prod(wanted) <= MOST_VOXELS
+    assert registration_size(size, spacing) == wanted
+    assert np.prod(wanted) <= MAX_VOXELS
 
 
-def test_the_moving_scans_classes_come_to_lie_where_its_image_does():
+def test_the_moving_scans_labels_are_warped_as_its_image_is():
     import SimpleITK as sitk
 
-    from mre_lowshot.registration.deformable import Classes
-    from mre_lowshot.registration.images import MOST_VOXELS, brought, label_image, thinned_size, to_image
+    from mre_lowshot.atlas.registration.deformable import Classes
+    from mre_lowshot.atlas.registration.images import MAX_VOXELS, label_image, registration_size, to_image, warp
 
     size, spacing = (60, 110, 100), (3.0, 1.5, 2.0)
     organ = np.zeros(size, np.int16)
     organ[20:40, 30:70, 50:90] = 1
     fixed = to_image(np.zeros((1, *size), np.float32), spacing)
     moving = to_image(organ[None].astype(np.float32), spacing)
-    assert np.prod(size) > MOST_VOXELS  # images are thinned, labels are not
+    assert np.prod(size) > MAX_VOXELS  # images are downsampled, labels are not
     move = sitk.TranslationTransform(3, (6.0, -4.5, 9.0))
-    shares = np.zeros((2, *thinned_size(size, spacing)), np.float32)
-    _, carried = Classes(shares, label_image(organ, spacing)).both(fixed, move)
-    image = sitk.GetArrayFromImage(brought(fixed, moving, move))
-    assert carried.shape == shares.shape
-    assert ((image > 0.5) != (carried[1] > 0.5)).mean() < 0.01
-    assert np.array_equal(carried[0], 1 - carried[1])
-    assert carried[1].sum() > 0.1 * np.count_nonzero(organ)
+    shares = np.zeros((2, *registration_size(size, spacing)), np.float32)
+    _, warped = Classes(shares, label_image(organ, spacing)).on_grid(fixed, move)
+    image = sitk.GetArrayFromImage(warp(fixed, moving, move))
+    assert warped.shape == shares.shape
+    assert ((image > 0.5) != (warped[1] > 0.5)).mean() < 0.01
+    assert np.array_equal(warped[0], 1 - warped[1])
+    assert warped[1].sum() > 0.1 * np.count_nonzero(organ)

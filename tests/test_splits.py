@@ -1,3 +1,5 @@
+"""Training and test scans of every level and fold: protocol, files edited by hand, cohorts."""
+
 import json
 import math
 import re
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mre_lowshot.data.splits import load_or_make, make_splits, parse_fold, parse_level, read_cohort
 from mre_lowshot.errors import UserError
-from mre_lowshot.splits import load_or_make, make_splits, parse_fold, parse_level, read_cohort
 
 SEVEN = [f"case_{i}" for i in range(7)]
 case_lists = st.integers(1, 25).map(lambda n: [f"c{i:02d}" for i in range(n)])
@@ -20,10 +22,10 @@ def as_sets(splits):
 
 
 @given(case_lists, st.integers(2, 5), seeds)
-def test_draws_are_distinct_seeded_and_never_leak(names, shots, seed):
+def test_draws_are_distinct_and_seeded_and_test_on_no_training_case(names, shots, seed):
     level = f"{shots}shot"
     if len(names) < shots:
-        with pytest.raises(UserError, match=rf"{level}: needs {shots} labelled cases, there are {len(names)}; use"):
+        with pytest.raises(UserError, match=rf"{level}: needs {shots} labelled cases, found {len(names)}; use"):
             make_splits(level, names, seed)
         return
     splits = make_splits(level, names, seed)
@@ -65,7 +67,7 @@ def test_leave_one_out_holds_out_each_case_in_turn(names):
     assert all(sorted(fold["train"] + fold["val"]) == names for fold in splits)
 
 
-def test_seeds_give_other_draws():
+def test_another_seed_gives_other_draws():
     names = [f"c{i}" for i in range(20)]
     assert make_splits("3shot", names, 0) != make_splits("3shot", names, 1)
 
@@ -86,7 +88,7 @@ def test_a_cohort_limits_training_and_testing():
     splits = make_splits("2shot", names, cohort=cohort)
     assert len(splits) == 7
     assert all(sorted(fold["train"] + fold["val"]) == cohort for fold in splits)
-    with pytest.raises(UserError, match=r"cohort: 'c0' is no labelled case of the dataset; did you mean 'c\d\d'"):
+    with pytest.raises(UserError, match=r"cohort: 'c0' is not a labelled case of the dataset; did you mean 'c\d\d'"):
         make_splits("1shot", names, cohort=["c01", "c0"])
     with pytest.raises(UserError, match="cohort: c01 named more than once"):
         make_splits("1shot", names, cohort=["c01", "c01"])
@@ -113,7 +115,7 @@ def test_folds():
             parse_fold(text)
 
 
-def test_saved_once_then_read_and_the_users_edit_wins(tmp_path: Path):
+def test_splits_are_saved_once_then_read_with_the_users_edits(tmp_path: Path):
     made = load_or_make(tmp_path / "new", "2shot", SEVEN, seed=3)
     path = tmp_path / "new" / "splits_2shot.json"
     assert json.loads(path.read_text()) == made == make_splits("2shot", SEVEN, 3)
@@ -129,15 +131,18 @@ GOOD = {"train": ["case_0", "case_1"], "val": ["case_2"]}
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"train": ["case_0", "cose_1"], "val": []}, "train: 'cose_1' is no labelled case.*did you mean 'case_1'"),
+        ({"train": ["case_0", "cose_1"], "val": []}, "train: 'cose_1' is not a labelled case.*did you mean 'case_1'"),
         (
             {"train": ["case_0", "case_1"], "val": ["zzz"]},
-            "val: 'zzz' is no labelled case.*there are 7: case_0, case_1",
+            "val: 'zzz' is not a labelled case.*the 7 labelled cases are case_0, case_1",
         ),
         ({"train": ["case_0", "case_1"], "val": ["case_1"]}, "case_1 in train and in val"),
         ({"train": ["case_0", "case_0"], "val": []}, "train: case_0 named more than once"),
         ({"train": [], "val": ["case_1"]}, "train is empty; name at least one"),
-        ({"train": ["case_0"], "val": []}, r"train names 1 cases \(case_0\), level 2shot means 2; mend it, or delete"),
+        (
+            {"train": ["case_0"], "val": []},
+            r"train contains 1 cases \(case_0\), level 2shot requires 2; correct it, or delete",
+        ),
         ({"train": ["case_0", "case_1"]}, 'must be {"train"'),
         ({"train": "case_0", "val": []}, 'must be {"train"'),
         (["case_0"], 'must be {"train"'),
@@ -164,7 +169,7 @@ def test_a_level_of_a_cohort_keeps_its_name_and_its_cases(tmp_path):
     seven = names[1:4]
     splits = load_or_make(tmp_path, "1shot_seven", names, cohort=seven)
     assert splits == make_splits("1shot", names, cohort=seven)
-    assert load_or_make(tmp_path, "1shot_seven", names) == splits  # saved: the cohort need not be named again
+    assert load_or_make(tmp_path, "1shot_seven", names) == splits  # saved: the cohort need not be given again
     assert {part for fold in splits for cases in fold.values() for part in cases} == set(seven)
     with pytest.raises(UserError, match="name the cohort once"):
         load_or_make(tmp_path, "1shot_other", names)
@@ -173,15 +178,15 @@ def test_a_level_of_a_cohort_keeps_its_name_and_its_cases(tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "words"),
     [
-        ('{"a": ["x"]}', "b", "has no cohort 'b' for Dataset001_X (there: a)"),
+        ('{"a": ["x"]}', "b", "has no cohort 'b' for Dataset001_X (found: a)"),
         ('{"Dataset001_X": {"c": ["x"]}, "a": ["y"]}', "a", "has no cohort 'a'"),
         ('["x"]', "a", "has no cohort"),
         ('{"a": "x"}', "a", "must be a list of case names"),
         ('{"a": ["x"]}', "../a", "it names folders"),
-        (None, "a", "is not there"),
+        (None, "a", "is missing"),
     ],
 )
-def test_a_cohort_that_cannot_be_read_is_told(tmp_path, content, name, words):
+def test_a_cohort_that_cannot_be_read_is_reported(tmp_path, content, name, words):
     path = tmp_path / "cohorts.json"
     if content is not None:
         path.write_text(content)
@@ -189,7 +194,7 @@ def test_a_cohort_that_cannot_be_read_is_told(tmp_path, content, name, words):
         read_cohort(path, "Dataset001_X", name)
 
 
-def test_cohorts_are_kept_for_one_dataset_or_for_several(tmp_path):
+def test_a_cohorts_file_is_for_one_dataset_or_for_several(tmp_path):
     path = tmp_path / "cohorts.json"
     path.write_text('{"a": ["x", "y"]}')
     assert read_cohort(path, "Dataset001_X", "a") == ["x", "y"]
@@ -197,9 +202,9 @@ def test_cohorts_are_kept_for_one_dataset_or_for_several(tmp_path):
     assert read_cohort(path, "Dataset001_X", "a") == ["x"]
 
 
-def test_a_cohort_named_anew_does_not_silently_keep_the_old_one(tmp_path):
+def test_another_cohort_of_the_same_name_is_refused(tmp_path):
     names = [f"case_{n}" for n in range(6)]
     load_or_make(tmp_path, "1shot_dev", names, cohort=names[:2])
     load_or_make(tmp_path, "1shot_dev", names, cohort=names[:2][::-1])
-    with pytest.raises(UserError, match=r"holds another cohort than is named now \(case_1, case_3"):
+    with pytest.raises(UserError, match=r"contains other cases than the given cohort \(case_1, case_3"):
         load_or_make(tmp_path, "1shot_dev", names, cohort=[names[0], names[3]])

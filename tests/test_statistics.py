@@ -16,7 +16,7 @@ VALUES = st.lists(st.integers(-20, 20).map(lambda n: n / 8), min_size=1, max_siz
 
 
 def enumerated(differences):
-    """The sign-flip test, every pattern of signs looked at in turn."""
+    """The sign-flip test, by enumeration of all patterns of signs."""
     observed = abs(sum(differences))
     patterns = list(itertools.product((1, -1), repeat=len(differences)))
     extreme = [s for s in patterns if abs(sum(a * d for a, d in zip(s, differences, strict=True))) >= observed - 1e-12]
@@ -107,5 +107,5 @@ def test_a_family_of_comparisons():
     papers = ours.compare(runs, pairs, "paper")
     p = stats.ttest_1samp(runs[0], 0).pvalue
     assert (papers[0].p, papers[0].p_corrected) == pytest.approx((p, 2 * p))
-    assert "Holm over 2 comparisons; the smallest p that 3 can give is 0.25" in ours.explain("default", 2, 3)
+    assert "Holm over 2 comparisons; the smallest p that 3 runs can give is 0.25" in ours.explain("default", 2, 3)
     assert "Bonferroni over 2" in ours.explain("paper", 2, 3)

@@ -1,10 +1,12 @@
+"""The synthetic CT: reproducible, anatomically consistent, and not segmentable by intensity alone."""
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from mre_lowshot.data.synthetic import DATASET, LABELS, make_subject, write_dataset
+from mre_lowshot.data.volume import read_image, read_labels
 from mre_lowshot.files import read_json
-from mre_lowshot.synthetic import DATASET, LABELS, make_subject, write_dataset
-from mre_lowshot.volume import read_image, read_labels
 
 SMALL = {"shape": (20, 36, 44), "spacing": (8.0, 8.0, 8.0)}
 ORGANS = [name for name in LABELS if name != "background"]
@@ -30,7 +32,7 @@ def best_interval_dice(image, mask):
     return float((2 * hit / (found + mask.sum())).max())
 
 
-def test_same_seed_same_subject_and_another_seed_another():
+def test_a_seed_gives_one_subject_and_another_seed_another():
     image, labels = make_subject(1, **SMALL)
     again, same = make_subject(1, **SMALL)
     other = make_subject(2, **SMALL)[1]
@@ -41,7 +43,7 @@ def test_same_seed_same_subject_and_another_seed_another():
     assert (labels != other).mean() > 0.01
 
 
-def test_every_organ_is_there_in_every_subject():
+def test_every_subject_has_every_organ():
     for seed in range(40):
         counts = np.bincount(make_subject(seed, **SMALL)[1].ravel(), minlength=len(LABELS))
         assert counts.min() >= 8, (seed, counts)
@@ -57,7 +59,7 @@ def test_organs_differ_in_size_and_lie_on_their_side(subject):
     assert np.nonzero(labels == LABELS["gallbladder"])[1].mean() < np.nonzero(labels == LABELS["aorta"])[1].mean()
 
 
-def test_every_organ_is_one_piece(subject):
+def test_every_organ_is_a_single_component(subject):
     assert [ndimage.label(subject[1] == LABELS[name])[1] for name in ORGANS] == [1] * len(ORGANS)
 
 
@@ -69,7 +71,7 @@ def test_coarse_and_fine_grids_show_the_same_anatomy():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_table_lies_below_the_body_and_apart(seed):
+def test_the_table_lies_below_the_body_without_touching_it(seed):
     image, labels = make_subject(seed)
     tissue = ndimage.binary_opening(ndimage.gaussian_filter(image, 0.5) > -400, iterations=1)
     parts, _ = ndimage.label(tissue)
@@ -84,7 +86,7 @@ def test_the_table_lies_below_the_body_and_apart(seed):
     assert not np.isin(solid[:, -8:], np.unique(solid[labels > 0])[1:]).any(), "the body reaches the table"
 
 
-def test_no_interval_of_hu_finds_an_organ(subject):
+def test_no_interval_of_hu_segments_an_organ(subject):
     image, labels = subject
     scores = {name: best_interval_dice(image, labels == LABELS[name]) for name in ORGANS}
     assert max(scores.values()) < 0.6, scores
@@ -95,7 +97,7 @@ def test_a_field_of_view_too_small_is_refused():
         make_subject(0, shape=(10, 20, 20), spacing=(4.0, 4.0, 4.0))
 
 
-def test_the_data_set_reads_back(written):
+def test_the_written_dataset_is_read_without_a_difference(written):
     about = read_json(written / "dataset.json", "dataset.json")
     assert written.name == DATASET
     assert about["labels"] == LABELS
@@ -116,7 +118,7 @@ def test_the_data_set_reads_back(written):
     assert orientations == {"LPS", "RAS", "LAS"}
 
 
-def test_the_data_set_is_the_same_again(written, tmp_path):
+def test_the_written_dataset_is_reproducible(written, tmp_path):
     again = write_dataset(tmp_path, subjects=1, seed=5, **SMALL)
     name = "imagesTr/phantom_001_0000.nii.gz"
     assert np.array_equal(read_image(written / name).array, read_image(again / name).array)

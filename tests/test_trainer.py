@@ -1,4 +1,4 @@
-"""Training a fold: it learns, it repeats, it goes on after an interruption, it stops at what is not finite."""
+"""Training a fold: it learns, repeats, continues after an interruption, and stops at values that are not finite."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import pytest
 import torch
 from references import TINY, TINY_2D, single_thread, tiny_case, tiny_plan  # noqa: F401
 
-from mre_lowshot import checkpoint
+from mre_lowshot.config import AugmentationConfig, InferenceConfig, Plan
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.inference import checkpoint
 from mre_lowshot.sampling import TrainingCase
-from mre_lowshot.specs import AugmentationSpec, InferenceSpec, Plan
-from mre_lowshot.trainers.logbook import Logbook
 from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.training_log import TrainingLog
 
 CPU = torch.device("cpu")
-SPATIAL = AugmentationSpec(spatial_probability=0.8, elastic=0.05, gamma_probability=0.5, mirror_axes=(2,))
+SPATIAL = AugmentationConfig(spatial_probability=0.8, elastic=0.05, gamma_probability=0.5, mirror_axes=(2,))
 
 
 @pytest.fixture(autouse=True)
 def no_picture(request, monkeypatch):
     """Drawing the curves takes longer than training here."""
     if "progress" not in request.node.name:
-        monkeypatch.setattr(Logbook, "draw", lambda self: None)
+        monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
 
 
-def make(folder: Path, **recipe) -> MRETrainer:
-    return MRETrainer(tiny_plan(**recipe), [tiny_case()], folder, CPU)
+def make(folder: Path, **settings) -> MRETrainer:
+    return MRETrainer(tiny_plan(**settings), [tiny_case()], folder=folder, device=CPU)
 
 
 def content(folder: Path, name: str = checkpoint.LATEST) -> dict:
@@ -60,7 +60,7 @@ def assert_same(one: object, other: object, where: str = "") -> None:
 def test_the_loss_falls_and_the_labels_are_learned(tmp_path, ohem):
     trainer = make(tmp_path, iterations=60, batch_size=4, learning_rate=1e-2, ohem=ohem)
     trainer.fit()
-    loss, dice = trainer.logbook.history["loss"], trainer.logbook.history["dice"]
+    loss, dice = trainer.training_log.history["loss"], trainer.training_log.history["dice"]
     assert len(loss) == 60
     assert np.mean(loss[-10:]) < 0.6 * np.mean(loss[:5])
     assert np.nanmean(dice[-10:]) > np.nanmean(dice[:5]) + 0.15
@@ -79,8 +79,9 @@ def test_the_files_of_a_fold_and_its_progress_picture(tmp_path):
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     results = []
     for n, seed in enumerate((0, 0, 1)):
-        torch.manual_seed(n)  # what happened in the process before must not matter
-        trainer = MRETrainer(tiny_plan(seed=seed, augmentation=SPATIAL, ema=0.9), [tiny_case()], tmp_path / str(n), CPU)
+        torch.manual_seed(n)  # the state of torch's generator must not matter
+        plan = tiny_plan(seed=seed, augmentation=SPATIAL, ema=0.9)
+        trainer = MRETrainer(plan, [tiny_case()], folder=tmp_path / str(n), device=CPU)
         trainer.fit(workers=n % 2)
         results.append(content(tmp_path / str(n)))
     assert_same(results[0]["weights"], results[1]["weights"])
@@ -103,7 +104,7 @@ def raise_at(iteration: int):
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path, recipe):
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, recipe):
     make(tmp_path / "whole", **recipe).fit()
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "parts", **recipe).fit(on_step=raise_at(3))
@@ -117,8 +118,8 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path, recipe):
         assert_same(content(tmp_path / "whole", name), content(tmp_path / "parts", name))
 
 
-def test_ctrl_c_in_the_middle_of_a_step_loses_nothing(tmp_path):
-    """A real signal arrives within an iteration: running statistics must not count its patches twice."""
+def test_ctrl_c_within_a_step_loses_nothing(tmp_path):
+    """A signal arrives within an iteration: running statistics must not count its patches twice."""
     make(tmp_path / "whole").fit()
     first = make(tmp_path / "parts")
     calls = []
@@ -143,7 +144,7 @@ def test_a_finished_fold_resumed_stays_as_it_is(tmp_path):
     before = content(tmp_path)
     again = make(tmp_path)
     again.resume()
-    again.fit(on_step=lambda trainer: pytest.fail("nothing is left to do"))
+    again.fit(on_step=lambda trainer: pytest.fail("no iteration is left"))
     assert_same(content(tmp_path), before)
 
 
@@ -169,7 +170,7 @@ def test_the_weights_saved_are_the_moving_average(tmp_path):
         if value.is_floating_point():
             torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
     assert not torch.equal(saved["weights"]["head.prototypes"], saved["training"]["network"]["head.prototypes"])
-    assert_same(saved["weights"], trainer.best_network.state_dict())
+    assert_same(saved["weights"], trainer.inference_network.state_dict())
 
 
 def test_without_a_moving_average_the_weights_saved_are_the_networks(tmp_path):
@@ -185,11 +186,11 @@ def test_schedules(tmp_path):
     ):
         trainer = make(tmp_path / str(len(recipe)), **recipe)
         trainer.fit()
-        assert trainer.logbook.history["learning_rate"] == pytest.approx(wanted)
+        assert trainer.training_log.history["learning_rate"] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path, what):
+def test_values_that_are_not_finite_stop_training_and_keep_the_last_checkpoint(tmp_path, what):
     trainer = make(tmp_path, iterations=20)
 
     def spoil(trainer: MRETrainer) -> None:
@@ -230,6 +231,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 class Bomb:
+    """Creates a folder when it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -251,7 +254,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):
         with pytest.raises(UserError, match=r"bomb\.pth"):
             checkpoint.load(armed, CPU)
         assert not (tmp_path / "harm").exists()
-    pickle.loads(armed.read_bytes())  # the bomb was live
+    pickle.loads(armed.read_bytes())  # the code in it does run when unpickled
     assert (tmp_path / "harm").exists()
 
 
@@ -280,22 +283,22 @@ def test_a_fold_of_two_dimensional_images(tmp_path):
     plan = tiny_plan(TINY_2D, iterations=3, augmentation=replace(SPATIAL, mirror_axes=(1,)))
     case = tiny_case()
     flat = TrainingCase(np.ascontiguousarray(case.image[:, 3]), case.label[3], (1.0, 1.0))
-    trainer = MRETrainer(plan, [flat], tmp_path, CPU)
+    trainer = MRETrainer(plan, [flat], folder=tmp_path, device=CPU)
     trainer.fit()
-    assert np.isfinite(trainer.logbook.history["loss"]).all()
+    assert np.isfinite(trainer.training_log.history["loss"]).all()
 
 
 def test_one_patch_a_batch_needs_the_image_levels_norm_switched_off(tmp_path):
-    """That norm sees one vector a patch, so with one patch there is nothing to normalise over."""
+    """That norm receives one vector per patch, so one patch leaves nothing to normalise over."""
     without = tiny_plan(replace(TINY, image_level_norm=False), batch_size=1)
-    MRETrainer(without, [tiny_case()], tmp_path, CPU).fit()
+    MRETrainer(without, [tiny_case()], folder=tmp_path, device=CPU).fit()
     with pytest.raises(UserError, match="batch_size"):
         tiny_plan(batch_size=1)
 
 
 @pytest.mark.parametrize("where", ["augmentation", "inference"])
 def test_a_plan_cannot_mirror_an_axis_that_its_images_lack(where):
-    kind = {"augmentation": AugmentationSpec, "inference": InferenceSpec}[where]
+    kind = {"augmentation": AugmentationConfig, "inference": InferenceConfig}[where]
     assert isinstance(tiny_plan(TINY_2D, **{where: kind(mirror_axes=(1,))}), Plan)
     with pytest.raises(UserError, match="mirror_axes"):
         tiny_plan(TINY_2D, **{where: kind(mirror_axes=(2,))})

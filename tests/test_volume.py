@@ -1,4 +1,4 @@
-"""Reading and writing: back on the file's own grid, bit for bit, in every orientation and format."""
+"""Reading and writing: on the file's own grid, bit for bit, in every orientation and format."""
 
 import gzip
 import itertools
@@ -11,20 +11,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending
+from mre_lowshot.data.volume import Volume, geometry_of, read_channels, read_image, read_labels, write_volume
 from mre_lowshot.errors import UserError
-from mre_lowshot.volume import (
-    READABLE_ENDINGS,
-    Geometry,
-    file_ending,
-    geometry_of,
-    read_channels,
-    read_image,
-    read_labels,
-    write_volume,
-)
 
-CODES = ["".join(letters[turn >> place & 1] for place, letters in enumerate(order))
-         for order in itertools.permutations(("RL", "AP", "IS")) for turn in range(8)]  # fmt: skip
+CODES = [
+    "".join(letters[turn >> position & 1] for position, letters in enumerate(order))
+    for order in itertools.permutations(("RL", "AP", "IS"))
+    for turn in range(8)
+]
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 OBLIQUE = (0.9, -0.3, 0.31622777, 0.1, 0.9, 0.42426407, -0.41231056, -0.35, 0.84)
@@ -49,7 +45,7 @@ def same_grid(one, other, tolerance=1e-4):
     )
 
 
-def there_and_back(path, image):
+def read_and_rewrite(path, image):
     """Write ``image`` with SimpleITK, read it with ours, write it with ours: (what was read, the second file)."""
     sitk.WriteImage(image, str(path))
     volume = read_labels(path)
@@ -59,10 +55,10 @@ def there_and_back(path, image):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_orientation_comes_back_and_is_lps_inside(code, tmp_path):
+def test_every_orientation_is_lps_inside_and_written_as_it_was_read(code, tmp_path):
     lps = labels()
     image = sitk_image(lps.astype(np.uint8), code)
-    volume, again = there_and_back(tmp_path / "a.nrrd", image)
+    volume, again = read_and_rewrite(tmp_path / "a.nrrd", image)
     assert np.array_equal(volume.array, lps)
     assert volume.geometry.orientation == code
     assert volume.geometry.spacing == pytest.approx((3.1, 1.3, 0.7))
@@ -72,9 +68,9 @@ def test_every_orientation_comes_back_and_is_lps_inside(code, tmp_path):
 
 @pytest.mark.parametrize("ending", VOLUMES)
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SAL"])
-def test_every_volume_format_comes_back(ending, code, tmp_path):
+def test_every_volume_format_is_written_as_it_was_read(ending, code, tmp_path):
     image = sitk_image(labels(high=300).astype(np.uint16), code)
-    volume, again = there_and_back(tmp_path / f"a{ending}", image)
+    volume, again = read_and_rewrite(tmp_path / f"a{ending}", image)
     assert same_grid(image, again)
     assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(again))
     assert not volume.geometry.differences(geometry_of(tmp_path / f"again_a{ending}"))
@@ -85,13 +81,13 @@ def test_an_oblique_scan_keeps_its_direction(tmp_path):
     for number, flip in enumerate(((1, 1, 1), (-1, 1, -1), (1, -1, 1))):
         image = sitk_image(labels().astype(np.uint8))
         image.SetDirection((turn * flip).ravel().tolist())
-        _, again = there_and_back(tmp_path / f"{number}.nii.gz", image)
+        _, again = read_and_rewrite(tmp_path / f"{number}.nii.gz", image)
         assert same_grid(image, again)
         assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(again))
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif", ".tiff"])
-def test_a_2d_label_map_comes_back_as_2d(ending, tmp_path):
+def test_a_2d_label_map_is_written_as_2d(ending, tmp_path):
     array = labels((1, 5, 6))
     write_volume(tmp_path / f"a{ending}", array, Geometry((1, 5, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY))
     assert sitk.ReadImage(str(tmp_path / f"a{ending}")).GetDimension() == 2
@@ -99,7 +95,7 @@ def test_a_2d_label_map_comes_back_as_2d(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_a_stack_never_loses_slices_to_a_2d_format(ending, tmp_path):
+def test_a_volume_is_never_written_to_a_2d_format_with_slices_missing(ending, tmp_path):
     path, array = tmp_path / f"a{ending}", labels()
     try:
         write_volume(path, array, Geometry((4, 5, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY))
@@ -109,7 +105,7 @@ def test_a_stack_never_loses_slices_to_a_2d_format(ending, tmp_path):
         assert np.array_equal(read_labels(path).array, array)
 
 
-def test_a_detached_header_takes_its_data_along(tmp_path):
+def test_a_detached_header_is_written_with_its_data(tmp_path):
     write_volume(tmp_path / "a.mhd", labels(), Geometry((4, 5, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY))
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
     assert np.array_equal(read_labels(tmp_path / "a.mhd").array, labels())
@@ -139,14 +135,14 @@ def test_types_are_the_smallest_that_hold_the_labels_and_files_are_compressed(tm
     assert sitk.ReadImage(str(tmp_path / "image.nrrd")).GetPixelID() == sitk.sitkFloat32
 
 
-def test_geometry_survives_json_and_differences_are_named():
+def test_geometry_is_kept_in_json_and_differences_are_named():
     one = Geometry((4, 5, 6), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY, "RAS")
     assert Geometry.from_json(one.to_json()) == one
     shifted = Geometry((4, 5, 6), (2.5, 1.0, 1.0), (0.0, 7.0, 0.0), IDENTITY, "LPS")
     assert one.differences(shifted) == [
         "spacing (3.0, 1.0, 1.0) against (2.5, 1.0, 1.0)",
         "origin (0.0, 0.0, 0.0) against (0.0, 7.0, 0.0)",
-    ]  # fmt: skip
+    ]
     nearly = Geometry((4, 5, 6), (3.00004, 1.0, 1.0), (0.0004, 0.0, 0.0), IDENTITY, "RAS")
     assert one.differences(nearly) == []
     assert one.differences(Geometry((4, 5, 7), *list(one.__dict__.values())[1:])) == [
@@ -154,7 +150,7 @@ def test_geometry_survives_json_and_differences_are_named():
     ]
 
 
-def test_one_grid_stored_in_two_orders_of_axes_is_one_grid(tmp_path):
+def test_a_grid_stored_in_two_orders_of_axes_is_the_same_grid(tmp_path):
     image = sitk.DICOMOrient(sitk_image(labels()), "LPS")
     sitk.WriteImage(image, str(tmp_path / "lps.nii.gz"))
     sitk.WriteImage(sitk.DICOMOrient(image, "RAS"), str(tmp_path / "ras.nii.gz"))
@@ -173,7 +169,7 @@ def test_channels_of_one_case_must_lie_on_one_grid(tmp_path):
         read_channels([tmp_path / "a_0000.mha", tmp_path / "b_0001.mha"])
 
 
-def test_what_cannot_be_read_is_told_with_its_name(tmp_path):
+def test_unreadable_files_are_reported_by_name(tmp_path):
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4, 5), np.uint8), isVector=False), f"{tmp_path}/film.nii.gz")
     sitk.WriteImage(sitk.GetImageFromArray(np.full((2, 3, 4), 1.5, np.float32)), str(tmp_path / "half.nii.gz"))
@@ -182,17 +178,17 @@ def test_what_cannot_be_read_is_told_with_its_name(tmp_path):
             read_image(tmp_path / f"{name}.nii.gz")
     with pytest.raises(UserError, match=r"half.*24 label voxels are not whole numbers.*1\.5.*nearest neighbour"):
         read_labels(tmp_path / "half.nii.gz")
-    for ending in (".jpg", ".bmp"):  # BMP comes back as colour, JPEG as other labels
+    for ending in (".jpg", ".bmp"):  # BMP would be read as colour, JPEG as other labels
         with pytest.raises(UserError, match="unknown image ending"):
             write_volume(tmp_path / f"a{ending}", labels(), Geometry((4, 5, 6), (1.0,) * 3, (0.0,) * 3, IDENTITY))
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif"])
 @pytest.mark.parametrize("share", [0.95, 0.5])
-def test_a_file_cut_off_is_never_read_as_if_it_were_whole(ending, share, tmp_path):
-    """As after a broken download: ITK fills what a NIfTI file lacks with zeros and says nothing."""
-    flat = ending in (".png", ".tif")
-    image = sitk.GetImageFromArray(labels((40, 50) if flat else (9, 40, 50), 200).astype(np.uint8))
+def test_a_truncated_file_is_never_read_as_if_it_were_complete(ending, share, tmp_path):
+    """As after a broken download: ITK fills the missing part of a NIfTI file with zeros, without a message."""
+    is_2d = ending in (".png", ".tif")
+    image = sitk.GetImageFromArray(labels((40, 50) if is_2d else (9, 40, 50), 200).astype(np.uint8))
     path = tmp_path / f"a{ending}"
     sitk.WriteImage(image, str(path))
     assert np.array_equal(read_image(path).array.squeeze(), sitk.GetArrayFromImage(image))
@@ -202,7 +198,7 @@ def test_a_file_cut_off_is_never_read_as_if_it_were_whole(ending, share, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["members", "longer"])
-def test_unusual_but_whole_nifti_files_are_read(name, tmp_path):
+def test_unusual_but_complete_nifti_files_are_read(name, tmp_path):
     array, path = labels((9, 40, 50), 200), tmp_path / "a.nii"
     sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), str(path))
     data = path.read_bytes()
@@ -215,7 +211,7 @@ def test_unusual_but_whole_nifti_files_are_read(name, tmp_path):
     assert np.array_equal(read_image(path).array[0], array)
 
 
-def test_axes_that_are_not_at_right_angles_are_told_as_such(tmp_path):
+def test_axes_that_are_not_at_right_angles_are_reported_as_such(tmp_path):
     path = tmp_path / "a.nii"
     sitk.WriteImage(sitk.GetImageFromArray(labels().astype(np.uint8)), str(path))
     data = bytearray(path.read_bytes())
@@ -237,7 +233,7 @@ def test_nan_that_itk_would_read_as_zero_is_refused(kind, ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", READABLE_ENDINGS)
-def test_the_ending_is_told_whatever_the_name(ending):
+def test_the_ending_is_found_whatever_the_name(ending):
     assert file_ending(Path(f"in.nii/case.v1.2{ending}")) == ending
     assert file_ending(Path(f"CASE{ending.upper()}")) == ending
     assert file_ending(Path(f"case{ending}.json")) == ""
@@ -269,3 +265,27 @@ def test_files_are_readable_by_others(tmp_path):
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "a.nii.gz").stat().st_mode) == 0o644
+
+
+def test_a_volume_is_made_of_an_array_or_a_simpleitk_image_and_given_back(tmp_path):
+    lps = labels().astype(np.float32)
+    image = sitk_image(lps, "RAS")
+    read, given = Volume.from_sitk(image), Volume.from_array(lps, (3.1, 1.3, 0.7))
+    assert np.array_equal(read.array, lps[None])
+    assert np.array_equal(given.array, lps[None])
+    assert (read.geometry.orientation, given.geometry.orientation) == ("RAS", "LPS")
+    assert read.geometry.spacing == pytest.approx(given.geometry.spacing)
+    assert same_grid(read.to_sitk(), image)
+    assert np.array_equal(sitk.GetArrayFromImage(read.to_sitk()), sitk.GetArrayFromImage(image))
+    read.save(tmp_path / "a.nii.gz")
+    assert same_grid(sitk.ReadImage(str(tmp_path / "a.nii.gz")), image)
+    assert np.array_equal(Volume.read(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").array, np.stack([lps, lps]))
+    colour = Volume.from_array(np.stack([lps, lps]), (1, 1, 1))
+    with pytest.raises(UserError, match="2 channels; save each channel to a file of its own"):
+        colour.save(tmp_path / "b.nii.gz")
+    with pytest.raises(UserError, match="2 channels has no single SimpleITK image"):
+        colour.to_sitk()
+    with pytest.raises(UserError, match=r"array of shape \(5, 6\): an image is"):
+        Volume.from_array(lps[0], (1, 1, 1))
+    with pytest.raises(UserError, match=r"spacing \(1\.0, 0\.0, 1\.0\): give three numbers above 0"):
+        Volume.from_array(lps, (1, 0, 1))

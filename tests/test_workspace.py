@@ -1,11 +1,11 @@
-"""Where data live, and which folder a dataset's name means."""
+"""The roots of the workspace, and the folder that a dataset's name means."""
 
 from pathlib import Path
 
 import pytest
 
+from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
-from mre_lowshot.workspace import Workspace
 
 KINDS = ("raw", "preprocessed", "results")
 OURS = {"raw": "MRE_RAW", "preprocessed": "MRE_PREPROCESSED", "results": "MRE_RESULTS"}
@@ -27,7 +27,7 @@ def found(root=None):
     return {kind: getattr(Workspace.resolve(root), kind) for kind in KINDS}
 
 
-def test_each_source_gives_way_to_the_one_before_it(monkeypatch):
+def test_sources_of_the_roots_take_precedence_in_order(monkeypatch):
     assert found() == under("mre_data")
     monkeypatch.setenv("MRE_WORKSPACE", "/space")
     assert found() == under("/space")
@@ -40,17 +40,19 @@ def test_each_source_gives_way_to_the_one_before_it(monkeypatch):
     assert found("/flag") == under("/flag")
 
 
-def test_sources_are_chosen_root_by_root(monkeypatch):
+def test_the_source_is_chosen_for_each_root(monkeypatch):
     monkeypatch.setenv("nnUNet_results", "/nnunet/results")
     monkeypatch.setenv("MRE_RAW", "/ours/raw")
     monkeypatch.setenv("MRE_WORKSPACE", "/space")
-    monkeypatch.setenv("MRE_PREPROCESSED", "")  # set to nothing is not set
+    monkeypatch.setenv("MRE_PREPROCESSED", "")  # an empty value counts as not set
     assert found() == {
-        "raw": Path("/ours/raw"), "preprocessed": Path("/space/preprocessed"), "results": Path("/nnunet/results"),
-    }  # fmt: skip
+        "raw": Path("/ours/raw"),
+        "preprocessed": Path("/space/preprocessed"),
+        "results": Path("/nnunet/results"),
+    }
 
 
-def test_home_is_understood(monkeypatch):
+def test_the_home_folder_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert found("~/data")["raw"] == Path("/home/someone/data/raw")
     monkeypatch.setenv("MRE_RAW", "~/raw")
@@ -92,25 +94,26 @@ def test_a_raw_dataset_anywhere_is_found_by_its_path(space, tmp_path, monkeypatc
     assert space.find(".", "raw") == elsewhere
 
 
-def test_an_ambiguous_name_lists_what_fits(space):
+def test_an_ambiguous_name_lists_the_folders_that_fit(space):
     (space.raw / "Dataset099_BTCV").mkdir()
-    with pytest.raises(UserError, match=r"'BTCV' fits several .*Dataset017_BTCV, Dataset099_BTCV; give the full name"):
+    several = r"'BTCV' matches several .*Dataset017_BTCV, Dataset099_BTCV; give the full name"
+    with pytest.raises(UserError, match=several):
         space.find("BTCV", "raw")
     (space.raw / "Dataset17_Twin").mkdir()
     with pytest.raises(UserError, match=r"Dataset017_BTCV, Dataset17_Twin"):
         space.find("17", "raw")
 
 
-def test_a_missing_dataset_says_what_is_there_and_what_to_do(space):
-    with pytest.raises(UserError, match=r"'BTC' is not in .*there: Dataset017_BTCV, .*plain\); give a path"):
+def test_the_message_of_a_missing_dataset_lists_the_existing_ones_and_the_fix(space):
+    with pytest.raises(UserError, match=r"'BTC' is not in .*found: Dataset017_BTCV, .*plain\); give a path"):
         space.find("BTC", "raw")
-    with pytest.raises(UserError, match=r"there: nothing\); run mre_plan_and_preprocess first"):
+    with pytest.raises(UserError, match=r"found: nothing\); run mre_plan_and_preprocess first"):
         space.find("BTCV", "preprocessed")
 
 
-def test_a_folder_without_its_description_is_told_so(tmp_path):
+def test_a_folder_without_dataset_json_is_refused(tmp_path):
     folder = tmp_path / "Dataset001_Mine"
     folder.mkdir()
     (folder / "Dataset.json").touch()
-    with pytest.raises(UserError, match=r"Dataset001_Mine: has no dataset.json \(there: Dataset.json\); write one"):
+    with pytest.raises(UserError, match=r"Dataset001_Mine: has no dataset.json \(found: Dataset.json\); write one"):
         Workspace.resolve(None).find(str(folder), "raw")

@@ -1,22 +1,25 @@
 """nnU-Net's trainer with a short schedule; nnU-Net finds it through ``nnUNet_extTrainer`` (this folder)."""
 
 import os
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
 class ShortTrainer(nnUNetTrainer):  # type: ignore[misc,unused-ignore]
-    """``SHORT_ITERATIONS`` iterations in ten epochs, so that the rate falls as nnU-Net's schedule lets it. Nothing is
-    held out, so validation is cut to the one batch an epoch that nnU-Net needs, and the final one is left out: it
-    would predict the training scan, and count as training time."""
+    """``SHORT_ITERATIONS`` iterations in ten epochs, over which the learning rate falls as in nnU-Net's schedule.
 
-    def __init__(  # spelt out, for nnU-Net reads these names from the signature
+    There is no validation set. Validation during training uses one batch per epoch, the minimum that nnU-Net accepts.
+    The final validation is skipped: it would predict the training scan and count as training time.
+    """
+
+    def __init__(  # written out because nnU-Net reads these names from the signature
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -26,4 +29,4 @@ class ShortTrainer(nnUNetTrainer):  # type: ignore[misc,unused-ignore]
         self.num_val_iterations_per_epoch = 1
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        pass
+        """Nothing."""

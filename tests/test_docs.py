@@ -1,0 +1,120 @@
+"""The documents: Python examples run, links lead somewhere, commands and options exist."""
+
+import re
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+EXAMPLES = [
+    (path.name, number, code)
+    for path in DOCUMENTS
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S))
+]
+# The examples run on tiny scans, with a shorter training.
+SHORTER = {'"1shot", fold=0': '"1shot", fold=0, iterations=1, score=False'}
+
+
+def anchor(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.fixture
+def demo_folder(trained, tmp_path, no_settings):
+    """The present folder, with what ``make demo`` leaves: scans, references, a trained model."""
+    root = tmp_path / "mre_demo"
+    shutil.copytree(trained.raw, root / "raw/Dataset900_Synthetic")
+    shutil.copytree(trained.model(), root / "results/Dataset900_Synthetic/MRETrainer__MREPlans__1shot")
+    for folder, source, ending in (("new_scans", "imagesTr", "_0000"), ("new_scans_reference", "labelsTr", "")):
+        (root / folder).mkdir()
+        shutil.copy(trained.raw / source / f"phantom_002{ending}.nii.gz", root / folder)
+    return tmp_path
+
+
+def test_readme_has_examples():
+    assert sum(name == "README.md" for name, _, _ in EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize(("document", "number", "code"), EXAMPLES, ids=[f"{n}-{i}" for n, i, _ in EXAMPLES])
+def test_python_examples_run(document, number, code, demo_folder, capsys):
+    for long, short in SHORTER.items():
+        code = code.replace(long, short)
+    exec(compile(code, f"{document} example {number}", "exec"), {"__name__": "example"})
+    if "quality.score" in code:
+        score, shape = capsys.readouterr().out.split("\n")[:2]
+        assert 0 <= float(score) <= 1
+        assert shape.startswith("(7, ")
+        assert (demo_folder / "phantom_002.nii.gz").is_file()
+    if "result.dice" in code:
+        assert 0 <= float(re.search(r"mean Dice ([\d.]+)", capsys.readouterr().out)[1]) <= 1
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path):
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, heading = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists():
+            broken.append(target)
+        elif heading:
+            headings = {anchor(h) for h in re.findall(r"^#+ (.*)$", file.read_text(), re.M)}
+            if heading not in headings:
+                broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_options_and_commands_in_documents_exist(path):
+    """Every ``mre_command -option`` in a document is an option of that command."""
+    wrong = []
+    for line in path.read_text().splitlines():
+        for command, rest in re.findall(r"\b(mre_\w+)((?: [^`|#;)]+)?)", line):
+            names = re.findall(rf'^{command} = "([\w.]+):main"', (ROOT / "pyproject.toml").read_text(), re.M)
+            if not names:
+                continue
+            parser = import_module(names[0])._parser()
+            known = set(parser._option_string_actions)
+            options = re.findall(r"(?<=\s)(--?[A-Za-z_][\w]*)", f" {rest}")
+            wrong += [f"{command} {option}" for option in options if option not in known]
+    assert wrong == []
+
+
+def test_fields_in_documents_exist():
+    """Every ``--set`` key and every dotted recipe or network field in a document is a field of the configuration."""
+    from dataclasses import fields, is_dataclass
+    from typing import get_type_hints
+
+    from mre_lowshot.config import NetworkConfig, PreprocessingConfig, Recipe
+
+    def dotted(kind, prefix):
+        for item in fields(kind):
+            name = f"{prefix}.{item.name}"
+            yield name
+            inner = get_type_hints(kind)[item.name]
+            if is_dataclass(inner):
+                yield from dotted(inner, name)
+
+    known = {
+        *dotted(Recipe, "recipe"),
+        *dotted(NetworkConfig, "network"),
+        *dotted(PreprocessingConfig, "preprocessing"),
+    }
+    def is_module(name):
+        return (ROOT / "mre_lowshot" / name.replace(".", "/")).with_suffix(".py").is_file()
+
+    unknown = {
+        f"{path.name}: {name}"
+        for path in DOCUMENTS
+        if path.name not in ("CHANGELOG.md", "LOG.md")  # both name fields that are gone
+        for name in re.findall(r"(?<![\w/.])(?:recipe|network|preprocessing)(?:\.[a-z_]+)+(?![\w(*])", path.read_text())
+        if name not in known and not is_module(name) and name != "preprocessing.json"
+    }
+    assert unknown == set()
