@@ -1,4 +1,4 @@
-"""The registration baseline without ANTs: in its place a program that leaves labels where they are."""
+"""The registration baseline, with a stand-in for ANTs that copies labels voxel by voxel."""
 
 import importlib
 import json
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import edit
 
-from benchmarks import against_ants
-from benchmarks import label_propagation as carrying
+from benchmarks import against_ants, label_propagation
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.evaluation.metrics import dice
@@ -30,10 +29,10 @@ fixed, moving, labels, out, *settings = sys.argv[3:]
 assert settings == ["SyN", "genericLabel", "1"], settings
 with (here / "calls").open("a") as calls:
     calls.write(" to ".join(Path(p).name[:-12] for p in (moving, fixed)) + "\\n")
-trouble = (here / "trouble").read_text() if (here / "trouble").exists() else ""
-if trouble == "stopped":
+failure = (here / "failure").read_text() if (here / "failure").exists() else ""
+if failure == "stopped":
     os.kill(os.getpid(), signal.SIGTERM)
-if trouble and trouble in fixed:
+if failure and failure in fixed:
     raise SystemExit("all samples map outside the moving image")
 import SimpleITK as sitk
 target = sitk.ReadImage(fixed)
@@ -47,7 +46,7 @@ print(1.5)
 
 
 class Fake:
-    """The program, what it was called for, and what goes wrong in it."""
+    """The stand-in, the pairs that it was called for, and the failure that it simulates."""
 
     def __init__(self, folder: Path, version: str = "0.6.3") -> None:
         folder.mkdir(exist_ok=True)
@@ -56,14 +55,14 @@ class Fake:
         self.python.chmod(0o755)
 
     def calls(self) -> list[str]:
-        """Since it was last asked."""
+        """Pairs since the last call of this method."""
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.is_file() else []
         path.unlink(missing_ok=True)
         return lines
 
-    def trouble(self, what: str) -> None:
-        (self.folder / "trouble").write_text(what)
+    def fail(self, what: str) -> None:
+        (self.folder / "failure").write_text(what)
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def run(trained, tmp_path, fake):
 
 
 @pytest.fixture
-def place(trained, tmp_path) -> Path:
+def out(trained, tmp_path) -> Path:
     return tmp_path / "out" / trained.raw.name
 
 
@@ -88,8 +87,8 @@ def label_of(raw: Path, name: str) -> np.ndarray:
     return read_labels(raw / "labelsTr" / f"{name}.nii.gz").array
 
 
-def carried_by_hand(raw: Path, train: str, test: str) -> np.ndarray:
-    """The label map that the stand-in makes: voxel for voxel, the scans' sizes differ."""
+def copied(raw: Path, train: str, test: str) -> np.ndarray:
+    """The label map that the stand-in writes: copied voxel by voxel; the scans' sizes differ."""
     made = np.zeros_like(label_of(raw, test))
     source = label_of(raw, train)[tuple(slice(n) for n in made.shape)]
     made[tuple(slice(n) for n in source.shape)] = source
@@ -108,153 +107,153 @@ def test_folds_are_those_of_mre_train(trained):
     }
 
 
-def test_carried_labels_are_scored_on_the_test_scans_grid(trained, run, place, fake, capsys):
+def test_propagated_labels_are_scored_on_the_test_scans_grid(trained, run, out, fake, capsys):
     assert run("--folds", 0) == 0
     first, *rest = sorted(p.name[:-7] for p in (trained.raw / "labelsTr").iterdir())
     assert fake.calls() == [f"{first} to {name}" for name in rest]
-    fold = place / "1shot/fold_0"
-    carried = {name: carried_by_hand(trained.raw, first, name) for name in rest}
+    fold = out / "1shot/fold_0"
+    wanted = {name: copied(trained.raw, first, name) for name in rest}
     for name in rest:
         made = read_labels(fold / f"{name}.nii.gz")
-        assert (made.array == carried[name]).all()
+        assert (made.array == wanted[name]).all()
         assert not made.geometry.differences(geometry_of(trained.raw / f"imagesTr/{name}_0000.nii.gz"))
     summary = json.loads((fold / "summary.json").read_text())
     by_hand = [
-        np.mean([dice(label_of(trained.raw, name) == value, carried[name] == value) for name in rest])
+        np.mean([dice(label_of(trained.raw, name) == value, wanted[name] == value) for name in rest])
         for value in summary["labels"].values()
     ]
     assert summary["foreground_mean"]["Dice"] == pytest.approx(np.mean(by_hand))
     again = evaluate_folder(trained.raw / "labelsTr", fold, summary["labels"])
     assert summary["foreground_mean"] == pytest.approx(again["foreground_mean"])
-    found = json.loads((place / "1shot/results.json").read_text())
-    told = found["mean"][f"all {len(by_hand)} labels"]
-    assert told == found["folds"]["0"][f"all {len(by_hand)} labels"]
-    assert told["HD95"] == pytest.approx(summary["foreground_mean"]["HD95"])
+    found = json.loads((out / "1shot/results.json").read_text())
+    means = found["mean"][f"all {len(by_hand)} labels"]
+    assert means == found["folds"]["0"][f"all {len(by_hand)} labels"]
+    assert means["HD95"] == pytest.approx(summary["foreground_mean"]["HD95"])
     assert found["folds"]["0"]["seconds_a_scan"] == 1.5
     text = capsys.readouterr().out
-    assert f"fold 0, all {len(by_hand)} labels: Dice {told['Dice']:.4f}, HD95 {told['HD95']:.2f} mm" in text
+    assert f"fold 0, all {len(by_hand)} labels: Dice {means['Dice']:.4f}, HD95 {means['HD95']:.2f} mm" in text
 
 
-def test_some_labels_only_are_told_beside_all(trained, run, place):
+def test_means_over_some_labels_are_written_beside_those_over_all(trained, run, out):
     summary_labels = [name for name, value in Dataset.load(trained.raw).labels.items() if value]
     assert run("--folds", 0, "--labels", summary_labels[0]) == 0
-    found = json.loads((place / "1shot/results.json").read_text())
-    summary = json.loads((place / "1shot/fold_0/summary.json").read_text())
+    found = json.loads((out / "1shot/results.json").read_text())
+    summary = json.loads((out / "1shot/fold_0/summary.json").read_text())
     assert found["labels"] == {f"all {len(summary_labels)} labels": summary_labels, "1 labels": summary_labels[:1]}
     assert found["mean"]["1 labels"]["Dice"] == pytest.approx(summary["mean"]["1"]["Dice"])
 
 
-def test_a_pair_is_registered_once_for_all_folds_and_levels(trained, run, place, fake, capsys):
+def test_a_pair_is_registered_once_for_all_folds_and_levels(trained, run, out, fake, capsys):
     assert run() == 0
     assert len(fake.calls()) == 6
-    before = (place / "1shot/results.json").read_text()
+    before = (out / "1shot/results.json").read_text()
     assert run() == 0
     assert fake.calls() == []
-    assert "1.5 s (there already)" in capsys.readouterr().out
-    assert (place / "1shot/results.json").read_text() == before
+    assert "1.5 s (registered before)" in capsys.readouterr().out
+    assert (out / "1shot/results.json").read_text() == before
     assert run("--level", "2shot") == 0
     assert fake.calls() == []
     first, _, third = sorted(p.name[:-7] for p in (trained.raw / "labelsTr").iterdir())
-    (place / f"carried/{first}/{third}.nii.gz").unlink()
+    (out / f"propagated/{first}/{third}.nii.gz").unlink()
     assert run() == 0
     assert fake.calls() == [f"{first} to {third}"]
 
 
-def test_most_of_the_carried_labels_win_and_the_first_scans_where_they_are_level(trained, run, place):
+def test_majority_vote_takes_the_first_scans_label_in_a_tie(trained, run, out):
     maps = [np.array(values) for values in ([1, 1, 0, 1, 3], [2, 1, 2, 2, 1], [2, 0, 0, 3, 1])]
-    assert carrying.majority(maps).tolist() == [2, 1, 0, 1, 1]
-    assert carrying.majority(maps[::-1]).tolist() == [2, 1, 0, 3, 1]
-    assert carrying.majority([np.array([v]) for v in (0, 1, 2, 2, 1)]).tolist() == [1]
+    assert label_propagation.majority_vote(maps).tolist() == [2, 1, 0, 1, 1]
+    assert label_propagation.majority_vote(maps[::-1]).tolist() == [2, 1, 0, 3, 1]
+    assert label_propagation.majority_vote([np.array([v]) for v in (0, 1, 2, 2, 1)]).tolist() == [1]
     assert run("--level", "2shot", "--folds", 0) == 0
     first, _, third = sorted(p.name[:-7] for p in (trained.raw / "labelsTr").iterdir())
-    made = read_labels(place / f"2shot/fold_0/{third}.nii.gz").array
-    assert (made == carried_by_hand(trained.raw, first, third)).all()
+    made = read_labels(out / f"2shot/fold_0/{third}.nii.gz").array
+    assert (made == copied(trained.raw, first, third)).all()
 
 
-def test_a_registration_that_fails_counts_as_an_empty_label_map(trained, run, place, fake, capsys):
+def test_a_registration_that_fails_counts_as_an_empty_label_map(trained, run, out, fake, capsys):
     first, second, third = sorted(p.name[:-7] for p in (trained.raw / "labelsTr").iterdir())
-    fake.trouble(second)
+    fake.fail(second)
     assert run("--folds", 0) == 0
     reason = f"from {first}: all samples map outside the moving image"
     assert f"{second}: registration failed {reason}; its label map counts as empty" in capsys.readouterr().out
-    assert not read_labels(place / f"1shot/fold_0/{second}.nii.gz").array.any()
-    summary = json.loads((place / "1shot/fold_0/summary.json").read_text())
+    assert not read_labels(out / f"1shot/fold_0/{second}.nii.gz").array.any()
+    summary = json.loads((out / "1shot/fold_0/summary.json").read_text())
     assert summary["failed_registrations"] == {second: [reason]}
     dices = {case["case"]: [row["Dice"] for row in case["metrics"].values()] for case in summary["metric_per_case"]}
     assert set(dices[second]) == {0}
     assert max(dices[third]) > 0
     fake.calls()
     assert run("--folds", 0) == 0
-    assert fake.calls() == []  # told again, not tried again
+    assert fake.calls() == []  # reported again, not run again
     assert reason in capsys.readouterr().out
 
 
-def test_a_program_that_is_stopped_leaves_nothing_and_goes_on_later(run, place, fake, capsys):
-    fake.trouble("stopped")
+def test_a_stopped_program_writes_nothing_and_can_be_continued(run, out, fake, capsys):
+    fake.fail("stopped")
     assert run("--folds", 0) == 2
     assert "was stopped by signal 15" in capsys.readouterr().err
-    assert not list(place.rglob("*.nii.gz"))
-    fake.trouble("")
+    assert not list(out.rglob("*.nii.gz"))
+    fake.fail("")
     assert run("--folds", 0) == 0
 
 
-def test_wrong_use(trained, space, run, tmp_path, fake, capsys):
-    def refused(*more, **others):
+def test_wrong_use_is_reported(trained, space, run, tmp_path, fake, capsys):
+    def error_of(*more, **others):
         assert run(*more, **others) == 2
         return capsys.readouterr().err.strip()
 
-    assert "missing: is no file; name the environment's bin/python" in refused(python="missing")
-    assert "cannot import ants (ModuleNotFoundError" in (told := refused(python=sys.executable))
-    assert "-m pip install antspyx==0.6.3" in told
+    assert "--ants_python missing: is not a file; give the environment's bin/python" in error_of(python="missing")
+    assert "cannot import ants (ModuleNotFoundError" in (message := error_of(python=sys.executable))
+    assert "-m pip install antspyx==0.6.3" in message
     plain = tmp_path / "plain"
     plain.write_text("no program")
-    assert f"--ants_python {plain}: cannot be run" in refused(python=plain)
-    assert "--folds 3: level 1shot has folds 0 to 2 here" in refused("--folds", 3)
-    assert "--folds -1: level 1shot has folds 0 to 2" in refused("--folds", -1)
-    assert "trains on all 3 scans and leaves none" in refused("--level", "3shot")
-    assert "say --level 1shot --cohort NAME" in refused("--level", "1shot_report")
-    assert "'lung' is no label to score" in refused("--labels", "lung")
-    assert "are not those of MRBrainS18 or BTCV" in refused("--labels", "paper")
-    assert f"has no cohort 'report' for {trained.raw.name}" in refused("--cohort", "report")
+    assert f"--ants_python {plain}: cannot be run" in error_of(python=plain)
+    assert "--folds 3: level 1shot has folds 0 to 2 here" in error_of("--folds", 3)
+    assert "--folds -1: level 1shot has folds 0 to 2" in error_of("--folds", -1)
+    assert "trains on all 3 scans and leaves none" in error_of("--level", "3shot")
+    assert "use --level 1shot --cohort NAME" in error_of("--level", "1shot_report")
+    assert "'lung' is not a label to score" in error_of("--labels", "lung")
+    assert "are not those of MRBrainS18 or BTCV" in error_of("--labels", "paper")
+    assert f"has no cohort 'report' for {trained.raw.name}" in error_of("--cohort", "report")
     assert not fake.calls()
-    assert "dataset.json" in refused(raw=tmp_path / "nowhere")
+    assert "dataset.json" in error_of(raw=tmp_path / "nowhere")
     edit(space.raw / "dataset.json", numTraining=5)
-    assert "numTraining is 5" in refused(raw=space.raw)
+    assert "numTraining is 5" in error_of(raw=space.raw)
 
 
-def test_label_maps_of_another_antspyx_are_not_taken_for_these(run, tmp_path, capsys):
+def test_label_maps_of_another_antspyx_are_rejected(run, tmp_path, capsys):
     assert run("--folds", 0) == 0
     other = Fake(tmp_path / "other", "0.5.0")
     assert run("--folds", 0, python=other.python) == 2
-    assert "now it is {'antspyx': '0.5.0'" in capsys.readouterr().err
+    assert "not with {'antspyx': '0.5.0'" in capsys.readouterr().err
 
 
-def test_one_thread_unless_the_caller_says_otherwise(monkeypatch):
-    monkeypatch.delenv(carrying.THREADS, raising=False)
-    assert carrying.environment()[carrying.THREADS] == "1"
-    monkeypatch.setenv(carrying.THREADS, "3")
-    assert carrying.environment()[carrying.THREADS] == "3"
+def test_one_thread_unless_the_environment_sets_a_number(monkeypatch):
+    monkeypatch.delenv(label_propagation.THREADS, raising=False)
+    assert label_propagation.environment()[label_propagation.THREADS] == "1"
+    monkeypatch.setenv(label_propagation.THREADS, "3")
+    assert label_propagation.environment()[label_propagation.THREADS] == "3"
 
 
-def test_the_worker_asks_ants_for_what_it_was_told(monkeypatch, capsys):
-    asked = {}
+def test_the_worker_passes_its_arguments_to_ants(monkeypatch, capsys):
+    given = {}
     stand_in = SimpleNamespace(
         image_read=lambda path: f"image {path}",
-        config=SimpleNamespace(set_ants_deterministic=lambda **given: asked.update(seed=given)),
-        registration=lambda **given: asked.update(registration=given) or {"fwdtransforms": ["warp", "affine"]},
-        apply_transforms=lambda **given: asked.update(apply=given) or "carried",
-        image_write=lambda *given: asked.update(written=given),
+        config=SimpleNamespace(set_ants_deterministic=lambda **options: given.update(seed=options)),
+        registration=lambda **options: given.update(registration=options) or {"fwdtransforms": ["warp", "affine"]},
+        apply_transforms=lambda **options: given.update(apply=options) or "warped",
+        image_write=lambda *options: given.update(written=options),
     )
     monkeypatch.setitem(sys.modules, "ants", stand_in)
     monkeypatch.delitem(sys.modules, "benchmarks.ants_worker", raising=False)
     importlib.import_module("benchmarks.ants_worker").main("f", "m", "l", "out", "SyN", "genericLabel", "1")
     monkeypatch.delitem(sys.modules, "benchmarks.ants_worker")
-    assert asked["seed"] == {"on": False, "seed_value": 1}
-    assert {**asked["registration"], "outprefix": ""} == {
+    assert given["seed"] == {"on": False, "seed_value": 1}
+    assert {**given["registration"], "outprefix": ""} == {
         "fixed": "image f", "moving": "image m", "type_of_transform": "SyN", "outprefix": ""
     }  # fmt: skip
-    assert asked["apply"] == {
+    assert given["apply"] == {
         "fixed": "image f", "moving": "image l", "transformlist": ["warp", "affine"], "interpolator": "genericLabel"
     }  # fmt: skip
-    assert asked["written"] == ("carried", "out")
+    assert given["written"] == ("warped", "out")
     assert math.isfinite(float(capsys.readouterr().out))

@@ -200,6 +200,8 @@ def test_set_changes_one_field_and_nothing_else(path, text, get, value):
     [
         ("recipe.optimizer.iteration", "5", "did you mean 'iterations'?"),
         ("recip.optimizer.iterations", "5", "did you mean 'recipe'?"),
+        ("recipe.iterations", "5", "did you mean 'recipe.optimizer.iterations'?"),
+        ("recipe.mirror_axes", "[]", "'recipe.augmentation.mirror_axes' or 'recipe.inference.mirror_axes'?"),
         ("recipe.optimizer.iterations", "five", "must be an int"),
         ("recipe.optimizer.iterations", "0", "iterations is 0"),
         ("recipe.optimizer.iterations.x", "5", "'recipe.optimizer.iterations.x' is not a field"),

@@ -203,7 +203,7 @@ def test_profiles_reach_the_metrics(folders):
         ),
         ({"0": "background", "1": "liver"}, "label '0' is 'background'; swap name and value"),
         ({"background": 0, "liver": 1, "spleen": 1}, "two labels share a value"),
-        ({}, "labels is {}; it must name them"),
+        ({}, "labels is {}; must map names to integers"),
         ({"background": 0}, "no label to evaluate in"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The paper's tables by name: what their rows mean, and mre_experiment on three tiny phantoms."""
+"""The paper's tables by name: the plans of their rows, and mre_experiment on three tiny phantoms."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from mre_lowshot.experiments import report, tables
 from mre_lowshot.experiments.report import RowResult, Run
 from mre_lowshot.experiments.runner import Setting, plan_row, prepare_row
 from mre_lowshot.experiments.tables import TABLES, named, plan_name
-from mre_lowshot.planners import rules
+from mre_lowshot.planners import hardware
 from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.fingerprint import dataset_fingerprint
 
@@ -26,7 +26,7 @@ FINGERPRINT = dataset_fingerprint("Dataset001_X", {str(n): c for n, c in enumera
 
 def row_plan(table, row, base="small", **setting):
     made = Setting(base, **setting)
-    return plan_row(TABLES[table].row(row), made, FACTS, FINGERPRINT, rules.Device(*GPU80))
+    return plan_row(TABLES[table].row(row), made, FACTS, FINGERPRINT, hardware.Device(*GPU80))
 
 
 @pytest.mark.parametrize("base", ["small", "paper"])
@@ -43,7 +43,7 @@ def test_every_row_is_a_plan_and_no_two_trainings_share_a_name(base):
             assert plans.setdefault(plan.plans_name, (plan, recipe))[0] == plan
 
 
-def test_table_two_takes_away_what_it_says():
+def test_rows_of_table_two_remove_the_parts_in_their_labels():
     rows = {name: row_plan("table2", name, "paper") for name in "abcdefg"}
     switches = {
         name: (p.network.prototype_head, p.network.coordinates != "none", p.network.multiscale, p.recipe.loss.ohem)
@@ -59,11 +59,14 @@ def test_table_two_takes_away_what_it_says():
     assert rows["a"].network == planned(BRAIN, recipe="unet", device=GPU80).network
     for name, plan in rows.items():
         restored = replace(plan.network, prototype_head=True, coordinates="volume", multiscale=True, embedding_dim=2048)
-        assert (restored, replace(plan.recipe, ohem=True)) == (full.network, full.recipe), name
+        assert (restored, replace(plan.recipe, loss=replace(plan.recipe.loss, ohem=True))) == (
+            full.network,
+            full.recipe,
+        ), name
 
 
 def test_the_other_tables_change_one_thing_each():
-    paper, small = ([row_plan("table3", r.name, b).network.embedding for r in TABLES["table3"].rows]
+    paper, small = ([row_plan("table3", r.name, b).network.embedding_dim for r in TABLES["table3"].rows]
                     for b in ("paper", "small"))  # fmt: skip
     assert paper == [512, 1024, 2048, 4096]
     assert [f"N_e {n} (small: {s})" for n, s in zip(paper, small, strict=True)] == [
@@ -90,12 +93,12 @@ def test_tables_share_the_full_method_and_lengths_have_plans_of_their_own():
 
 
 @pytest.mark.parametrize("name", ["table2", "II", "2", " Table2 ", "table_2"])
-def test_a_table_goes_by_several_names(name):
+def test_a_table_has_several_names(name):
     assert named(name) is tables.TABLE2
 
 
-def test_what_the_paper_prints_is_kept_as_data():
-    """Table II, IV and VI as printed, a spot check each; the full method is one and the same figure everywhere."""
+def test_the_papers_figures_are_data():
+    """Table II, IV and VI as printed, a spot check each; the full method has the same figure everywhere."""
     dice = {r.name: {f.dataset: f.dice for f in r.paper} for r in TABLES["table2"].rows}
     assert dice["f"] == {"MRBrainS18": 38.17, "BTCV": 31.23}
     assert [dice[r]["MRBrainS18"] for r in "abcdefg"] == [14.86, 65.38, 69.41, 74.47, 78.39, 38.17, 70.67]
@@ -130,8 +133,9 @@ def test_differences_are_paired_by_fold_and_by_scan():
 def tiny():
     """The small network of the planner, made tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "SMALL_SIZE", replace(
-            rules.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2, budget=1024,
+        patch.setattr(hardware, "SMALL_SIZE", replace(
+            hardware.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2,
+            patch_voxels=1024,
         ))  # fmt: skip
         yield
 
@@ -175,10 +179,10 @@ def test_a_table_is_trained_scored_and_written(ran):
         assert rows[name]["Dice"]["mean"] == pytest.approx(np.mean(means[name]))
         assert rows[name]["Dice"]["sd"] == pytest.approx(np.std(means[name], ddof=1))
         assert [run["iterations"] for run in rows[name]["runs"]] == [2, 2]
-    against = rows["a"]["against_reference"]
-    assert against["default"]["Dice"]["difference"] == pytest.approx(np.subtract(means["a"], means["e"]).mean())
-    assert against["default"]["Dice"]["p"] >= 0.5
-    assert set(against) == {"default", "paper"}
+    compared = rows["a"]["against_reference"]
+    assert compared["default"]["Dice"]["difference"] == pytest.approx(np.subtract(means["a"], means["e"]).mean())
+    assert compared["default"]["Dice"]["p"] >= 0.5
+    assert set(compared) == {"default", "paper"}
     assert rows["e"]["against_reference"] == {"default": {}, "paper": {}}
     with (results(ran) / "pairs.csv").open() as file:
         pairs = list(csv.DictReader(file))
@@ -194,12 +198,12 @@ def test_a_table_is_trained_scored_and_written(ran):
     assert "no run yet: b, c, d, f, g" in text
 
 
-def test_every_field_of_the_recipe_is_told_with_the_fold(ran):
+def test_every_field_of_the_recipe_is_saved_with_the_fold(ran):
     fold = ran.model("table2_a_2") / "fold_0"
     plan, debug = (json.loads((fold / name).read_text()) for name in ("plans.json", "debug.json"))
     assert debug["recipe"] == plan["recipe"]
     assert debug["network"] == plan["network"]
-    assert plan["recipe"]["ohem"] is False
+    assert plan["recipe"]["loss"]["ohem"] is False
     assert "mre_experiment" in plan["reasons"]["set"]
 
 
@@ -209,7 +213,7 @@ def test_rows_that_preprocess_alike_share_their_cases(ran):
     assert (one / "preprocessing.json").read_text() == (other / "preprocessing.json").read_text()
 
 
-def test_cases_preprocessed_otherwise_are_not_shared(ran, tmp_path):
+def test_cases_of_other_preprocessing_are_not_shared(ran, tmp_path):
     from mre_lowshot.config.plan_files import load_plan
     from mre_lowshot.data.dataset import Dataset
 
@@ -222,7 +226,7 @@ def test_cases_preprocessed_otherwise_are_not_shared(ran, tmp_path):
     assert mine.stat().st_nlink == 1
 
 
-def test_what_is_done_is_skipped_and_shared_between_tables(again, capsys):
+def test_finished_rows_are_skipped_and_shared_between_tables(again, capsys):
     checkpoint = again.model("table2_e_2") / "fold_0/checkpoint_final.pth"
     before = checkpoint.stat().st_mtime_ns
     assert experiment(again, *RUN) == 0
@@ -241,7 +245,7 @@ def test_what_is_done_is_skipped_and_shared_between_tables(again, capsys):
     assert f" 1  {value:.4f}" in " ".join(line.split()).replace(" 1 ", " 1  ")
 
 
-def test_an_interrupted_fold_goes_on(again, monkeypatch, capsys):
+def test_an_interrupted_fold_is_continued(again, monkeypatch, capsys):
     shutil.rmtree(again.model("table2_a_2") / "fold_1")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
@@ -253,7 +257,7 @@ def test_an_interrupted_fold_goes_on(again, monkeypatch, capsys):
     assert capsys.readouterr().out.count("done before") == 3
 
 
-def test_candidates_are_judged_on_a_cohort_of_each_dataset_and_told_in_one_table(ran, tmp_path, capsys):
+def test_candidates_on_a_cohort_of_each_dataset_are_reported_in_one_table(ran, tmp_path, capsys):
     space = Space(tmp_path / "space")
     for number in (900, 901):
         shutil.copytree(ran.raw, space.root / f"raw/Dataset{number}_Synthetic")
@@ -279,7 +283,7 @@ def test_candidates_are_judged_on_a_cohort_of_each_dataset_and_told_in_one_table
     for number in (900, 901):
         difference = scores[number]["no_dice"] - scores[number]["default"]
         assert f"{scores[number]['no_dice']:.4f} ({difference:+.4f}, n 1)" in line
-    assert experiment(space, *chosen, "--print") == 0  # the cohort is known by its splits now
+    assert experiment(space, *chosen, "--print") == 0  # the saved splits hold the cohort
     assert "done before" not in capsys.readouterr().out
 
 
@@ -309,21 +313,21 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
         (("table2", "--iterations", "0"), "must be at least 1"),
         (("table2", "--labels", "splen"), "did you mean 'spleen'?"),
         (("table2", "--labels", "paper"), "are not those of MRBrainS18 or BTCV"),
-        ((*RUN, "--seed", "5"), "with another seed (0)"),
+        ((*RUN, "--seed", "5"), "another seed (0)"),
     ],
 )
-def test_wrong_use_is_told_in_a_line(ran, arguments, words, capsys):
+def test_wrong_use_is_reported_in_one_line(ran, arguments, words, capsys):
     assert experiment(ran, *arguments) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
 
 
-def test_a_row_edited_by_hand_is_not_taken_for_the_row(again, capsys):
+def test_a_row_edited_by_hand_is_refused(again, capsys):
     path = again.prepared / "table2_a_2.json"
     path.write_text(path.read_text().replace('"batch_size": 2', '"batch_size": 3'))
     assert experiment(again, *RUN) == 2
-    assert "differs from what the table's row means now" in capsys.readouterr().err
+    assert "differs from the plan of the table's row" in capsys.readouterr().err
 
 
 def test_the_list_needs_no_dataset(capsys):

@@ -4,13 +4,14 @@ from matplotlib.image import imread
 
 from mre_lowshot.data.synthetic import LABELS, make_subject
 from mre_lowshot.report import figures
+from mre_lowshot.trainers.training_log import draw_progress, smoothed
 
 SPACING = (3.0, 1.5, 1.0)
 
 
-def marked(*place):
+def marked(*voxel):
     array = np.zeros((12, 20, 30), np.float32)
-    array[place] = 1
+    array[voxel] = 1
     return array
 
 
@@ -45,7 +46,7 @@ def test_the_marker_is_drawn_in_the_left_half_of_the_axial_panel(tmp_path):
     assert rows.mean() < panel.shape[0] / 2
 
 
-def test_views_show_every_class_and_survive_no_labels():
+def test_views_show_every_class_and_accept_no_labels():
     labels = np.zeros((12, 20, 30), np.uint8)
     labels[1:4, 3:12, 3:12] = 1
     labels[9, 5:7, 5:7] = 2
@@ -56,7 +57,7 @@ def test_views_show_every_class_and_survive_no_labels():
     assert [v.name for v in figures.choose_views(labels[:1], SPACING)] == ["axial"]
 
 
-def test_the_window_knows_hu():
+def test_the_window_of_a_ct_is_in_hu():
     assert figures.window(make_subject(0, (20, 36, 44), (8.0, 8.0, 8.0))[0]) == figures.CT_WINDOW
     low, high = figures.window(np.arange(1000.0))
     assert 0 < low < 10
@@ -98,12 +99,12 @@ def test_overlay_refuses_another_grid(tmp_path):
 
 def test_smoothing_starts_unbiased_and_bridges_gaps():
     values = np.array([np.nan, 2.0, 2.0, np.nan, 2.0])
-    assert np.isnan(figures.smoothed(values)[0])
-    assert np.allclose(figures.smoothed(values)[1:], 2)
+    assert np.isnan(smoothed(values)[0])
+    assert np.allclose(smoothed(values)[1:], 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])
-def test_progress_at_any_moment(tmp_path, count):
+def test_progress_is_drawn_at_any_iteration(tmp_path, count):
     steps = list(range(count))
     history = {
         "iteration": steps,
@@ -111,6 +112,6 @@ def test_progress_at_any_moment(tmp_path, count):
         "dice": [float("nan") if s % 10 else s / 300 for s in steps],
         "learning_rate": [0.01 * (1 - s / 300) ** 0.9 for s in steps],
     }
-    figures.progress(tmp_path / "progress.png", history)
+    draw_progress(tmp_path / "progress.png", history)
     assert imread(tmp_path / "progress.png").shape[:2] == (660, 990)
-    figures.progress(tmp_path / "progress.png", {"iteration": steps, "loss": history["loss"]})
+    draw_progress(tmp_path / "progress.png", {"iteration": steps, "loss": history["loss"]})

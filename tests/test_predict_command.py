@@ -208,7 +208,7 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     assert trained.predict(scans, tmp_path / "out") == 1
     captured = capsys.readouterr()
     assert "failed: case a: " in captured.err
-    assert "a.tif: .tif holds one slice, not 80; use .nii.gz" in captured.err
+    assert f"a.tif: .tif holds one slice, not {len(array)}; use .nii.gz" in captured.err
     assert "1 of 2 scans segmented" in captured.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]

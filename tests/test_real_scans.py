@@ -1,4 +1,4 @@
-"""Real scans, where they lie beside the checkout: planning, crop boxes and the way back on their own grids."""
+"""Real scans, where they lie beside the checkout: planning, crop boxes, and export to their own grids."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,9 @@ from conftest import command
 from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.volume import geometry_of, read_channels, read_labels, write_volume
-from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
 from mre_lowshot.planners.hardware import Device
-from mre_lowshot.planners.planner import make_plan
+from mre_lowshot.planners.planner import facts_of, make_plan
 from mre_lowshot.preprocessing.cropping import body_box
 from mre_lowshot.preprocessing.pipeline import inverse_labels
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_case
@@ -55,7 +54,7 @@ def test_the_hippocampus_is_planned_and_preprocessed(tmp_path, capsys):
         assert all(dice(back == k, truth.array == k) > 0.98 for k in (1, 2))
 
 
-# the scans that show most: a patient off the centre, one reaching the edge, thick slices
+# the most difficult scans: a patient off the centre, one reaching the edge, thick slices
 @pytest.mark.parametrize("name", ["btcv_0006", "btcv_0010", "btcv_0023"])
 def test_the_body_box_of_a_ct_holds_every_labelled_voxel(name):
     case = next(c for c in dataset("Dataset017_BTCV").labelled if c.name == name)
@@ -66,14 +65,14 @@ def test_the_body_box_of_a_ct_holds_every_labelled_voxel(name):
 
 
 @pytest.mark.parametrize(("recipe", "least"), [("default", 0.91), ("paper", 0.9)])
-def test_ct_labels_survive_the_way_there_and_back(recipe, least, tmp_path):
+def test_ct_labels_survive_preprocessing_and_export(recipe, least, tmp_path):
     raw = dataset("Dataset017_BTCV")
     case = raw.labelled[0]
     image, labels = read_channels(list(case.images)), read_labels(case.label)
     measured = case_fingerprint(image.array, image.geometry.spacing, image.geometry.orientation)
-    facts = DatasetFacts(raw.name, raw.channel_names, raw.labels, raw.ignore_label, raw.file_ending)
-    plan = make_plan(facts, dataset_fingerprint(raw.name, {case.name: measured}), Device("cpu", 16.0), recipe)
-    prepared = prepare_case(case.name, image, labels, plan)
+    fingerprint = dataset_fingerprint(raw.name, {case.name: measured})
+    plan = make_plan(facts_of(raw), fingerprint, device=Device("cpu", 16.0), recipe=recipe)
+    prepared = prepare_case(case.name, image, labels, plan=plan)
     assert prepared.image.shape[1:] == prepared.label.shape
     if recipe == "paper":
         assert prepared.label.shape == (72, 324, 396)

@@ -213,7 +213,7 @@ def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
     decided, output = decisions(fold), capsys.readouterr().out
     reason = decided["reasons"]["atlas_weight"]
     assert decided["atlas_weight"] in ATLAS_WEIGHTS
-    assert output.count(reason) == output.count("tuned on mirrored training scans") == 1
+    assert output.count(reason) == output.count("after training, the fusion weights are tuned") == 1
     for name in (checkpoint.LATEST, checkpoint.FINAL):
         assert checkpoint.load(fold / name, CPU)[0].fold.atlas_weight == decided["atlas_weight"]
     assert load_model(fold.parent, None, CPU).unfinished == ()

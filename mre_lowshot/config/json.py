@@ -74,6 +74,22 @@ def suggest(key: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
+def _suggest_path(last: str, name: str, section: dict[str, Any], data: dict[str, Any]) -> str:
+    """As `suggest`; where no field of the ``section`` is similar, the paths of the fields called ``last`` anywhere."""
+    elsewhere = [path for path in _paths(data) if path.rpartition(".")[2] == last]
+    if difflib.get_close_matches(name, section, n=1) or not elsewhere:
+        return suggest(name, section)
+    return f"did you mean {' or '.join(map(repr, elsewhere))}?"
+
+
+def _paths(data: dict[str, Any], above: str = "") -> typing.Iterator[str]:
+    """The dotted paths of all fields of nested JSON objects."""
+    for key, value in data.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict):
+            yield from _paths(value, f"{above}{key}.")
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -132,7 +148,7 @@ def all_changed(value: T, changes: dict[str, str], where: str) -> T:
                 above = ".".join(names[:depth])
                 raise UserError(f"{where}: {path!r} is not a field; {above!r} has no fields")
             if name not in section:
-                raise UserError(f"{where}: {path!r} is not a field; {suggest(name, section)}")
+                raise UserError(f"{where}: {path!r} is not a field; {_suggest_path(names[-1], name, section, data)}")
             if depth + 1 < len(names):
                 section = section[name]
         try:

@@ -53,12 +53,15 @@ class Volume:
         """
         array = np.asarray(array)
         array = array[None] if array.ndim == 3 else array
-        spacing = tuple(float(s) for s in spacing)
         if array.ndim != 4:
             raise UserError(f"array of shape {array.shape}: an image is (D, H, W) or (C, D, H, W)")
-        if len(spacing) != 3 or not all(s > 0 for s in spacing):
-            raise UserError(f"spacing {spacing}: give three numbers above 0, (z, y, x) in mm")
-        return cls(np.ascontiguousarray(array, dtype=np.float32), Geometry(tuple(array.shape[1:]), spacing))
+        try:
+            sides = tuple(float(s) for s in spacing)
+        except (TypeError, ValueError):
+            sides = ()
+        if len(sides) != 3 or not all(0 < s < np.inf for s in sides):
+            raise UserError(f"spacing {spacing!r}: give three numbers above 0, (z, y, x) in mm")
+        return cls(np.ascontiguousarray(array, dtype=np.float32), Geometry(tuple(array.shape[1:]), sides))
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> Volume:

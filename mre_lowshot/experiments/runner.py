@@ -28,7 +28,7 @@ from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
 from mre_lowshot.preprocessing.prepare import prepare_dataset
-from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
+from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer
 from mre_lowshot.trainers.trainer import MRETrainer
 
 RECORD = "preprocessing.json"
@@ -184,27 +184,22 @@ def is_of(trained: Plan, plan: Plan, seed: int, split: Split | None = None) -> b
     return split is None or (fold.train, fold.test) == (tuple(split["train"]), tuple(split["val"]))
 
 
-def run_fold(
+def train_fold(
     job: FoldJob,
     *,
     workers: int = 0,
-    on_start: Callable[[MRETrainer], AbstractContextManager[Callable[[MRETrainer], None] | None]],
-    on_case: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Train a fold, resuming an interrupted training, and score its test cases, as mre_train does.
+    progress: Callable[[MRETrainer], AbstractContextManager[Callable[[MRETrainer], None] | None]],
+) -> MRETrainer:
+    """Train a fold as mre_train does; an interrupted training is continued.
 
     Args:
         job: the fold.
         workers: loader processes.
-        on_start: receives the trainer; a context manager that yields a callback for each iteration, or None.
-        on_case: called with the name of each scored case.
-
-    Returns:
-        The validation summary.
+        progress: gets the trainer; a context manager that yields a callback for each iteration, or None.
     """
     start = time.monotonic()
     trainer = make_trainer(job, TrainMode.CONTINUE if job.has_checkpoint else TrainMode.NEW)
-    with on_start(trainer) as on_step:
+    with progress(trainer) as on_step:
         trainer.fit(workers, on_step)
     trainer.training_log.log(f"trained to iteration {trainer.iteration} in {time.monotonic() - start:.0f} s")
-    return validate(job, trainer, job.split["val"], job.folder / "validation", on_case=on_case)
+    return trainer

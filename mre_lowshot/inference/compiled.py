@@ -121,7 +121,7 @@ class Compiled(nn.Module):
         return True
 
     def _compiled(self, image: Tensor, coordinates: Tensor | None, keep: Box | None) -> Tensor:
-        if self._call is None:  # not before: some systems raise_problems at once
+        if self._call is None:  # not before: on some systems it fails immediately
             mode = "reduce-overhead" if image.is_cuda else None
             self._call = torch.compile(self.network, fullgraph=True, dynamic=False, mode=mode)
         if image.is_cuda:

@@ -27,8 +27,8 @@ from mre_lowshot.experiments.runner import (
     is_done,
     plan_row,
     prepare_row,
-    run_fold,
     summary_path_of,
+    train_fold,
     write_plan,
 )
 from mre_lowshot.experiments.tables import Base, Row, Table, named
@@ -37,7 +37,7 @@ from mre_lowshot.files import read_json
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
-from mre_lowshot.trainers.fold import FoldJob
+from mre_lowshot.trainers.fold import FoldJob, validate
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
 from mre_lowshot.workflows.train import training_progress
@@ -209,8 +209,9 @@ def _run_fold(run: _Run, row: Row, plan: Plan, fold: int, split: Split, folder: 
     progress: Callable[..., Any] = partial(
         training_progress, job, reporter=run.reporter, title=f"{row.name}, fold {fold}"
     )
+    trainer = train_fold(job, workers=run.workers, progress=progress)
     with run.reporter.bar(len(split["val"]), description="validate", unit="scan") as bar:
-        summary = run_fold(job, workers=run.workers, on_start=progress, on_case=lambda _: bar.update())
+        summary = validate(job, trainer, split["val"], job.folder / "validation", on_case=lambda _: bar.update())
     mean, seconds = summary["foreground_mean"], time.monotonic() - begun
     run.reporter.info(f"{title}: Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, {seconds:.0f} s")
     for reason in summary["failed_cases"].values():
