@@ -67,10 +67,12 @@ def test_a_scan_without_structures_is_reported():
 
 def organs(seed: int, absent: int = 0, size=(12, 40, 40)) -> np.ndarray:
     """Probabilities (K, *size) of two organs, uncertain at their borders, and of absent classes."""
-    places = np.indices(size).astype(float)
+    positions = np.indices(size).astype(float)
     shift = np.random.default_rng(seed).uniform(-1, 1, 3).reshape(3, 1, 1, 1)
     far = [
-        np.linalg.norm((places - np.reshape(at, (3, 1, 1, 1)) - shift) * np.reshape((1.5, 1, 1), (3, 1, 1, 1)), axis=0)
+        np.linalg.norm(
+            (positions - np.reshape(at, (3, 1, 1, 1)) - shift) * np.reshape((1.5, 1, 1), (3, 1, 1, 1)), axis=0
+        )
         for at in ((6, 12, 12), (6, 14, 26))
     ]
     logits = np.stack([np.zeros(size), *[7 - 1.2 * d for d in far], *[np.full(size, -25.0)] * absent])

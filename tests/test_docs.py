@@ -16,7 +16,7 @@ EXAMPLES = [
     for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S))
 ]
 # The examples run on tiny scans, with a shorter training.
-SHORTER = {'"1shot", fold=0': '"1shot", fold=0, iterations=1, score=False'}
+SHORTER = {'"1shot", fold=0, workspace': '"1shot", fold=0, iterations=1, score=False, workspace'}
 
 
 def anchor(heading):
@@ -45,7 +45,7 @@ def test_python_examples_run(document, number, code, demo_folder, capsys):
     for long, short in SHORTER.items():
         code = code.replace(long, short)
     exec(compile(code, f"{document} example {number}", "exec"), {"__name__": "example"})
-    if "quality.score" in code:
+    if "print(prediction.quality.score)" in code:
         score, shape = capsys.readouterr().out.split("\n")[:2]
         assert 0 <= float(score) <= 1
         assert shape.startswith("(7, ")

@@ -144,11 +144,11 @@ def test_a_mirrored_atlas_registers_to_a_new_scan():
     atlases = with_mirrored(make_atlases([train], plan), plan)
     coordinates, prior = align(atlases, new.image, new.spacing, plan=plan), atlas_prior_of(atlases, plan)
     pairs = zip(atlases, np.split(coordinates, 2), strict=True)
-    scan, image = (AtlasPrior((atlas.label,), 3).fuse_labels(maps) for atlas, maps in pairs)
+    direct, flipped = (AtlasPrior((atlas.label,), 3).fuse_labels(maps) for atlas, maps in pairs)
     both, weighted = prior.fuse_labels(coordinates), prior.fuse_labels(coordinates, new.image)
-    np.testing.assert_allclose(both, (2 * scan + image) / 3, atol=1e-5)
-    assert not np.allclose(scan, image, atol=0.1)
-    assert all(dice(warped.argmax(0) == 2, new.label == 2) > 0.7 for warped in (scan, image, both, weighted))
+    np.testing.assert_allclose(both, (2 * direct + flipped) / 3, atol=1e-5)
+    assert not np.allclose(direct, flipped, atol=0.1)
+    assert all(dice(warped.argmax(0) == 2, new.label == 2) > 0.7 for warped in (direct, flipped, both, weighted))
 
 
 def test_a_continued_training_keeps_the_decision(brains, tmp_path, monkeypatch):

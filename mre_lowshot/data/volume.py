@@ -60,7 +60,7 @@ class Volume:
         except (TypeError, ValueError):
             sides = ()
         if len(sides) != 3 or not all(0 < s < np.inf for s in sides):
-            raise UserError(f"spacing {spacing!r}: give three numbers above 0, (z, y, x) in mm")
+            raise UserError(f"spacing {sides or spacing!r}: give three numbers above 0, (z, y, x) in mm")
         return cls(np.ascontiguousarray(array, dtype=np.float32), Geometry(tuple(array.shape[1:]), sides))
 
     @classmethod

@@ -216,14 +216,21 @@ class Predictor:
     # The stages.
 
     def prepare_scan(self, volume: Volume, *, name: str, crop: Box | None = None) -> RegisteredScan:
-        """Preprocess and register a scan that was read; all of it on the CPU.
+        """The stages preprocess and register of a scan that was read; both run on the CPU.
 
         Raises:
             UserError: it does not fit the model, or cannot be registered.
         """
         warnings = tuple(differences_from_training(volume, self.plan))
-        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
-        return self.register(prepared, warnings=warnings)
+        return self.register(self.preprocess(volume, name=name, crop=crop), warnings=warnings)
+
+    def preprocess(self, volume: Volume, *, name: str, crop: Box | None = None) -> PreparedCase:
+        """Crop, normalise and resample a scan according to the plan.
+
+        Raises:
+            UserError: it does not fit the model.
+        """
+        return prepare_case(name, volume, None, plan=self.plan, crop=crop)
 
     def register(
         self,
