@@ -59,8 +59,6 @@ def two_brains(tmp_path_factory) -> Path:
     small = (
         *SETTINGS,
         "network.dilations=[[2,2,2]]",
-        "recipe.atlas.registration=affine",
-        "recipe.refinement.reregister_below=0",
     )
     assert command("plan", "-d", "901", "-p", "Tiny", "--workspace", root, "-device", "cpu", "--set", *small) == 0
     return root

@@ -175,6 +175,7 @@ def test_a_single_process_synchronises_nothing(tmp_path):
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in trainer.network.modules())
 
 
+@pytest.mark.slow
 def test_torchrun_trains_a_fold(space):
     """The documented command: the losses of one process, one set of files, validation by the first process."""
     changes = ("recipe.sampling.batch_size=4", "network.norm=instance", "network.image_level_norm=false",

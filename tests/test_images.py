@@ -42,7 +42,7 @@ def dataset(root, ending, channels):
 
 
 def plan(root, *more):
-    settings = [s for s in SETTINGS if "tiling" not in s]
+    settings = [s for s in SETTINGS if "tiling" not in s and "registration" not in s]
     return command("plan", "-d", "31", "-p", "Tiny", "--workspace", root, "-device", "cpu", "--set", *settings, *more)
 
 

@@ -50,7 +50,7 @@ def test_a_plan_edited_by_hand_is_kept_or_refused_never_lost(space, capsys):
     assert space.plan() == 2
     message = capsys.readouterr().err
     assert "already exists and differs from the new plan" in message
-    assert "(recipe.optimizer.iterations: existing 5, new 3: edited by hand" in message
+    assert "(recipe.optimizer.iterations: existing 5, new 3; possible causes: edited by hand" in message
     assert "--keep_plan uses it, --overwrite replaces it, -p NAME makes another" in message
     assert space.plan("--keep_plan", settings=()) == 0
     assert path.read_bytes() == mine
@@ -100,7 +100,7 @@ def test_a_second_set_does_not_undo_the_first(space):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "network.prototypes_per_class=1"], "--set changes the plan, so it needs a name of its own"),
+        (["--set", "network.prototypes_per_class=1"], "--set makes another plan; give it its own name with -p NAME"),
         (["-p", "New", "--set", "network.prototypes_per_clas=1"], "did you mean 'prototypes_per_class'?"),
         (["-p", "New", "--set", "network.prototypes_per_class"], "write KEY=VALUE"),
         (["-p", "New", "--set", "network.prototypes_per_class=many"], "must be an int"),
@@ -157,6 +157,7 @@ def test_references_are_found_with_endings_in_capitals(space):
     assert {path.name for path in references.iterdir()} == wanted
 
 
+@pytest.mark.slow
 def test_an_mri_of_a_body_is_planned_with_bias_field_correction_and_two_coils_give_one_image(space, capsys):
     """The phantoms as an MRI; in the second copy a coil makes one side twice as bright as the other."""
     spread = []
