@@ -1,4 +1,4 @@
-# make demo     the whole pipeline on synthetic scans, in a virtual environment of its own
+# make demo     the whole pipeline on synthetic scans, in its own virtual environment
 # make test     lint, types and tests, likewise (two workers, one thread each)
 # make mutants  mutation testing of the method's modules (hours; docs: CONTRIBUTING.md)
 PYTHON ?= python3
@@ -32,6 +32,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
 mutants: $(VENV)/.test
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[develop]
 	$(BIN)/python -m tests.mutation
 
 clean:
