@@ -39,7 +39,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan in the making: what is known (``facts``, ``fingerprint``, ``device``) and what was decided so far."""
+    """An unfinished plan: the inputs (``facts``, ``fingerprint``, ``device``) and the decisions so far."""
 
     facts: DatasetFacts
     fingerprint: dict[str, Any]
@@ -69,7 +69,13 @@ class Draft:
 
     @property
     def is_2d(self) -> bool:
+        """Whether every scan is a single slice."""
         return all(case["shape"][0] == 1 for case in self.cases)
+
+    @property
+    def plans_2d(self) -> bool:
+        """Whether the network is 2D: the median scan has one slice on the network's grid."""
+        return len(self.median_grid()[0]) == 2
 
     @property
     def stripped(self) -> bool:
@@ -180,19 +186,19 @@ def decide_grid(draft: Draft) -> Draft:
     limit = None if recipe.is_literal else hardware.scan_voxels_rule(draft.size, registrable)
     target, reason = rules.spacing_rule(spacings, shapes * spacings, limit)
     if np.allclose(spacings, target, rtol=1e-3):
-        reason = "the spacing that all scans share: they stay on their own grid, a scan of another spacing is resampled"
+        reason = "all scans have this spacing and keep their own grid; a scan with another spacing is resampled"
     return draft.decided({"preprocessing": replace(config, grid="spacing", spacing=target)}, grid=reason)
 
 
 def decide_patch(draft: Draft) -> Draft:
     """Patch, pooling strides and dilations."""
-    if draft.recipe.is_literal and not draft.is_2d:
+    if draft.recipe.is_literal and not draft.plans_2d:
         reason = f"recipe {draft.recipe.name!r}: 12 x 36 x 36, centre 8 x 28 x 28, dilations 6, 12, 18"
         return draft.decided({"patch": PatchConfig()}, patch=reason, dilations=reason)
     median_size, spacing = draft.median_grid()
     strides = rules.strides_rule(spacing)
     divisor = tuple(a * b for a, b in zip(*strides, strict=True))
-    voxels = draft.size.image_pixels if draft.is_2d else draft.size.patch_voxels
+    voxels = draft.size.image_pixels if draft.plans_2d else draft.size.patch_voxels
     patch, reason = rules.patch_rule(spacing, median_size, voxels, divisor)
     dilations, why = rules.dilation_rule(patch.size)
     network = replace(draft.network, strides=strides, dilations=dilations)
@@ -225,14 +231,20 @@ def decide_network(draft: Draft) -> Draft:
 def decide_registration(draft: Draft) -> Draft:
     """Whether scans are registered to the atlases, and what depends on it."""
     recipe, atlas = draft.recipe, draft.recipe.atlas
-    kind, reason = rules.registration_rule(atlas.registration, draft.label_names, draft.median_grid()[0])
+    wanted = "none" if recipe.architecture == "unet" else atlas.registration  # the U-Net takes no coordinates
+    kind, reason = rules.registration_rule(wanted, draft.label_names, draft.median_grid()[0])
     reasons = {"registration": reason}
     mirrored = atlas.mirrored_atlases and kind != "none"
     if mirrored:
-        reasons["mirrored_atlases"] = "in folds whose labels are left-right symmetric (up to three training scans)"
+        reasons["mirrored_atlases"] = (
+            "used in folds with at most three training scans whose labels are left-right symmetric"
+        )
     below = recipe.refinement.reregister_below if kind == "deformable" else 0.0
     if below:
-        reasons["reregistration"] = f"of scans whose network and warped labels agree less than {below:g} (Dice)"
+        reasons["reregistration"] = (
+            f"scans with a quality score below {below:g} (Dice of the network's labels with the warped labels) are "
+            "registered again"
+        )
     recipe = replace(
         recipe,
         atlas=replace(atlas, registration=kind, mirrored_atlases=mirrored),
@@ -245,7 +257,7 @@ def decide_registration(draft: Draft) -> Draft:
 def decide_architecture(draft: Draft) -> Draft:
     """MRE-Net, or the plain U-Net: the recipe's, or (adaptive planning) for volumes of lesions."""
     recipe, reasons = draft.recipe, {}
-    if recipe.planning == "adaptive" and recipe.architecture == "mre_net" and not draft.is_2d:
+    if recipe.planning == "adaptive" and recipe.architecture == "mre_net" and not draft.plans_2d:
         use_unet, reasons["architecture"] = rules.lesion_unet_rule(draft.label_names)
         if use_unet:
             recipe = replace(recipe, architecture="unet", loss=replace(recipe.loss, ohem=False))
@@ -257,12 +269,15 @@ def decide_refinement(draft: Draft) -> Draft:
     """Weights of the refinement, and whether empty tiles are skipped."""
     recipe, reasons = draft.recipe, {}
     refinement, reasons["refinement"] = rules.refinement_rule(
-        recipe.refinement, draft.label_names, is_2d=draft.is_2d, is_ct=draft.is_ct
+        recipe.refinement, draft.label_names, is_2d=draft.plans_2d, is_ct=draft.is_ct
     )
     inference = recipe.inference
     if draft.preprocessing.crop == "nonzero" and recipe.planning == "adaptive":
         inference = replace(inference, skip_empty=True)
-        reasons["skip_empty"] = "constant background in every scan: tiles without anything else are not computed"
+        reasons["skip_empty"] = (
+            "constant background in every scan: tiles with background only are labelled background without running the "
+            "network"
+        )
     return draft.decided({"recipe": replace(recipe, refinement=refinement, inference=inference)}, **reasons)
 
 
@@ -285,10 +300,10 @@ def decide_mirroring(draft: Draft) -> Draft:
     axes = recipe.augmentation.mirror_axes
     if axes:
         allowed, reasons["mirror_axes"] = rules.mirror_rule(draft.facts.channel_names, draft.label_names)
-        shift = int(draft.is_2d)
+        shift = int(draft.plans_2d)
         axes = tuple(a - shift for a in axes if a >= shift) if allowed else ()
         recipe = replace(recipe, augmentation=replace(recipe.augmentation, mirror_axes=axes))
-    if draft.is_2d and recipe.planning == "adaptive":
+    if draft.plans_2d and recipe.planning == "adaptive":
         axes, reasons["mirror_axes"] = rules.image_mirror_rule(draft.label_names)
         recipe = for_images(recipe, axes)
     return draft.decided({"recipe": recipe}, **reasons)
@@ -298,7 +313,7 @@ def decide_iterations(draft: Draft) -> Draft:
     """How long a fold is trained."""
     recipe, reasons = draft.recipe, {}
     optimizer, batch = recipe.optimizer, recipe.sampling.batch_size
-    if not draft.is_2d and not recipe.is_literal:
+    if not draft.plans_2d and not recipe.is_literal:
         voxels = float(np.prod(draft.median_grid()[0]))
         iterations, reasons["iterations"] = rules.iterations_rule(
             optimizer.iterations, voxels, batch * math.prod(draft.patch.size)

@@ -27,7 +27,7 @@ def ohem_groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
     a tenth of the largest class's voxels.
 
     Classes without voxels are minority (they never occur). Where no minority voxel would be left, the smallest class
-    that occurs becomes the minority, as OHEM's ratio needs one.
+    that occurs becomes the minority class, because OHEM's ratio needs one.
     """
     limit = MAJORITY_SHARE * counts.max()
     large = (counts >= limit) | (np.arange(len(counts)) == 0)
@@ -35,7 +35,7 @@ def ohem_groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
     occurring = np.flatnonzero(counts[1:]) + 1
     if len(occurring) and large[occurring].all():
         large[occurring[np.argmin(counts[occurring])]] = False
-        reason += ", except the smallest class, as none is smaller than that"
+        reason += ", except the smallest class, because otherwise there would be no minority class"
     return tuple(int(k) for k in np.flatnonzero(large)), reason
 
 
@@ -57,8 +57,10 @@ def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[t
                 shares.append(sizes.max() / (sizes.sum() + unknown))
         if shares and min(shares) >= SINGLE_COMPONENT_SHARE:
             single.append(k)
-    reason = f"their largest component has at least {SINGLE_COMPONENT_SHARE:.0%} of them in every training scan"
-    return tuple(single), reason + (", whatever the ignored voxels are" if any(hidden) else "")
+    reason = (
+        f"in every training scan the largest component has at least {SINGLE_COMPONENT_SHARE:.0%} of the class's voxels"
+    )
+    return tuple(single), reason + (", even if all ignored voxels were a second component" if any(hidden) else "")
 
 
 def min_hu_rule(
@@ -96,7 +98,7 @@ def mirrored_atlases_rule(symmetry: Sequence[Mapping[str, float]]) -> tuple[bool
     """Whether the training scans' mirror images are atlases too, from each scan's left-right symmetry: Dice of each
     class, by name, between the labels and their mirror image after affine registration."""
     if not all(symmetry):
-        why = "a mirror image cannot be registered, or all of a class's voxels are ignored in one"
+        why = "a mirrored scan cannot be registered, or all voxels of a class are ignored in it"
         return False, f"left-right symmetry cannot be measured ({why}): no mirrored atlases"
     mean = min(float(np.mean([*dice.values()])) for dice in symmetry)
     reason = f"left-right symmetry of the labels (Dice after affine registration) is {mean:.3f}"
@@ -145,8 +147,12 @@ def decide_fold(
     missing = [names[k] for k in range(1, len(counts)) if counts[k] == 0]
     reasons = {"majority": f"OHEM majority group {', '.join(names[k] for k in majority)}: {reason}"}
     if recipe.refinement.largest_component:
-        listed = ", ".join(names[k] for k in single) or "no class"
-        reasons["single_component"] = f"only the largest component is kept of {listed}: {single_reason}"
+        listed = ", ".join(names[k] for k in single)
+        reasons["single_component"] = (
+            f"small components of {listed} are removed: {single_reason}"
+            if single
+            else f"small components of no class are removed (condition: {single_reason})"
+        )
     limits: tuple[MinHu, ...] = ()
     if recipe.refinement.min_hu and len(images):
         limits, limit_reason = min_hu_rule(images, labels, plan.network.classes, plan.preprocessing.normalization)
@@ -157,7 +163,9 @@ def decide_fold(
     if symmetry:
         mirrored, reasons["mirrored_atlases"] = mirrored_atlases_rule(symmetry)
     if missing:
-        reasons["missing"] = f"no voxel in the training scans, so they cannot be learned: {', '.join(missing)}"
+        reasons["missing"] = (
+            f"classes without a voxel in the training scans, which cannot be learned: {', '.join(missing)}"
+        )
     total = max(1, int(counts.sum()))
     return FoldDecisions(
         level=level,

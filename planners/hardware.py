@@ -1,4 +1,4 @@
-"""What fits on the device planned for: the network's size, batch, and voxels per scan."""
+"""The sizes that fit on the planned device: network, batch, and voxels per scan."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Device:
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Widths of one size of the network, and what it may be given."""
+    """One size of the network: widths, batch size, and the planned numbers of voxels of patches and scans."""
 
     name: Literal["paper", "small"]
     widths: tuple[int, ...]
@@ -55,12 +55,13 @@ def size_rule(device: Device) -> tuple[NetworkSize, str]:
         )
     return (
         SMALL_SIZE,
-        f"{device.kind} with {device.memory_gb:.0f} GB: the small network, so that training takes minutes",
+        f"{device.kind} with {device.memory_gb:.0f} GB: the small network, which trains in minutes to one hour",
     )
 
 
 def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size) -> int:
-    """The paper's 24 patches (64 for its U-Net), or as many as a GPU holds; a CPU may swap."""
+    """The paper's 24 patches (64 for its U-Net), or as many as fit in a GPU's memory. On other devices the number is
+    not reduced: a CPU can swap memory to disk."""
     if device.kind != "cuda":
         return wanted
     return int(min(wanted, max(2, device.memory_gb * 0.9 // PAPER_GB_PER_PATCH)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mre_lowshot.config import Plan
+from mre_lowshot.config import Plan, Recipe
 from mre_lowshot.config.json import all_changed
 from mre_lowshot.config.presets import preset
+from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.decisions import DECISIONS, DatasetFacts, Draft
 from mre_lowshot.planners.fingerprint import training_ranges
@@ -34,15 +35,23 @@ def make_plan(
     fingerprint: dict[str, Any],
     *,
     device: Device,
-    recipe: str = "default",
+    recipe: str | Recipe = "default",
     plans_name: str = "MREPlans",
 ) -> Plan:
     """Decide everything that images and device determine. What labels determine is decided per fold (`planners.fold`).
 
+    Args:
+        facts: what the plan takes from dataset.json.
+        fingerprint: of the images (`planners.fingerprint`).
+        device: to plan for.
+        recipe: a preset's name, or a recipe.
+        plans_name: name of the plan.
+
     Raises:
         UserError: no preset is called ``recipe``.
     """
-    draft = Draft(facts, fingerprint, device, preset(recipe))
+    chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    draft = Draft(facts, fingerprint, device, chosen)
     for decide in DECISIONS:
         draft = decide(draft)
     return Plan(
@@ -61,6 +70,25 @@ def make_plan(
     )
 
 
+# Fields that the decisions depend on: they are changed before planning.
+FIRST = ("recipe.planning", "recipe.size", "recipe.architecture")
+
+
+def split_changes(changes: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Changes of fields that the decisions depend on, and the others."""
+    first = {key: value for key, value in changes.items() if key in FIRST}
+    return first, {key: value for key, value in changes.items() if key not in FIRST}
+
+
+def preset_with(name: str, changes: dict[str, str]) -> Recipe:
+    """The preset of that name with some of the fields `FIRST` changed.
+
+    Raises:
+        UserError: no such preset, or a value is not allowed.
+    """
+    return all_changed(preset(name), {key.removeprefix("recipe."): value for key, value in changes.items()}, "--set")
+
+
 def with_changes(plan: Plan, changes: dict[str, str], where: str = "--set") -> Plan:
     """``plan`` with fields changed as ``--set KEY=VALUE`` does; ``network.dilations`` may also name a rule (`paper`,
     `patch`).
@@ -70,6 +98,8 @@ def with_changes(plan: Plan, changes: dict[str, str], where: str = "--set") -> P
     """
     if not changes:
         return plan
+    if early := [key for key in changes if key in FIRST]:
+        raise UserError(f"{where}: {early[0]} is decided before the rest of the plan; choose another --recipe")
     rule = rules.DILATION_RULES.get(changes.get("network.dilations", ""))
     changed = all_changed(plan, {k: v for k, v in changes.items() if not (rule and k == "network.dilations")}, where)
     if rule:

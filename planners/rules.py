@@ -55,11 +55,11 @@ def hu_rule(channel: str, low: float, high: float) -> str | None:
     fix = "subtract the offset that it is stored with (often 1024)" if high >= OFFSET_HU else "undo its scaling"
     return (
         f"channel {channel!r} is not in HU: most values lie between {low:.4g} and {high:.4g}; {fix}, "
-        "or name the channel otherwise (it is z-scored then)"
+        "or give the channel another name (it is then z-scored)"
     )
 
 
-BIAS_FIELD_MM = 100.0  # a smaller image is a cut-out, in which anatomy varies as smoothly as a bias field
+BIAS_FIELD_MM = 100.0  # in a smaller image anatomy varies as smoothly as a bias field
 MAX_UNDERSHOOT = 0.05  # share of the maximum that interpolation leaves below 0; z-scored images reach further
 
 
@@ -73,28 +73,30 @@ def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndar
         lowest: the least of their 0.5th percentiles, as a share of the 99.5th.
     """
     if not all(is_mri(name) and not any(word in name.lower() for word in QUANTITATIVE_WORDS) for name in channels):
-        return False, f"not corrected: {', '.join(channels)} is not MRI alone"
+        return False, f"not corrected: not all channels are MRI with bias field ({', '.join(channels)})"
     if stripped:
-        return False, "not corrected: a constant background, so the scans have been preprocessed"
+        return False, "not corrected: the background is constant, so the scans were preprocessed before"
     sides = np.sort(np.median(extents_mm, axis=0))[::-1]
     if sides[1] < BIAS_FIELD_MM:
-        return False, f"not corrected: in cut-outs of {_mm(sides)} mm it cannot be separated from anatomy"
+        reason = f"images of {_mm(sides)} mm are too small to separate the bias field from anatomy"
+        return False, f"not corrected: {reason}"
     if lowest < -MAX_UNDERSHOOT:
-        return False, f"not corrected: intensities down to {lowest:.0%} of the maximum, so they have been normalised"
-    return True, "MRI of a body or head: corrected (N4), then z-score over the patient without the air around"
+        reason = f"the lowest intensities are {lowest:.0%} of the maximum, so the scans were normalised before"
+        return False, f"not corrected: {reason}"
+    return True, "MRI of a body or head: corrected (N4), then z-score inside the patient, without the surrounding air"
 
 
 def crop_rule(is_ct: bool, stripped: bool, body_ratio: float, is_2d: bool) -> tuple[CropRule, str]:
     """Which box to crop to. ``body_ratio``: median share of the image inside the body box."""
     if is_2d:
-        return "none", "2D images are used whole"
+        return "none", "2D images are not cropped"
     if is_ct:
         return "body", "CT: box of the patient, found from the image alone (Otsu, largest object; no fixed air level)"
     if stripped:
         return "nonzero", "constant background in every scan: box of the non-zero voxels, with a small margin"
     if body_ratio < 0.8:
         return "body", f"the object fills {body_ratio:.0%} of the image (median): box of the object"
-    return "none", f"the object fills {body_ratio:.0%} of the image (median): nothing to crop"
+    return "none", f"the object fills {body_ratio:.0%} of the image (median): no crop"
 
 
 def spacing_rule(
@@ -118,17 +120,18 @@ def image_spacing_rule(
     spacings: np.ndarray, shapes: np.ndarray, pixel_limit: int
 ) -> tuple[tuple[float, ...] | None, str]:
     """Target spacing (z, y, x) of 2D images: the median, coarsened equally in both directions until the median image
-    of ``shapes`` has at most ``pixel_limit`` pixels, so that one patch holds a whole image. None: the images' own
+    of ``shapes`` has at most ``pixel_limit`` pixels, so that one patch covers a whole image. None: the images' own
     grid, where all have one spacing and are small enough."""
     target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     pixels = float(np.prod(np.median(spacings * shapes, axis=0)[1:] / target[1:]))
     factor = min(MAX_DOWNSAMPLING, max(1.0, (pixels / pixel_limit) ** 0.5))
     if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3):
-        return None, "2D images of one pixel spacing, small enough for a patch: their own grid"
+        return None, "2D images of one pixel spacing, small enough for one patch: each keeps its own grid"
     target[1:] *= factor
     reason = f"2D images of {shape[1]:.0f} x {shape[2]:.0f} pixels (median)"
     if factor > 1:
-        reason += f" downsampled by {factor:.3g}, towards {pixel_limit:,} pixels, so that a patch holds a whole one"
+        reason += f" downsampled by {factor:.3g}, towards {pixel_limit:,} pixels, "
+        reason += "so that one patch covers a whole image"
     return tuple(float(f"{v:.5g}") for v in target), reason + f": pixel spacing {_mm(target[1:])}"
 
 
@@ -174,9 +177,9 @@ Dilations = tuple[tuple[int, ...], ...]
 
 
 def dilation_rule(patch: tuple[int, ...]) -> tuple[Dilations, str]:
-    """ASPP dilations reaching the same shares of the patch as the paper's 6, 12, 18 of 36: 1/6, 1/3 and 1/2."""
+    """ASPP dilations of 1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36."""
     rows = tuple(tuple(max(1, round(n * share)) for n in patch) for share in (1 / 6, 1 / 3, 1 / 2))
-    return rows, "1/6, 1/3 and 1/2 of the patch side, as the paper's 6, 12, 18 are of 36"
+    return rows, "1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36"
 
 
 def paper_dilations(patch: tuple[int, ...]) -> tuple[Dilations, str]:
@@ -184,7 +187,7 @@ def paper_dilations(patch: tuple[int, ...]) -> tuple[Dilations, str]:
     return tuple((d,) * len(patch) for d in (6, 12, 18)), "6, 12 and 18 on every axis, as in the paper"
 
 
-# Names that `--set network.dilations=NAME` takes beside numbers.
+# Names that `--set network.dilations=NAME` accepts besides numbers.
 DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 
 
@@ -192,7 +195,7 @@ def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, s
     """Whether training patches are mirrored left-right: in MRI only (paper, IV-C), and where no label has a side."""
     sided = [name for name in labels if contralateral(name)]
     if sided:
-        return False, f"not mirrored: {', '.join(sided[:4])} would change sides"
+        return False, f"not mirrored: {', '.join(sided[:4])} would get the wrong side"
     if not all(is_mri(name) for name in channels):
         return False, f"not mirrored: {', '.join(channels)} is not MRI, and the paper mirrors brain MRI only"
     return True, "left and right are swapped in half of the patches"
@@ -203,7 +206,7 @@ def lesion_unet_rule(labels: Sequence[str]) -> tuple[bool, str]:
     teach the lesion's position and surroundings in the labelled scan, which the next scan does not share."""
     if only_lesions(labels):
         return True, "every label is a lesion: a plain U-Net without coordinates, wide context and OHEM"
-    return False, "MRE-Net"
+    return False, "MRE-Net: not every label is a lesion"
 
 
 def image_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
@@ -224,10 +227,10 @@ def iterations_rule(wanted: int, voxels: float, batch_voxels: int) -> tuple[int,
     `PASSES` passes over a median scan of ``voxels`` voxels; at most `MAX_LONGER` times as many."""
     needed = PASSES * voxels / batch_voxels
     iterations = int(np.ceil(min(max(wanted, needed), MAX_LONGER * wanted)))
-    reason = f"{iterations} iterations make {iterations * batch_voxels / voxels:.0f} passes over a median scan's "
-    reason += f"{voxels:,.0f} voxels"
+    reason = f"{iterations} iterations cover the {voxels:,.0f} voxels of the median scan "
+    reason += f"{iterations * batch_voxels / voxels:.0f} times"
     if iterations > wanted:
-        reason += f" (the recipe's {wanted} would make {wanted * batch_voxels / voxels:.0f})"
+        reason += f" (the recipe's {wanted} iterations: {wanted * batch_voxels / voxels:.0f} times)"
     return iterations, reason
 
 
@@ -242,11 +245,13 @@ def registration_rule(
     if wanted == "none":
         return "none", "none in this recipe: coordinates run over each scan's own volume"
     if len(median_size) < 3 or min(median_size) < MIN_SLICES:
-        return "none", f"none: images of {' x '.join(map(str, median_size))} voxels have too few slices"
+        size = " x ".join(map(str, median_size))
+        return "none", f"none: images of {size} voxels are 2D or have fewer than {MIN_SLICES} voxels along an axis"
     lesions = lesions_of(labels)
     if lesions:
         return "none", f"none: labels {', '.join(lesions)} are lesions, whose position differs from scan to scan"
-    return wanted, f"{wanted}, to the training scans, whose warped labels are an atlas prior for the network"
+    reason = "registration to the training scans; their labels are input channels of the network (atlas prior)"
+    return wanted, f"{wanted} {reason}"
 
 
 EM_FACTOR = 2  # times the recipe's em_weight, in CT and for lesions
@@ -259,6 +264,6 @@ def refinement_rule(
     tissue alone (in MRI and ultrasound also on shading), and for lesions in volumes, whose position is unknown."""
     if not (wanted.em_weight or wanted.crf_weight):
         return wanted, "no EM step and no CRF in this recipe"
-    why = ", CT" if is_ct else ", lesions" if lesions_of(labels) and not is_2d else ""
+    why = " (doubled for CT)" if is_ct else " (doubled for lesions)" if lesions_of(labels) and not is_2d else ""
     chosen = replace(wanted, em_weight=wanted.em_weight * (EM_FACTOR if why else 1))
-    return chosen, f"EM step on the scan's own intensities, weight {chosen.em_weight:g}{why}; CRF {chosen.crf_weight:g}"
+    return chosen, f"EM step with weight {chosen.em_weight:g}{why}; CRF with weight {chosen.crf_weight:g}"

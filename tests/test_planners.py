@@ -156,7 +156,7 @@ def test_2d_images_of_lesions_are_mirrored_and_others_are_not():
 def test_scans_are_registered_unless_2d_or_of_lesions_or_planned_with_the_papers_recipe():
     plan = planned(BRAIN)
     assert (plan.recipe.atlas.registration, plan.network.atlas_prior) == ("deformable", True)
-    assert "deformable, to the training scans" in plan.reasons["registration"]
+    assert "deformable registration to the training scans" in plan.reasons["registration"]
     for other in (planned(ULTRASOUND, ("US",)), planned(BRAIN, recipe="paper")):
         assert (other.recipe.atlas.registration, other.network.atlas_prior) == ("none", False)
 
@@ -273,7 +273,7 @@ def test_lesions_keep_the_coarser_grid_of_a_small_network():
 
 def test_a_scan_of_another_spacing_is_resampled_where_all_planned_scans_shared_one():
     plan = planned([CUBE[0]], device=GPU24)
-    assert "the spacing that all scans share" in plan.reasons["grid"]
+    assert "all scans have this spacing and keep their own grid" in plan.reasons["grid"]
     assert grid_size((178, 215, 178), (1.0, 1.0, 1.0), plan.preprocessing) == (178, 215, 178)
     assert grid_size((356, 430, 89), (0.5, 0.5, 2.0), plan.preprocessing) == (178, 215, 178)
 
@@ -369,3 +369,24 @@ def test_no_decision_depends_on_the_name_of_the_recipe(recipe, dataset, device):
     assert (ours.recipe.name, other.recipe.name) == (recipe.name, "other")
     assert other.reasons.keys() == ours.reasons.keys()
     assert replace(other, recipe=replace(other.recipe, name=recipe.name), reasons=ours.reasons) == ours
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper_small", "paper_aug_small"])
+def test_a_thin_slab_that_leaves_one_slice_on_the_grid_is_planned_in_2d(recipe):
+    """Two slices 0.5 mm apart among scans of 3 mm: the network's grid has one slice."""
+    slab = [case((2, 300, 400), (0.5, 1, 1)), case((1, 300, 400), (3, 1, 1)), case((1, 320, 380), (3, 1, 1))]
+    plan = planned(slab, channels=("US",), recipe=recipe)
+    assert len(plan.patch.size) == len(plan.network.strides[0]) == len(plan.network.dilations[0]) == 2
+    assert set(plan.recipe.augmentation.mirror_axes) <= {0, 1}
+
+
+def test_volumes_among_which_a_few_have_one_slice_are_planned_in_3d():
+    plan = planned([*BRAIN, case((1, 240, 240), (3, 0.958, 0.958))])
+    assert len(plan.patch.size) == 3
+
+
+@pytest.mark.parametrize("key", ["recipe.planning", "recipe.size", "recipe.architecture"])
+def test_what_the_rest_of_the_plan_follows_from_is_not_changed_afterwards(key):
+    plan = planned(BRAIN)
+    with pytest.raises(UserError, match=rf"--set: {key} is decided before the rest of the plan"):
+        with_changes(plan, {key: "unet"})
