@@ -29,7 +29,8 @@ from typing import Any
 from benchmarks.label_propagation import THREADS, Ants, environment, majority_vote
 from benchmarks.subprocess_env import environment_python
 from mre_lowshot.cli import common
-from mre_lowshot.data.dataset import COLOUR_ENDINGS, Dataset
+from mre_lowshot.data.dataset import Dataset
+from mre_lowshot.data.readers import COLOUR_ENDINGS
 from mre_lowshot.data.splits import Split, make_splits, parse_level, read_cohort
 from mre_lowshot.data.verification import raise_problems, verify
 from mre_lowshot.data.volume import read_labels, write_volume

@@ -100,10 +100,10 @@ def segment(scan: Path, out: Path, grid: tuple[int, ...]) -> None:
     report("start")
     volume = Volume.read(scan)
     report("read")
-    prepared = predictor.prepare_scan(volume, name="ct")
+    prepared = predictor.preprocess(volume, name="ct")
     del volume
     report("preprocess")
-    prediction = predictor.predict_prepared(prepared)
+    prediction = predictor.predict_prepared(predictor.register(prepared))
     report("predict")
     prediction.save(out)
     report("write")

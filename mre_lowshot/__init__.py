@@ -1,4 +1,4 @@
-"""mre_lowshot: segment every scan of a kind from one to three annotated ones.
+"""mre_lowshot: segment all scans of one kind from one to three annotated ones.
 
 >>> import mre_lowshot
 >>> sorted(name for name in dir(mre_lowshot) if not name.startswith("_"))

@@ -162,7 +162,7 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return sample_image(case.coordinates, positions)
 
     def _left_out(self, case: TrainingCase, rng: np.random.Generator) -> int | None:
-        """The scan's own atlas in half of the patches, where there are others: a new scan is no atlas itself."""
+        """The scan's own atlas in half of the patches, if there are other atlases: a new scan is not one of them."""
         several = self.prior is not None and self.prior.count > 1
         return case.own if several and rng.random() < 0.5 else None
 

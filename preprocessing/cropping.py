@@ -67,7 +67,7 @@ def _object(channel: np.ndarray) -> np.ndarray | None:
 
     No air level is assumed (exported scans are often clipped: air may read -1024, -125 or 0). The smoothed channel is
     split into three classes (air, fat, soft tissue), and the darkest is air; the padding around a CT's field of view
-    (-2048, -3024) is not a class of its own. An opening cuts thin bridges to the table.
+    (-2048, -3024) is not a separate class. An opening cuts thin bridges to the table.
     """
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu

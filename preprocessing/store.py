@@ -24,7 +24,8 @@ class PreparedCase:
         image: (C, *size) float32.
         label: (*size) int16, `grid.IGNORE` where not annotated; None where there is no label map.
         transform: from the scan's own grid.
-        geometry: of the scan's file, as `Geometry.to_json` gives it.
+        geometry: of the scan's file, as `Geometry.to_json` returns it.
+        warnings: differences between the scan and the training scans, one sentence each (at prediction; not stored).
     """
 
     name: str
@@ -32,6 +33,7 @@ class PreparedCase:
     label: np.ndarray | None
     transform: GridTransform
     geometry: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     def needed_label(self) -> np.ndarray:
         """The label map of a case that is trained on or scored.

@@ -1,8 +1,8 @@
 """Mutation testing: small changes of the method's modules, one at a time, that the tests should notice.
 
 ``python -m tests.mutation`` (``make mutants``) takes hours; ``--share 0.1`` draws a tenth of the changes, ``--only em``
-takes one module. Each change runs the tests of its module in a process of its own, which loads the changed source
-instead of the file: no file is modified. Survivors are printed with the changed line. Exit code 1: fewer than 85 % of
+takes one module. Each change runs the tests of its module in its own process, which loads the changed source instead of
+the file: no file is modified. Survivors are printed with the changed line. Exit code 1: fewer than 85 % of
 the changes were noticed.
 
 Changes come from cosmic-ray's operators. Those that alter annotations only are left out.
@@ -49,15 +49,19 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mre_lowshot.planners.fold": ("planners/fold.py", ("test_fold_decisions", "test_hu_limits", "test_ignore")),
 }
 OPERATORS = (
-    "NumberReplacer AddNot ReplaceAndWithOr ReplaceOrWithAnd ReplaceTrueWithFalse ReplaceFalseWithTrue "
-    "ReplaceBinaryOperator_Add_Sub ReplaceBinaryOperator_Sub_Add ReplaceBinaryOperator_Mul_Div "
-    "ReplaceBinaryOperator_Div_Mul ReplaceBinaryOperator_Pow_Mul ReplaceBinaryOperator_FloorDiv_Mul "
-    "ReplaceBinaryOperator_Mod_Mul ReplaceBinaryOperator_BitAnd_BitOr ReplaceBinaryOperator_BitOr_BitAnd "
-    "ReplaceComparisonOperator_Lt_LtE ReplaceComparisonOperator_LtE_Lt ReplaceComparisonOperator_Gt_GtE "
-    "ReplaceComparisonOperator_GtE_Gt ReplaceComparisonOperator_Eq_NotEq ReplaceComparisonOperator_NotEq_Eq "
-    "ReplaceComparisonOperator_Is_IsNot ReplaceComparisonOperator_IsNot_Is ReplaceUnaryOperator_Delete_USub "
-    "ReplaceUnaryOperator_Delete_Not ReplaceUnaryOperator_Delete_Invert ReplaceBreakWithContinue"
-).split()
+    *("NumberReplacer", "AddNot", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse"),
+    *("ReplaceFalseWithTrue", "ReplaceUnaryOperator_Delete_USub", "ReplaceUnaryOperator_Delete_Not"),
+    *("ReplaceUnaryOperator_Delete_Invert", "ReplaceBreakWithContinue"),
+    *(
+        f"ReplaceBinaryOperator_{pair}"
+        for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul", "FloorDiv_Mul", "Mod_Mul")
+    ),
+    *(f"ReplaceBinaryOperator_{pair}" for pair in ("BitAnd_BitOr", "BitOr_BitAnd")),
+    *(
+        f"ReplaceComparisonOperator_{pair}"
+        for pair in ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 def _run_tests(mutant: Mutant | None, tests: tuple[str, ...]) -> None:
-    """In a process of its own: exit with pytest's code."""
+    """In its own process: exit with pytest's code."""
     import pytest
 
     sys.dont_write_bytecode = True

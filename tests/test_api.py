@@ -6,6 +6,7 @@ import doctest
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -170,14 +171,50 @@ def test_wrong_use_raises_a_user_error(run, tmp_path):
     options = {"workspace": run.space.root, "device": "cpu"}
     for attempt, words in (
         (lambda: mre_lowshot.plan("Nothing", **options), "dataset 'Nothing' is not in"),
-        (lambda: mre_lowshot.plan("900", changes=CHANGES, **options), "needs a name of its own"),
+        (
+            lambda: mre_lowshot.plan("900", changes=CHANGES, **options),
+            "--set makes another plan; give it its own name with -p NAME",
+        ),
         (lambda: mre_lowshot.train("Synthetic", plans_name="Absent", **options), "Absent.json is missing"),
+        (
+            lambda: mre_lowshot.train("Synthetic", plans_name="Tiny", mode="contine", **options),
+            "mode 'contine': did you mean 'continue'?",
+        ),
+        (
+            lambda: mre_lowshot.evaluate(tmp_path, tmp_path, profile="medpi"),
+            "--profile 'medpi': did you mean 'medpy'?",
+        ),
         (lambda: mre_lowshot.train("Synthetic", plans_name="Tiny", **options), "was trained already, or begun"),
         (lambda: mre_lowshot.predict(tmp_path, tmp_path / "out", level="3shot", **options), "no trained model in"),
         (lambda: mre_lowshot.evaluate(tmp_path / "nowhere", tmp_path), "nowhere: is not a folder"),
     ):
         with pytest.raises(UserError, match=words):
             attempt()
+
+
+def test_changes_may_be_numbers_lists_and_truth_values(run, tmp_path):
+    shutil.copytree(run.space.root / "raw", tmp_path / "raw")
+    changes = {"network.widths": [4, 8, 8], "recipe.optimizer.iterations": 7, "recipe.refinement.min_hu": False}
+    options = {"workspace": tmp_path, "device": "cpu", "preprocess": False}
+    plan = mre_lowshot.plan("900", plans_name="Typed", changes=changes, **options).plan
+    assert plan.network.widths == (4, 8, 8)
+    assert plan.recipe.optimizer.iterations == 7
+    assert plan.recipe.refinement.min_hu is False
+
+
+def test_a_change_that_other_decisions_follow_from_is_made_before_them(run, tmp_path):
+    shutil.copytree(run.space.root / "raw", tmp_path / "raw")
+    options = {"workspace": tmp_path, "device": "cpu", "preprocess": False}
+    plan = mre_lowshot.plan("900", plans_name="Unet", changes={"recipe.architecture": "unet"}, **options).plan
+    wanted = mre_lowshot.plan("900", plans_name="Baseline", recipe="unet_default", **options).plan
+    assert plan.network == wanted.network
+    assert plan.recipe.atlas.registration == "none"
+
+
+def test_cases_that_could_not_be_scored_are_named_by_fold(run):
+    summary, plan = {"failed_cases": {"a": "its label map is damaged"}}, run.planned.plan
+    results = tuple(FoldResult(fold, Path("model"), plan, 3, summary if fold else None) for fold in (0, 1))
+    assert TrainResult(Path("model"), results).failed == {"fold 1, a": "its label map is damaged"}
 
 
 def test_nothing_is_printed_and_messages_go_to_the_logger(run, tmp_path, caplog, capsys):

@@ -111,7 +111,7 @@ def test_z_scored_scans_are_not_corrected():
     scans[1]["channels"][0].update(percentile_00_5=-1.1, percentile_99_5=3.0)
     plan = planned(scans)
     assert not plan.preprocessing.bias_field
-    assert "intensities down to -37% of the maximum" in plan.reasons["bias_field"]
+    assert "the lowest intensities are -37% of the maximum" in plan.reasons["bias_field"]
 
 
 def test_the_bias_field_is_corrected_in_mri_of_a_body_or_a_head_only():
@@ -120,14 +120,20 @@ def test_the_bias_field_is_corrected_in_mri_of_a_body_or_a_head_only():
         (("T1", "t2 "), False, body, 0, "corrected (N4)"),
         (("MRI",), False, [[30, 150, 150]], 3, "corrected (N4)"),  # a thin slab of a body
         (("MRI",), False, body, -0.03, "corrected (N4)"),  # interpolated
-        (("CT",), False, body, -2, "CT is not MRI alone"),
-        (("MRI", "PET"), False, body, 0, "MRI, PET is not MRI alone"),
-        (("US",), False, body, 0, "US is not MRI alone"),
-        (("ADC",), False, body, 0, "ADC is not MRI alone"),  # a quantitative map
-        (("MRI",), True, body, 0, "have been preprocessed"),
-        (("MRI",), False, [[35, 50, 36]], 0, "in cut-outs of 50 x 36 x 35 mm"),
-        (("MRI",), False, [[400, 90, 80]], 0, "in cut-outs of 400 x 90 x 80 mm"),
-        (("MRI",), False, body, -0.25, "intensities down to -25% of the maximum, so they have been normalised"),
+        (("CT",), False, body, -2, "not all channels are MRI with bias field (CT)"),
+        (("MRI", "PET"), False, body, 0, "not all channels are MRI with bias field (MRI, PET)"),
+        (("US",), False, body, 0, "not all channels are MRI with bias field (US)"),
+        (("ADC",), False, body, 0, "not all channels are MRI with bias field (ADC)"),  # a quantitative map
+        (("MRI",), True, body, 0, "the background is constant, so the scans were preprocessed before"),
+        (("MRI",), False, [[35, 50, 36]], 0, "images of 50 x 36 x 35 mm are too small"),
+        (("MRI",), False, [[400, 90, 80]], 0, "images of 400 x 90 x 80 mm are too small"),
+        (
+            ("MRI",),
+            False,
+            body,
+            -0.25,
+            "the lowest intensities are -25% of the maximum, so the scans were normalised before",
+        ),
     ):
         wanted, reason = rules.bias_field_rule(channels, stripped, np.array(extents, float), lowest)
         assert words in reason

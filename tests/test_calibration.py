@@ -135,12 +135,12 @@ def test_a_scans_temperature_follows_its_quality_estimate_where_the_recipe_scale
     prepared = prepared_scan(np.zeros((1, *p.shape[1:]), np.float32))
     geometry = Geometry.from_json(prepared.geometry)
 
-    def temperature(quality: Quality, scaled: bool = True) -> float:
-        return RefinedScan("scan", p, quality, prepared.transform, geometry, scaled).temperature
+    def temperature(quality: Quality, scales_temperature: bool = True) -> float:
+        return RefinedScan("scan", p, quality, prepared.transform, geometry, scales_temperature).temperature
 
     partly, none = Quality("agreement", 0.7, {1: 0.7, 2: math.nan}), Quality("expected_dice", 0.0, {1: math.nan})
     assert temperature(partly) == find_temperature(p, 0.7) > 1
-    assert temperature(partly, scaled=False) == temperature(none) == 1
+    assert temperature(partly, scales_temperature=False) == temperature(none) == 1
 
 
 def test_scaling_overconfident_probabilities_reduces_the_calibration_error():

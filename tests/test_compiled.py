@@ -79,7 +79,7 @@ def differs(network, **_):
 @pytest.mark.parametrize(
     ("stand_in", "words"),
     [(refuses, "no compiler here"), (fails_at_first, "no compiler here"), (fails_later, "no compiler here"),
-     (differs, "of the labels agree with the network as it is, probabilities differ by")],
+     (differs, "of the labels agree with the uncompiled network, probabilities differ by")],
 )  # fmt: skip
 def test_any_failure_is_reported_once_and_the_prediction_is_that_of_the_uncompiled_networks(
     monkeypatch, stand_in, words

@@ -107,6 +107,7 @@ def test_fields_in_documents_exist():
         *dotted(NetworkConfig, "network"),
         *dotted(PreprocessingConfig, "preprocessing"),
     }
+
     def is_module(name):
         return (ROOT / "mre_lowshot" / name.replace(".", "/")).with_suffix(".py").is_file()
 

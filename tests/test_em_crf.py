@@ -159,7 +159,10 @@ def test_the_planner_doubles_the_em_weight_in_ct_and_for_lesions_in_volumes():
     wanted = RefinementConfig(em_weight=0.5, crf_weight=2)
     organs, lesions = ["background", "liver"], ["background", "necrosis", "edema"]
     assert refinement_rule(wanted, organs, is_2d=False, is_ct=False)[0] == wanted
-    for labels, is_ct, why in ((organs, True, "weight 1, CT"), (lesions, False, "weight 1, lesions")):
+    for labels, is_ct, why in (
+        (organs, True, "weight 1 (doubled for CT)"),
+        (lesions, False, "weight 1 (doubled for lesions)"),
+    ):
         chosen, reason = refinement_rule(wanted, labels, is_2d=False, is_ct=is_ct)
         assert (chosen.em_weight, chosen.crf_weight) == (1, 2)
         assert why in reason

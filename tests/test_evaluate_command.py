@@ -166,7 +166,7 @@ def test_ignore_label_from_dataset_json_and_flag(folders, capsys):
     save(gt / "a.nii.gz", np.where(organs() == 2, 14, organs()).astype(np.uint8))  # the spleen is not annotated
     given = describe(gt.parent, {"background": 0, **LABELS, "ignore": 14})
     assert main([str(gt), str(pred)]) == 0
-    assert "ignored where the reference has them: 14" in capsys.readouterr().out
+    assert "voxels with these reference labels are excluded: 14" in capsys.readouterr().out
     case = json.loads((pred / "summary.json").read_text())["metric_per_case"][0]["metrics"]
     assert (case["2"]["FP"], case["2"]["Dice"]) == (0, None)
     given.unlink()

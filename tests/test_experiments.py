@@ -230,7 +230,7 @@ def test_finished_rows_are_skipped_and_shared_between_tables(again, capsys):
     checkpoint = again.model("table2_e_2") / "fold_0/checkpoint_final.pth"
     before = checkpoint.stat().st_mtime_ns
     assert experiment(again, *RUN) == 0
-    assert capsys.readouterr().out.count("done before") == 4
+    assert capsys.readouterr().out.count("already complete") == 4
     assert checkpoint.stat().st_mtime_ns == before
     assert experiment(again, "table5", "--iterations", 2, "--print") == 0
     (line,) = [ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("adaptive")]
@@ -254,7 +254,7 @@ def test_an_interrupted_fold_is_continued(again, monkeypatch, capsys):
     capsys.readouterr()
     assert experiment(again, *RUN) == 0
     assert iterations(again.model("table2_a_2") / "fold_1") == [1, 2]
-    assert capsys.readouterr().out.count("done before") == 3
+    assert capsys.readouterr().out.count("already complete") == 3
 
 
 def test_candidates_on_a_cohort_of_each_dataset_are_reported_in_one_table(ran, tmp_path, capsys):
@@ -284,7 +284,7 @@ def test_candidates_on_a_cohort_of_each_dataset_are_reported_in_one_table(ran, t
         difference = scores[number]["no_dice"] - scores[number]["default"]
         assert f"{scores[number]['no_dice']:.4f} ({difference:+.4f}, n 1)" in line
     assert experiment(space, *chosen, "--print") == 0  # the saved splits hold the cohort
-    assert "done before" not in capsys.readouterr().out
+    assert "already complete" not in capsys.readouterr().out
 
 
 def test_a_candidate_of_another_length_keeps_its_ratio():
@@ -306,7 +306,7 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
         (("baselines", "--rows", "unet_spread"), "--base paper only"),
         (("table2", "--folds", "3"), "level 1shot has folds 0 to 2"),
         (("table2", "--folds", "-1"), "count from 0"),
-        (("table2", "--level", "3shot"), "no labelled scan to score on"),
+        (("table2", "--level", "3shot"), "--level 3shot: leaves no test scan"),
         (("table2", "--level", "shot"), "level 'shot'"),
         (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),
         (("table2", "--cohort", "develop"), "cohorts.json: is missing"),

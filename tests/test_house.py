@@ -231,3 +231,16 @@ except SystemExit as left:
 def test_every_command_module_is_a_command():
     shared = {"mre_lowshot.cli.common", "mre_lowshot.cli.console"}
     assert {m for m in MODULES if m.startswith("mre_lowshot.cli.")} - shared == set(COMMANDS.values())
+
+
+def test_only_the_commands_print():
+    """From Python, messages go to the logger or to the `log` that is given."""
+    found = []
+    for name, path in MODULES.items():
+        if ".cli." in name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                if not any(keyword.arg == "file" for keyword in node.keywords):
+                    found.append(f"{path}:{node.lineno}")
+    assert found == []

@@ -67,13 +67,13 @@ def test_a_class_is_a_single_component_only_if_the_ignored_voxels_cannot_be_anot
     label[1:6, 1:6, 1:6] = 1  # 125 voxels
     assert single_component_rule([label], 2) == (
         (1,),
-        "their largest component has at least 98% of them in every training scan",
+        "in every training scan the largest component has at least 98% of the class's voxels",
     )
     label[9, 9, 8:] = IGNORE  # 2 voxels: at most 1.6 % of the class
     assert single_component_rule([label], 2)[0] == (1,)
     label[9, 9, 7:] = IGNORE  # 3 voxels: 2.3 %
     assert single_component_rule([label], 2)[0] == ()
-    assert "ignored" in single_component_rule([label], 2)[1]
+    assert ", even if all ignored voxels were a second component" in single_component_rule([label], 2)[1]
 
 
 def test_patches_of_a_partly_annotated_scan_hold_annotated_voxels():
@@ -163,6 +163,6 @@ def test_a_partly_annotated_dataset_from_plan_to_scores(space, tmp_path, capsys)
     scored = ["-djfile", space.raw / "dataset.json", "-o", tmp_path / "scores"]
     # exit code 1: the training scan has no prediction
     assert command("evaluate", space.raw / "labelsTr", fold / "validation", *scored) == 1
-    assert "ignored where the reference has them: 9" in capsys.readouterr().out
+    assert "voxels with these reference labels are excluded: 9" in capsys.readouterr().out
     again = json.loads((tmp_path / "scores/summary.json").read_text())
     assert again["foreground_mean"] == pytest.approx(summary["foreground_mean"], nan_ok=True)

@@ -47,7 +47,7 @@ def plan(scheme="zscore", crop="none"):
 def test_values_far_outside_the_training_ranges_give_warnings(image, its_plan, words):
     if words is None:  # the training scans are stripped, this one has noise around the head
         image.array[np.isnan(image.array)] = np.random.default_rng(0).normal(size=int(np.isnan(image.array).sum()))
-        words = ["of it is constant background, the training scans are skull-stripped; strip it alike"]
+        words = ["of it is constant background, the training scans are skull-stripped; skull-strip this scan too"]
     warnings = differences_from_training(image, its_plan)
     assert len(warnings) == len(words)
     assert all(word in line for word, line in zip(words, warnings, strict=True))

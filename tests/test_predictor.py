@@ -4,6 +4,7 @@ by stage."""
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_prediction_lies_on_the_scans_grid(prediction, predictor, scan):
     assert prediction.labels.array.any()
     assert prediction.label_names == predictor.plan.labels
     assert prediction.warnings == ()
-    assert 0 <= prediction.quality.score < predictor.settings.config.reregister_below  # so it was registered again
+    assert 0 <= prediction.quality.score < 1
 
 
 @pytest.mark.parametrize("form", ["volume", "sitk", "array"])
@@ -129,7 +130,7 @@ def test_a_saved_prediction_is_read_back_unchanged(prediction, tmp_path):
         assert same(read_labels(tmp_path / name).array, prediction.labels.array.astype(np.int32))
     assert not list(tmp_path.glob("*.npz"))
     prediction.save(tmp_path / "new/out.nii.gz", probabilities=True)
-    with np.load(tmp_path / f"new/{NAME}.npz") as content:
+    with np.load(tmp_path / "new/out.npz") as content:
         assert content.files == ["probabilities"]
         saved = content["probabilities"]
     assert same(saved, prediction.probabilities)
@@ -166,7 +167,10 @@ SPACING = r"give three numbers above 0, \(z, y, x\) in mm"
         ((IMAGE, 1.0), rf"spacing 1\.0: {SPACING}"),
         ((IMAGE, "3 mm"), rf"spacing '3 mm': {SPACING}"),
         (("absent_0000.nii.gz",), r"absent_0000\.nii\.gz: the file is missing"),
-        ((np.ones((2, 4, 5, 6)), (1, 1, 1)), "the image has 2 channels, the plan 1; give the channels trained on"),
+        (
+            (np.ones((2, 4, 5, 6)), (1, 1, 1)),
+            r"case scan: the scan has 2 channel\(s\), the model takes 1 \(CT\)",
+        ),
         ((np.full((4, 5, 6), np.nan), (1, 1, 1)), "voxels are NaN or infinite; replace them"),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,
@@ -198,7 +202,7 @@ def test_a_model_or_option_that_does_not_exist_is_refused_with_the_fix(trained, 
     with pytest.raises(UserError, match=r"1shot: does not exist; give \.\.\./MRETrainer__MREPlans__1shot or a check"):
         Predictor.load(missing)
     missing.mkdir()
-    with pytest.raises(UserError, match=r"fold any is not trained \(trained: none\)"):
+    with pytest.raises(UserError, match=r"1shot: holds no trained fold \(fold_N/checkpoint_\*\.pth\)"):
         Predictor.load(missing)
     with pytest.raises(UserError, match=r"fold \[3\] is not trained \(trained: \[0\]\)"):
         Predictor.load(trained.model(), folds=[0, 3], device="cpu")
@@ -210,20 +214,82 @@ def test_a_model_or_option_that_does_not_exist_is_refused_with_the_fix(trained, 
         Predictor.load(trained.model(), device="cpu", step_size=1.5)
 
 
+def test_two_saved_scans_from_memory_do_not_overwrite_each_other(prediction, tmp_path):
+    for name in ("a", "b"):
+        replace(prediction, name="scan").save(tmp_path / f"{name}.nii.gz", probabilities=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "a.npz", "b.nii.gz", "b.npz"]
+
+
+def test_a_label_map_is_not_taken_for_a_scan(predictor, scan):
+    image = Volume.read(scan)
+    with pytest.raises(UserError, match=r"the scan has no channel\(s\), the model takes 1"):
+        predictor.predict(Volume(image.array[0], image.geometry))
+
+
+def test_an_array_off_its_grid_is_refused():
+    grid = Volume.from_array(IMAGE, (1, 1, 1)).geometry
+    for shape in ((1, 4, 5, 7), (4, 5), (1, 1, 4, 5, 6)):
+        with pytest.raises(UserError, match=r"on a grid of \(4, 5, 6\) voxels"):
+            Volume(np.zeros(shape, np.float32), grid)
+
+
+def test_warnings_reach_the_prediction_through_the_stages(predictor, scan):
+    image = Volume.read(scan)
+    wide = Volume.from_array(image.array, np.multiply(image.geometry.spacing, 4))
+    prepared = predictor.preprocess(wide, name="wide")
+    assert any(warning.startswith("spacing along z") for warning in prepared.warnings)
+    whole = Predictor.preprocess(predictor, image, name="scan")
+    output = predictor.run_network(predictor.register(replace(whole, warnings=prepared.warnings)))
+    assert predictor.export(predictor.refine(output)).warnings == prepared.warnings
+
+
+def test_refining_twice_gives_the_same(predictor, scan):
+    """The stage changes no array of its input, with or without labels to fuse."""
+    output = predictor.run_network(predictor.register(predictor.preprocess(Volume.read(scan), name="scan")))
+    for given in (output, replace(output, warped=None)):
+        posterior = given.posterior.copy()
+        first, second = predictor.refine(given), predictor.refine(given)
+        assert same(first.probabilities, second.probabilities)
+        assert same(given.posterior, posterior)
+
+
+def reregistering(predictor: Predictor) -> Predictor:
+    """Registers every scan deformably, and again."""
+    recipe = predictor.plan.recipe
+    deformable = replace(recipe, atlas=replace(recipe.atlas, registration="deformable"))
+    plans = tuple(replace(plan, recipe=deformable) for plan in predictor.model.plans)
+    predictor.model = replace(predictor.model, plans=plans)
+    config = replace(predictor.settings.config, reregister_below=1.0)
+    predictor.settings = replace(predictor.settings, config=config)
+    return predictor
+
+
+def test_an_uncertain_scan_is_registered_twice_again(trained, scan, monkeypatch):
+    predictor, register, again = reregistering(Predictor.load(trained.model(), device="cpu")), Predictor.register, []
+
+    def counted(self, prepared, *, previous=None):
+        again.append(previous is not None)
+        return register(self, prepared, previous=previous)
+
+    monkeypatch.setattr(Predictor, "register", counted)
+    assert predictor.predict(scan).labels.array.any()
+    assert again == [False, True, True]
+
+
 class WithoutReregistration(Predictor):
     """Every re-registration fails."""
 
-    def register(self, prepared, *, previous=None, warnings=()):
+    def register(self, prepared, *, previous=None):
         if previous is not None:
             raise UserError("cannot be registered")
-        return super().register(prepared, previous=previous, warnings=warnings)
+        return super().register(prepared, previous=previous)
 
 
 def test_messages_go_to_stderr_or_to_the_log_that_is_given(trained, scan, capsys):
     lines: list[str] = []
-    default = WithoutReregistration.load(trained.model(), device="cpu")
-    logged = WithoutReregistration.load(trained.model(), device="cpu", log=lines.append)
-    output = default.run_network(default.prepare_scan(Volume.read(scan), name=NAME))
+    default = reregistering(WithoutReregistration.load(trained.model(), device="cpu"))
+    logged = reregistering(WithoutReregistration.load(trained.model(), device="cpu", log=lines.append))
+    output = default.run_network(default.register(default.preprocess(Volume.read(scan), name=NAME)))
     posterior = output.posterior.copy()
     default.refine(output)
     message = "prediction-guided registration failed: the scan cannot be registered; keeping the previous registration"

@@ -103,7 +103,7 @@ def test_prediction_ranks_its_scans_and_evaluation_reports_how_well(trained, tmp
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores)
     assert {row["basis"] for row in rows} == {"agreement"}
-    assert f"least trusted, check these first: {rows[0]['case']} ({scores[0]:.2f})" in output
+    assert f"lowest quality scores, check these first: {rows[0]['case']} ({scores[0]:.2f})" in output
     assert command("evaluate", trained.raw / "labelsTr", out, "-djfile", trained.raw / "dataset.json") == 0
     output = capsys.readouterr().out
     assert "quality estimate" in output

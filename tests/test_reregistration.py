@@ -118,12 +118,12 @@ class Reregistering(Predictor):
 
     field: np.ndarray | None = None
 
-    def register(self, prepared, *, previous=None, warnings=()):
+    def register(self, prepared, *, previous=None):
         coordinates, probabilities = previous
         self.previous.append((coordinates[0], probabilities.copy()))
         if self.field is None:
             raise UserError("cannot be registered")
-        return RegisteredScan(prepared, [self.field], warnings)
+        return RegisteredScan(prepared, [self.field])
 
 
 def refined(field, below=1.0, weight=0.4, coordinates=True, size=(9, 13, 12), registration="deformable"):

@@ -78,7 +78,7 @@ def test_a_trained_fold_is_not_trained_again_by_accident(space, capsys):
     before = (space.model() / "fold_0/checkpoint_final.pth").read_bytes()
     assert space.train() == 2
     assert (
-        "was trained already, or begun; --c continues, --val only validates, --overwrite starts anew"
+        "was trained already, or begun; --c continues, --val only validates, --overwrite trains it again"
         in capsys.readouterr().err
     )
     assert (space.model() / "fold_0/checkpoint_final.pth").read_bytes() == before
@@ -98,7 +98,7 @@ def test_an_interrupted_training_can_predict_and_continue(space, monkeypatch, ca
     assert iterations(fold) == [1, 2]
     assert not (fold / "checkpoint_final.pth").exists()
     assert space.predict(space.raw / "imagesTr", space.root / "out", "-f", "1") == 0
-    assert "fold 1 is not fully trained (mre_train --c continues)" in capsys.readouterr().out
+    assert "training of fold 1 is not complete (mre_train --c continues)" in capsys.readouterr().out
     assert len(list((space.root / "out").glob("*.nii.gz"))) == 3
     assert space.train("--c", "--no_val", fold="1") == 0
     assert iterations(fold, "checkpoint_final.pth") == [1, 2, 3]
@@ -224,7 +224,7 @@ def test_one_annotated_case_can_be_trained_and_leaves_none_to_score(space, capsy
     output = capsys.readouterr().out
     assert "1 labelled scans, 2 without labels" in output
     assert "training on phantom_003" in output
-    assert "no other case to score" in output
+    assert "the fold has no test scan to score" in output
     assert not (space.model() / "fold_0/validation").exists()
     assert space.train(level="loo") == 2
     assert "phantom_003 is the only labelled case" in capsys.readouterr().err

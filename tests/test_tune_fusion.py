@@ -24,7 +24,7 @@ from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.grid import IGNORE
 from mre_lowshot.inference import checkpoint
-from mre_lowshot.inference.ensemble import ensemble_weights, needs_tuning
+from mre_lowshot.inference.ensemble import ensemble_refinement, needs_tuning
 from mre_lowshot.inference.models import load_model
 from mre_lowshot.refinement.fusion import ATLAS_FLOOR, fuse_posteriors
 from mre_lowshot.trainers import tune_fusion
@@ -108,7 +108,7 @@ def test_the_crf_is_used_unless_mirrored_scans_are_better_without(gain, crf, mon
     assert (tuned.atlas_weight, tuned.crf_weight) == (0.6, crf)
     assert f"crf_weight {crf:g} (recipe 2)" in tuned.reason
     fold = replace(plan.fold, atlas_weight=tuned.atlas_weight, crf_weight=tuned.crf_weight)
-    both = ensemble_weights([replace(plan, fold=fold), plan])
+    both = ensemble_refinement([replace(plan, fold=fold), plan])
     assert (both.atlas_weight, both.crf_weight) == (pytest.approx(0.5), (crf + 2) / 2)
 
 
@@ -128,8 +128,8 @@ def test_weights_are_tuned_once_and_only_on_unused_mirrored_scans():
 @given(st.lists(st.sampled_from([None, 0.0, 0.2, 0.5, 0.8]), min_size=1, max_size=4))
 def test_folds_are_averaged_and_the_recipe_replaces_missing_weights(found):
     plans = [mirrored(weight) for weight in found]
-    assert ensemble_weights(plans).atlas_weight == pytest.approx(np.mean([0.4 if w is None else w for w in found]))
-    assert ensemble_weights([replace(plan, fold=None) for plan in plans]).atlas_weight == pytest.approx(0.4)
+    assert ensemble_refinement(plans).atlas_weight == pytest.approx(np.mean([0.4 if w is None else w for w in found]))
+    assert ensemble_refinement([replace(plan, fold=None) for plan in plans]).atlas_weight == pytest.approx(0.4)
 
 
 @given(st.integers(0, 99), st.floats(0.05, 0.95), st.sampled_from([1, 1.5, 2]))

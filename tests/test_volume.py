@@ -281,7 +281,7 @@ def test_a_volume_is_made_of_an_array_or_a_simpleitk_image_and_given_back(tmp_pa
     assert same_grid(sitk.ReadImage(str(tmp_path / "a.nii.gz")), image)
     assert np.array_equal(Volume.read(tmp_path / "a.nii.gz", tmp_path / "a.nii.gz").array, np.stack([lps, lps]))
     colour = Volume.from_array(np.stack([lps, lps]), (1, 1, 1))
-    with pytest.raises(UserError, match="2 channels; save each channel to a file of its own"):
+    with pytest.raises(UserError, match="2 channels; save each channel to its own file"):
         colour.save(tmp_path / "b.nii.gz")
     with pytest.raises(UserError, match="2 channels has no single SimpleITK image"):
         colour.to_sitk()

@@ -46,7 +46,7 @@ class Processes:
 
     def all_gather(self, logits: Tensor) -> Tensor:
         """All processes' logits (B / count, K, *size) as those of the mini-batch, (B, K, *size), in its order; the
-        gradient goes to this process's own."""
+        gradient goes to this process's own logits."""
         if self.count == 1:
             return logits
         logits = (logits if logits.dtype == torch.float64 else logits.float()).contiguous()
@@ -87,7 +87,7 @@ class Processes:
                 f"--nproc_per_node); plan with --set recipe.sampling.batch_size={fitting}, "
                 "or start another number of processes"
             )
-        pooled = plan.network.pooled_norm and plan.network.norm == "batch"
+        pooled = plan.network.pooled_norm
         synchronised = plan.recipe.optimizer.sync_batch_norm and self.count > 1
         if self.count == batch > 1 and pooled and not synchronised:
             raise UserError(

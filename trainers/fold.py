@@ -29,6 +29,7 @@ from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
+from mre_lowshot.inference.sliding_window import log_to_stderr
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide_fold
 from mre_lowshot.preprocessing.prepare import REFERENCES
@@ -62,7 +63,7 @@ class FoldJob:
         device: to train on.
         seed: of weights and patches.
         processes: that train together.
-        overwritten: folds that the same run trains anew, whose results with an older plan are not kept.
+        overwritten: folds that the same run trains again, whose results with an older plan are not kept.
     """
 
     plan: Plan
@@ -108,7 +109,8 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     """
     if mode is TrainMode.NEW and job.has_checkpoint:
         raise UserError(
-            f"{job.folder}: was trained already, or begun; --c continues, --val only validates, --overwrite starts anew"
+            f"{job.folder}: was trained already, or begun; --c continues, --val only validates, --overwrite trains it "
+            "again"
         )
     cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
     loads = mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
@@ -158,7 +160,8 @@ def _with_saved(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
 
 
 def _take_folder(job: FoldJob, plan: Plan, *, overwrite: bool) -> None:
-    """Make the model's and the fold's folder this plan's; with ``overwrite`` delete what the fold holds."""
+    """Write the plan into the model's and the fold's folder, or refuse where they hold another plan's results; with
+    ``overwrite`` delete what the fold holds first."""
     model = job.folder.parent
     if overwrite:  # only now that all inputs were read
         gone = {job.folder.name, *(f"fold_{n}" for n in job.overwritten)}
@@ -197,6 +200,7 @@ def validate(
     folder: Path,
     *,
     on_case: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = log_to_stderr,
 ) -> dict[str, Any]:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
@@ -208,7 +212,7 @@ def validate(
     """
     plan = trainer.plan
     model = Model.of_fold(plan, trainer.inference_network, with_mirrored(trainer.atlases, plan), job.folder)
-    predictor = Predictor(model, device=job.device)
+    predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, calibration = [], {}, {}, Calibration()
     for name in names:
@@ -217,7 +221,8 @@ def validate(
         try:
             refined = predictor.refine(predictor.run_network(predictor.register(case)))
         except (UserError, NumericalError) as problem:  # the others are scored all the same
-            failed[name] = f"case {name}: {problem}"
+            text = str(problem)
+            failed[name] = text if text.startswith("case ") else f"case {name}: {text}"
             continue
         prediction = predictor.export(refined)
         qualities[name] = prediction.quality

@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 class OutOfMemoryPolicy:
     """How a training step is made to fit: as it is, with recomputed activations (the same numbers), and finally in
-    micro-batches, which change batch norm, N_k and OHEM and are warned about. What fits is kept for the next steps.
+    micro-batches, which change batch norm, N_k and OHEM and cause a warning. The mode that fits is kept for the next
+    steps.
 
     Args:
         network: that is trained.

@@ -20,8 +20,8 @@ MAX_SCANS = 3  # with more, there are enough atlases
 
 
 def left_right_dice(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
-    """For each training scan, Dice of each class (by name) between its labels and its mirror image's labels after
-    affine registration, where neither is ignored.
+    """For each training scan, Dice of each class (by name) between the scan's labels and the labels of its mirror image
+    after affine registration, where neither is ignored.
 
     A scan's entry is empty where this cannot be measured: the mirror image cannot be registered, or all of a class lies
     where the mirror image is ignored. The list is empty where the recipe uses no mirrored atlases, or there are more

@@ -133,7 +133,7 @@ class MRETrainer:
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
         self.training_log = TrainingLog(folder, writes=processes.first)
-        smallest = 2 if plan.network.image_level_norm else 1  # a norm needs two vectors
+        smallest = 2 if plan.network.pooled_norm else 1  # a norm needs two vectors
         self.memory = OutOfMemoryPolicy(self.network, recipe.sampling.batch_size, smallest, self.training_log.log)
         if processes.count > 1:
             self.training_log.log(processes.summary(plan))
@@ -144,7 +144,7 @@ class MRETrainer:
         return self.average.module if self.average is not None else self.network
 
     def fit(self, workers: int = 0, on_step: Callable[[MRETrainer], None] | None = None) -> None:
-        """Train from the present iteration to the recipe's last; ``on_step`` is called after each one.
+        """Train from the present iteration to the last one of the recipe; ``on_step`` is called after each iteration.
 
         Ctrl-C lets the present iteration finish (half an iteration would change the running statistics), saves
         ``checkpoint_latest.pth`` and is raised again; a second one stops immediately. At the end the fusion weights are
@@ -255,7 +255,7 @@ class MRETrainer:
         )
 
     def resume(self, saved: tuple[Plan, dict[str, Any]] | None = None) -> None:
-        """Continue from ``checkpoint_latest.pth``, or from ``saved``, what `checkpoint.load` gave.
+        """Continue from ``checkpoint_latest.pth``, or from ``saved``, the result of `checkpoint.load`.
 
         Raises:
             UserError: there is none, or it was trained with another plan.

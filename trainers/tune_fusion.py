@@ -50,8 +50,7 @@ def tune_weights(plan: Plan, network: nn.Module, atlases: Atlases, device: torch
         NumericalError: a probability is not finite.
     """
     recipe = plan.recipe.refinement
-    unmirrored = replace(plan, fold=plan.fold and replace(plan.fold, mirrored_atlases=False))
-    predictor = Predictor(Model.of_fold(unmirrored, network, atlases), device=device)
+    predictor = Predictor(Model.of_fold(plan, network, atlases), device=device)
     candidates = [
         replace(recipe, crf_weight=crf, atlas_weight=w) for crf in _crf_weights(recipe) for w in ATLAS_WEIGHTS
     ]

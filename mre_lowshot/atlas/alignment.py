@@ -24,7 +24,7 @@ from mre_lowshot.sampling import TrainingCase
 
 @dataclass(frozen=True)
 class PreviousPass:
-    """What a first registration and prediction of a scan gave, to guide the next registration.
+    """The results of a scan's first registration and prediction, which guide the next registration.
 
     Attributes:
         coordinates: (atlases * 3, *size).
@@ -43,7 +43,7 @@ class PreviousPass:
         return [None if maps is None else cls(maps, shares) for maps in coordinates]
 
     def of_each_atlas(self, atlases: int) -> list[PreviousPass]:
-        """The same for each of several atlases alone."""
+        """One record for each of several atlases, with the same class probabilities."""
         return [PreviousPass(part, self.shares) for part in np.split(self.coordinates, atlases)]
 
 
@@ -62,12 +62,12 @@ def align(
         image: (C, *size); channels are averaged, and large scans downsampled, for the registration.
         spacing: mm, one value per axis.
         plan: for the kind of registration.
-        previous: starts from this registration (its nearest affine transform), and matches the predicted classes to
-            the atlas's labels besides the image to the atlas's image.
+        previous: the registration starts from the affine transform nearest to the previous one, and matches the
+            predicted classes to the atlas's labels besides the image to the atlas's image.
 
     Returns:
-        Coordinates (atlases * 3, *size) of the scan's voxels in each atlas, each axis from -1 to 1 over it; None where
-        the plan registers nothing (the scan's own volume is the frame then).
+        Coordinates (atlases * 3, *size) of the scan's voxels in each atlas, each axis from -1 to 1 over the atlas; None
+        where the plan registers nothing (the scan's own volume is the frame then).
 
     Raises:
         UserError: the scan cannot be registered (too few slices, constant, no overlap).
@@ -83,7 +83,7 @@ def align(
         reason = str(problem).strip().splitlines()[-1]
         raise UserError(
             f"cannot be registered to a training scan ({reason}); if such scans are common, "
-            "plan with --set recipe.atlas.registration=none network.atlas_prior=false"
+            "plan with -p NAME --set recipe.atlas.registration=none network.atlas_prior=false"
         ) from None
 
 
@@ -128,7 +128,8 @@ def atlas_positions(atlas: Atlas, coordinates: np.ndarray, fixed: Any) -> np.nda
 def align_training_cases(
     cases: Sequence[TrainingCase], atlases: Atlases, *, plan: Plan, names: Sequence[str] = ()
 ) -> list[TrainingCase]:
-    """The training scans with their coordinates in every atlas; in itself a scan has its own.
+    """The training scans with their coordinates in every atlas; in the atlas made of the scan itself these are the
+    coordinates of its own voxels.
 
     Raises:
         UserError: one cannot be registered to another; ``names`` are given in the message.

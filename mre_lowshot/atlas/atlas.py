@@ -47,7 +47,7 @@ class Atlas:
 
     @classmethod
     def from_tensors(cls, data: dict[str, Any]) -> Atlas:
-        """The atlas that `to_tensors` gave."""
+        """The inverse of `to_tensors`."""
         image = data["image"].cpu().numpy().astype(np.float32)
         return cls(image, data["label"].cpu().numpy(), tuple(data["spacing"]))
 

@@ -28,7 +28,7 @@ def class_shares(label: np.ndarray, classes: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AtlasPrior:
-    """The atlases' label maps, sampled at coordinates (atlases * axes, *patch): each atlas at its own.
+    """The atlases' label maps, each sampled at its part of the coordinates (atlases * axes, *patch).
 
     Attributes:
         labels: the atlases' label maps (*size) int16. Ignored voxels have the same share of every class.

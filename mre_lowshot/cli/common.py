@@ -1,7 +1,8 @@
 """What every command shares: common options, errors on one line, exit codes.
 
-Exit codes: 0 done, 1 some cases failed, 2 wrong use. Only the standard library is imported here, so that ``-h``
-answers at once; commands import torch, SimpleITK and other heavy libraries inside functions.
+Exit codes: 0 done, 1 some cases failed or a training diverged, 2 wrong use, 130 interrupted. Only the standard library
+is imported here, so that ``-h`` answers at once; commands import torch, SimpleITK and other heavy libraries inside
+functions.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--cohort",
         metavar="NAME",
-        help="train and test on these cases only, e.g. seven as the paper; the level is then called LEVEL_NAME",
+        help="name of a list of cases; train and test on these only (the paper uses seven); the level is then called "
+        "LEVEL_NAME",
     )
     made.add_argument(
         "--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} (default: cohorts.json beside the plan)'

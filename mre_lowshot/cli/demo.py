@@ -1,4 +1,4 @@
-"""``mre_demo``: the whole path on a synthetic dataset, through the real commands, in minutes on a CPU."""
+"""``mre_demo``: the whole pipeline on a synthetic dataset, through the real commands, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_demo", "Try the whole pipeline on synthetic scans: no data needed.", EPILOG)
     made.add_argument("-o", type=Path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)")
     made.add_argument(
-        "--iterations", type=int, default=250, metavar="N", help="train this many (default: %(default)s, to be quick)"
+        "--iterations",
+        type=int,
+        default=250,
+        metavar="N",
+        help="number of training iterations (default: %(default)s, for a short demo)",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of subjects and training (default: %(default)s)")
     made.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
@@ -33,11 +37,11 @@ def _command(main: Callable[[Sequence[str] | None], int], name: str, arguments: 
     print(f"\n$ {shlex.join([name, *arguments])}", flush=True)
     code = main(arguments)
     if code:
-        raise UserError(f"{name} left with exit code {code}; the demo stops here")
+        raise UserError(f"{name} exited with code {code}; the demo stops here")
 
 
 def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
-    """Write the seven subjects; copy the six that are not trained on, and their references, to folders of their own."""
+    """Write the seven subjects; copy the six that are not trained on, and their references, to separate folders."""
     from mre_lowshot.data.synthetic import write_dataset
 
     raw = write_dataset(root / "raw", seed=seed)
@@ -56,9 +60,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     root: Path = options.o
     if root.exists() and any(root.iterdir()):
         if not options.overwrite:
-            raise UserError(f"{root}: is there and not empty; give another -o, or --overwrite to replace it")
+            raise UserError(f"{root}: exists and is not empty; give another -o, or --overwrite to replace it")
         if not (root / "raw" / "Dataset900_Synthetic").is_dir():
-            raise UserError(f"{root}: is no earlier demo, so it is not replaced; give another -o")
+            raise UserError(f"{root}: is not a demo folder, so it is not replaced; give another -o")
         shutil.rmtree(root)
 
     from mre_lowshot.cli import evaluate, plan, predict, train

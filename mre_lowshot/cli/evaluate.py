@@ -13,10 +13,10 @@ EPILOG = """Files are paired by case name; their formats may differ, their grids
 dataset.json: the given one, or one found in PRED, the folder above it, GT or the folder above that; without any,
 every value found in the label maps is evaluated.
 
-Profiles: default: HD95 is the larger of the two directed 95th percentiles; medpy: of both directions together, as
-MedPy's; mrbrains18: over in-plane edges, reference labels 9 and 10 left out; bus (2D images only): as default, and
-the measures of breast ultrasound: F1, averaged radial error (ARE), TP and FP as shares of the reference's area.
-2D images without a pixel size are measured in pixels.
+Profiles: default: HD95 is the larger of the two directed 95th percentiles; medpy: the 95th percentile of the distances
+of both directions together, as in MedPy; mrbrains18: HD95 between in-plane edges; voxels with reference label 9 or 10
+are excluded; bus (2D images only): as default, and the measures of breast ultrasound: F1, averaged radial error (ARE),
+TP_share and FP_share, fractions of the reference's area. 2D images without a pixel size are measured in pixels.
 
 Exit code: 0 all cases evaluated, 1 some were missing or refused, 2 wrong use."""
 
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ignore",
         metavar="N",
         type=int,
-        help="leave out voxels whose reference is N (default: dataset.json's 'ignore')",
+        help="exclude voxels whose reference label is N (default: dataset.json's 'ignore')",
     )
     return made
 

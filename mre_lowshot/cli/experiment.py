@@ -10,17 +10,17 @@ from mre_lowshot.errors import UserError
 
 EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, baselines, readings,
 candidates.
-Each row is a plan of its own (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table),
+Each row has its own plan (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table),
 trained and scored as by mre_train. Rows and folds that are done are skipped, an interrupted fold is continued.
 
 --base small: the paper's method (recipe paper_small) with the network that is planned for a CPU.
 --base paper: the paper's recipe at the paper's size; needs a GPU.
 Table candidates: the recipe default with parts removed, and candidates beyond it. Choose candidates on the development
-half of the scans (--cohort develop --cohorts benchmarks/dev_report_split.json) and report figures of the other half;
---iterations 300 screens. Several datasets after -d give a table each, and an overview.
+set (--cohort develop --cohorts benchmarks/dev_report_split.json) and report figures of the report set; --iterations 300
+is enough to screen candidates. Several datasets after -d give one table for each dataset, and an overview.
 
-Writes results/DatasetXXX_Name/experiments/TABLE__LEVEL_BASE/: results.json, results.csv, pairs.csv (a row per training
-and test scan), table.txt.
+Writes results/DatasetXXX_Name/experiments/TABLE__LEVEL_BASE/: results.json, results.csv, pairs.csv (one line for each
+combination of row, training scan and test scan), table.txt.
 
 Examples:
   mre_experiment --list
@@ -42,12 +42,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--level", default="1shot", help="1shot, 2shot, 3shot, ... (default: %(default)s)")
     common.add_cohort(made)
-    made.add_argument("--base", choices=("small", "paper"), default="small", help="size (default: %(default)s)")
     made.add_argument(
-        "--iterations", type=int, metavar="N", help="train all rows this long, in plans of their own (table2_a_N)"
+        "--base", choices=("small", "paper"), default="small", help="size of the network (default: %(default)s)"
+    )
+    made.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="number of iterations for all rows; they get separate plans (table2_a_N)",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
-    made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="data-loading processes (default: %(default)s, the training process loads)",
+    )
     made.add_argument("--reference", metavar="ROW", help="row to compare the others with (default: the table's)")
     made.add_argument(
         "--statistics", choices=("default", "paper"), default="default",

@@ -9,8 +9,8 @@ from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 
 EPILOG = """Writes, into preprocessed/DatasetXXX_Name/:
-  dataset_fingerprint.json   properties of the images (labels are not used); mre_fingerprint.json where nnU-Net's own
-                             is there
+  dataset_fingerprint.json   properties of the images (labels are not used); mre_fingerprint.json instead if nnU-Net
+                             has written its own dataset_fingerprint.json
   MREPlans.json              every decision with its reason; it may be edited by hand, then run this command again
                              with --keep_plan
   MREPlans/CASE.npz          the preprocessed cases
@@ -39,13 +39,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--recipe",
         default="default",
-        help="default; paper, paper_aug (with its augmentation) at the paper's size; paper_small, paper_aug_small at a "
-        "CPU's; or the U-Net baseline unet, unet_spread, unet_default (default: %(default)s)",
+        help="default; paper, or paper_aug (with the paper's augmentation), at the paper's size; paper_small, "
+        "paper_aug_small: the same at a size for a CPU; or the U-Net baseline unet, unet_spread, unet_default "
+        "(default: %(default)s)",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change fields of the plan, for example recipe.optimizer.iterations=1000, network.prototypes_per_class=1 "
-        "or network.dilations=paper (6, 12, 18; patch: shares of the patch's sides); needs a -p of its own",
+        "or network.dilations=paper (6, 12, 18) or =patch (fractions of the patch sides); give the changed plan its "
+        "own name with -p",
     )  # fmt: skip
     common.add_device(made)
     made.add_argument(

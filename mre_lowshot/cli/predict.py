@@ -11,11 +11,13 @@ from mre_lowshot.errors import UserError
 
 EPILOG = """Input: case_0000.nii.gz (case_0001.nii.gz ... for more channels); for a one-channel model plain case.nii.gz
 too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold three channels. Output: one label map per
-case, with the name and format of its input, on its grid. quality.csv ranks the scans, those to check first on top: a
-score between 0 and 1 per scan and label, the agreement of the network with the labels warped by registration (where
-scans are registered) or the Dice that the probabilities expect. It is not a Dice and has no pass mark: check scans from
-the top until they are right. (-num_parts: quality_part0.csv ...) Without a model named, the only trained one is used,
-or the newest; the choice is printed.
+case, with the name and format of its input, on its grid. If no model is named, the newest trained one is used; the
+choice is printed.
+
+quality.csv (with -num_parts quality_part0.csv ...) ranks the scans, those to check first on top, by a score between 0
+and 1 for each scan and label: the agreement of the network with the labels warped by registration (where scans are
+registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a
+segmentation acceptable: check the scans from the top of the list down, until the segmentations are correct.
 
 Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
 
@@ -25,23 +27,25 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-i", required=True, type=Path, metavar="DIR", help="folder with the scans (or one scan file)")
     made.add_argument("-o", required=True, type=Path, metavar="DIR", help="folder for the label maps")
     made.add_argument("-m", type=Path, metavar="PATH",
-                      help="model folder (.../MRETrainer__MREPlans__1shot), or a checkpoint file alone")  # fmt: skip
+                      help="model folder (.../MRETrainer__MREPlans__1shot), or one checkpoint file")  # fmt: skip
     made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
     made.add_argument("-p", metavar="NAME", help="name of its plan")
     made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
-    made.add_argument("-step_size", type=float, metavar="SHARE",
-                      help="overlap tiles: step as a share of the patch (default: the plan's tiling)")  # fmt: skip
+    made.add_argument("-step_size", type=float, metavar="FRACTION",
+                      help="distance of overlapping tiles, as fraction of the patch side (default: the plan's "
+                      "tiling)")  # fmt: skip
     made.add_argument("--centre", action="store_true", help="the paper's tiling: each voxel predicted once")
-    made.add_argument("--disable_tta", action="store_true", help="no mirrored views, even if the plan has them")
+    made.add_argument("--disable_tta", action="store_true", help="no test-time mirroring, even if the plan has it")
     made.add_argument("--precision", choices=("auto", "float32", "bf16"), default="float32",
-                      help="bf16: faster, rounded to 3 digits, used only if one tile agrees with float32; auto: where "
-                      "the device supports it natively (default: %(default)s)")  # fmt: skip
+                      help="bf16: faster, 3 significant digits; float32 is used if the first tile does not agree; "
+                      "auto: bf16 if the device supports it natively (default: %(default)s)")  # fmt: skip
     made.add_argument(
         "--compile",
         action="store_true",
-        help="run the network through torch.compile (on CUDA with CUDA graphs) where it works and agrees; "
-        "takes a minute or more first. Measured on a CPU: no faster. Not tried on a GPU",
+        help="run the network through torch.compile (on CUDA with CUDA graphs); compilation takes a minute or more; "
+        "the uncompiled network is used if compilation fails or the output differs. Measured on a CPU: no faster. Not "
+        "tried on a GPU",
     )
     made.add_argument("--overlays", action="store_true",
                       help="also draw overlays/CASE.png: slices with the labels' outlines")  # fmt: skip
@@ -50,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
                       "orientation")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map exists")
     made.add_argument("-num_parts", type=int, default=1, help="split the cases among this many runs")
-    made.add_argument("-part_id", type=int, default=0, help="which part this run does, from 0")
+    made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")
     common.add_device(made)
     common.add_workspace(made)
     return made

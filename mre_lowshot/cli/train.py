@@ -9,17 +9,17 @@ from mre_lowshot.cli import common
 
 EPILOG = """Levels: 1shot, 2shot, 3shot (any number), 5pct (percent of the annotated cases, at least one), loo (leave
 one out), all. Folds are saved in preprocessed/DatasetXXX_Name/splits_LEVEL.json. The cases of a fold that are not
-trained on are its test set, scored once with the final weights (nothing is chosen on them). A dataset with a single
+trained on are its test set, scored once with the final weights (no decision uses them). A dataset with a single
 annotated case can be trained too. A separate test set (imagesTs, labelsTs) is scored with mre_predict -i imagesTs and
-mre_evaluate labelsTs; --no_val then leaves the fold's other cases out.
+mre_evaluate labelsTs; add --no_val if the fold's other cases need no scores.
 
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
 plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json and quality.csv (the test scans,
-least trusted first).
+lowest quality score first).
 
 Ctrl-C leaves a usable checkpoint_latest.pth; --c continues from it.
-With two or three annotated scans: `loo all` leaves out each in turn and so measures such a training; `all fold0` then
-trains on all of them.
+With two or three annotated scans: `loo all` estimates the accuracy by leave-one-out; `all fold0` then trains on all of
+them.
 
 Several GPUs (or, with -device cpu, processes) train one fold together, each on its shard of every mini-batch:
   torchrun --standalone --nproc_per_node=2 -m mre_lowshot.cli.train BTCV 1shot fold0
@@ -37,11 +37,16 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--seed", type=int, help="seed of weights and patches (default: 0; with --c and --val, that of the training)"
     )
-    made.add_argument("--workers", type=int, default=0, help="loader processes (default: %(default)s: in this one)")
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="data-loading processes (default: %(default)s, the training process loads)",
+    )
     common.add_cohort(made)
     made.add_argument(
         "--deterministic", action="store_true",
-        help="the same weights in every run on the same GPU too, more slowly (on the CPU they always are)",
+        help="bit-identical weights in every run on the same GPU; slower (on the CPU this always holds)",
     )  # fmt: skip
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
@@ -56,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         dest="mode",
         const="overwrite",
-        help="start anew where the fold was trained before",
+        help="train the fold again and replace the earlier training",
     )
     made.set_defaults(mode="new")
     made.add_argument("--no_val", action="store_true", help="do not score the other cases afterwards")

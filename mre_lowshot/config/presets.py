@@ -58,8 +58,9 @@ DEFAULT = Recipe(
     inference=InferenceConfig(tiling="overlap", step=0.5),
 )
 
-# The paper's method at the size of a CPU: its loss (equation 5 with OHEM), uniform patches and centre tiles, nothing
-# beyond it; but the length and the learning rate of `default`, as its own would not converge in so few iterations.
+# The paper's method at a size for a CPU: the paper's loss (equation 5 with OHEM), uniform patches and centre tiles, and
+# no additions. The number of iterations and the learning rate are those of `default`, because with the paper's learning
+# rate so few iterations would not converge.
 PAPER_SMALL = replace(
     PAPER,
     name="paper_small",

@@ -130,10 +130,10 @@ class RefinementConfig:
     min_hu: bool = False  # CT: remove each class from voxels darker than its limit, derived from the training labels
     em_weight: float = 0.0  # exponent of the class intensity likelihoods estimated in the scan itself (one EM step)
     crf_weight: float = 0.0  # strength of the conditional random field's pairwise term
-    # A scan whose network and warped labels agree less than this (Dice) is registered again, guided by the
-    # prediction; 0: never.
+    # A scan with a quality score below this (Dice of the network's labels with the warped labels) is registered again,
+    # guided by the prediction; 0: never.
     reregister_below: float = 0.0
-    largest_component: bool = False  # keep the largest component of classes that are one in the training labels
+    largest_component: bool = False  # remove small components of classes that are one component in training labels
     temperature_scaling: bool = False  # saved probabilities are no more confident than the quality estimate
 
     def __post_init__(self) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.config.json import suggest
-from mre_lowshot.data.readers import READABLE_ENDINGS
+from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
 from mre_lowshot.data.readers import file_ending as ending_of
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
 
-COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # one such file may contain all channels (RGB)
 # Image formats that are not supported and are reported. Files with any other ending are skipped.
 FOREIGN_ENDINGS = (".dcm", ".dicom", ".ima", ".mgz", ".mgh", ".img", ".hdr", ".nhdr", ".mnc", ".par", ".gipl", ".vtk",
                    ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".mat", ".h5", ".bz2")  # fmt: skip
@@ -232,7 +231,7 @@ def validate_labels(labels: Any, where: str) -> dict[str, int]:
         if isinstance(value, list):
             raise UserError(
                 f"{where}: label {name!r} is the region {value}; region-based labels are not supported, give each "
-                "label one integer of its own"
+                "label its own integer"
             )
         if not _is_count(value):
             fix = "swap name and value" if str(name).isdigit() else "set it to an integer"

@@ -36,7 +36,7 @@ class Geometry:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Geometry:
-        """The geometry that `to_json` gave."""
+        """The inverse of `to_json`."""
         shape, spacing, origin, direction = (tuple(data[k]) for k in ("shape", "spacing", "origin", "direction"))
         return cls(shape, spacing, origin, direction, data["orientation"], data.get("dimensions", 3))
 

@@ -7,11 +7,12 @@ cases are test cases. Splits are seeded and saved to files that users may edit.
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 
+LOGGER = logging.getLogger("mre_lowshot")
 Split = dict[str, list[str]]  # {"train": [...], "val": [...]} as in nnU-Net
 DRAWS = 7  # repetitions of two- and three-shot in the paper
 _COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*$")
@@ -142,7 +144,13 @@ def with_cohort(level: str, name: str) -> str:
 
 
 def load_or_make(
-    folder: Path, level: str, names: Sequence[str], seed: int = 0, cohort: Sequence[str] | None = None
+    folder: Path,
+    level: str,
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    cohort: Sequence[str] | None = None,
+    log: Callable[[str], None] = LOGGER.warning,
 ) -> list[Split]:
     """Load and check the folds in ``splits_<level>.json``; make and save them if the file does not exist.
 
@@ -154,6 +162,7 @@ def load_or_make(
         names: the labelled cases.
         seed: of the random draws.
         cohort: use only these cases; an existing file must contain exactly these.
+        log: receives a note where the file leaves labelled cases out.
 
     Raises:
         UserError: as `make_splits`; or the file does not have nnU-Net's structure, contains unknown cases, has a case
@@ -171,7 +180,7 @@ def load_or_make(
             )
         left = set(names) - kept
         if left and "_" not in level:
-            print(f"note: {path.name} leaves out {_some(left)}; delete {path} to generate it again")
+            log(f"note: {path.name} leaves out {_some(left)}; delete {path} to generate it again")
         return splits
     base, _, name = level.partition("_")
     if name and cohort is None:

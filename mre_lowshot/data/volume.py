@@ -35,6 +35,14 @@ class Volume:
     geometry: Geometry
     path: Path | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        shape, grid = self.array.shape, tuple(self.geometry.shape)
+        if len(shape) not in (3, 4) or tuple(shape[-3:]) != grid:
+            raise UserError(
+                f"array of shape {shape} on a grid of {grid} voxels (z, y, x): an image is (C, D, H, W), a label map "
+                "(D, H, W), on the grid of its geometry"
+            )
+
     @classmethod
     def read(cls, *paths: str | Path) -> Volume:
         """Read a scan from its channel files in order, or from one colour image.
@@ -54,7 +62,9 @@ class Volume:
         array = np.asarray(array)
         array = array[None] if array.ndim == 3 else array
         if array.ndim != 4:
-            raise UserError(f"array of shape {array.shape}: an image is (D, H, W) or (C, D, H, W)")
+            raise UserError(
+                f"array of shape {array.shape}: an image is (D, H, W) or (C, D, H, W); for a 2D image give array[None]"
+            )
         try:
             sides = tuple(float(s) for s in spacing)
         except (TypeError, ValueError):
@@ -100,7 +110,7 @@ class Volume:
         array = self.array
         if array.ndim == 4:
             if len(array) != 1:
-                raise UserError(f"{path}: an image of {len(array)} channels; save each channel to a file of its own")
+                raise UserError(f"{path}: an image of {len(array)} channels; save each channel to its own file")
             array = array[0]
         write_volume(Path(path), array, self.geometry)
 

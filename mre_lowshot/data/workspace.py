@@ -36,10 +36,6 @@ class Workspace:
             roots[kind] = Path(given).expanduser() if given else base.expanduser() / kind
         return cls(**roots)
 
-    def describe(self) -> str:
-        """The three folders in one line."""
-        return f"raw {self.raw} | preprocessed {self.preprocessed} | results {self.results}"
-
     def find(self, name: str, kind: str) -> Path:
         """The folder of a dataset in the root folder ``kind`` (raw, preprocessed or results).
 

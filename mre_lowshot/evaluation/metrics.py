@@ -7,8 +7,8 @@ Definitions (profiles) of HD95:
 
 - ``default``: the larger of the two directed 95th percentiles between 6-connected surfaces (4-connected for a volume of
   one slice, all of which would otherwise be surface). Voxels at the image border are surface voxels.
-- ``medpy``: the 95th percentile of the distances of both directions pooled, as MedPy's ``hd95``. It does not detect
-  false positives that are small compared with the structure.
+- ``medpy``: the 95th percentile of the distances of both directions together, as in MedPy's ``hd95``. It does not
+  detect false positives that are small compared with the structure.
 - ``mrbrains18``: the evaluation of the MRBrainS18 challenge: in-plane edges (3x3 neighbourhood in the slice; the image
   border is not an edge), the larger directed percentile, and voxels with reference label 9 or 10 excluded from both
   maps.

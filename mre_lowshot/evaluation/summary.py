@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -99,6 +99,7 @@ def evaluate_folder(
     *,
     ignore_label: int | None = None,
     profile: str = "default",
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, Any]:
     """Evaluate every label map in ``prediction_dir`` against the reference with the same case name.
 
@@ -113,6 +114,7 @@ def evaluate_folder(
         labels: label name to value, without background.
         ignore_label: voxels with this reference label are excluded.
         profile: definition of HD95 (`evaluation.metrics`), or ``bus`` for breast ultrasound.
+        progress: wraps the sequence of case names.
 
     Returns:
         The summary, see `summarise`.
@@ -120,8 +122,6 @@ def evaluate_folder(
     Raises:
         UserError: a folder is missing or contains no label maps, or no case occurs in both.
     """
-    from tqdm import tqdm
-
     references, predictions = label_files(reference_dir), label_files(prediction_dir)
     common = [name for name in references if name in predictions]
     if not common:
@@ -134,7 +134,7 @@ def evaluate_folder(
     results: list[CaseResult] = []
     failed: dict[str, str] = {}
     unlisted: dict[str, list[int]] = {}
-    for name in tqdm(common, desc="evaluating", unit="case", disable=None, delay=2):
+    for name in progress(common):
         try:
             reference, prediction = _read_pair(name, references[name], predictions[name])
             metrics = _metrics(name, reference, prediction, labels, ignore_label, profile)

@@ -1,4 +1,4 @@
-"""Inference networks through torch.compile, on request: the same results or none, and never an aborted prediction.
+"""Inference networks through torch.compile, on request. Results stay the same, and a failure never aborts a prediction.
 
 Compiled code serves one shape only (number of tiles, and kept part), and compiling takes tens of seconds or more. So a
 shape is compiled once it has occurred often enough to occur again, and only a few shapes are: the others, such as the
@@ -114,7 +114,7 @@ class Compiled(nn.Module):
         for _ in range(WARM_UP if image.is_cuda else 1):
             self._compiled(image, coordinates, keep)
         self.compiler.seconds += time.monotonic() - begun
-        problem = compare_outputs(self._compiled, self.network, image, coordinates, keep, "the network as it is")
+        problem = compare_outputs(self._compiled, self.network, image, coordinates, keep, "the uncompiled network")
         if problem is not None:
             raise RuntimeError(problem)
         self.checked.add(shape)
@@ -131,6 +131,6 @@ class Compiled(nn.Module):
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong in one line: torch's compiler logs much more."""
+    """The error in one line: torch's compiler logs much more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Settings of several folds' models together: averages of what each fold decided, or what all agree on."""
+"""Settings for the models of several folds: averages of the folds' decisions, or the decisions that all folds share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mre_lowshot.refinement.pipeline import RefinementSettings
 def ensemble_settings(plans: Sequence[Plan], priors: Sequence[AtlasPrior | None]) -> RefinementSettings:
     """The refinement settings of several folds, from their plans and atlas priors."""
     return RefinementSettings(
-        config=ensemble_weights(plans),
+        config=ensemble_refinement(plans),
         min_hu=ensemble_hu_limits(plans),
         single_component=ensemble_single_component(plans),
         registrations=registrations_per_scan(priors),
     )
 
 
-def ensemble_weights(plans: Sequence[Plan]) -> RefinementConfig:
-    """The recipe's refinement with the means of the folds' tuned ``atlas_weight`` and ``crf_weight``; the recipe's
-    stands in for a fold without."""
+def ensemble_refinement(plans: Sequence[Plan]) -> RefinementConfig:
+    """The recipe's refinement with the means of the folds' tuned ``atlas_weight`` and ``crf_weight``; for a fold
+    without tuned weights those of the recipe count."""
     atlas, crf = (_mean_of(plans, name) for name in ("atlas_weight", "crf_weight"))
     return replace(plans[0].recipe.refinement, atlas_weight=atlas, crf_weight=crf)
 

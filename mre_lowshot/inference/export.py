@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.files import atomic_write
 from mre_lowshot.inference.quality import Quality
@@ -20,7 +21,7 @@ from mre_lowshot.refinement.components import keep_largest_component
 
 @dataclass(frozen=True)
 class RefinedScan:
-    """What the refine stage gives.
+    """Output of the refine stage.
 
     Attributes:
         name: of the case.
@@ -28,8 +29,8 @@ class RefinedScan:
         quality: estimate from the network and the first registration.
         transform: from the scan's own grid to the plan's.
         geometry: of the scan's file.
-        scaled: whether probabilities are scaled by a temperature (`calibrate`).
-        warnings: in which the scan differs from the training scans.
+        scales_temperature: whether probabilities are scaled by a temperature (`calibrate`).
+        warnings: differences between the scan and the training scans, one sentence each.
     """
 
     name: str
@@ -37,13 +38,13 @@ class RefinedScan:
     quality: Quality
     transform: GridTransform
     geometry: Geometry
-    scaled: bool = False
+    scales_temperature: bool = False
     warnings: tuple[str, ...] = ()
 
     @cached_property
     def temperature(self) -> float:
         """Of the scan, 1 where the recipe scales nothing (`refinement.calibration`)."""
-        if not self.scaled:
+        if not self.scales_temperature:
             return 1.0
         return find_temperature(self.probabilities, self.quality.score if self.quality.is_defined else float("nan"))
 
@@ -63,7 +64,7 @@ class Prediction:
         labels: label map (D, H, W) on the scan's own grid.
         quality: how far to trust it; ``quality.score`` ranks scans.
         label_names: name to value, background included.
-        warnings: in which the scan differs from the training scans.
+        warnings: differences between the scan and the training scans, one sentence each.
     """
 
     name: str
@@ -76,6 +77,10 @@ class Prediction:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Class probabilities (K, D, H, W) float32 on the scan's own grid, in LPS; computed when first used."""
+        return self._native_probabilities()
+
+    def _native_probabilities(self) -> np.ndarray:
+        """As `probabilities`, without keeping them."""
         if self.refined is None:
             raise ValueError("this prediction was made without its probabilities")
         refined = self.refined
@@ -83,7 +88,7 @@ class Prediction:
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> None:
         """Write the label map to ``path``, in the format of its ending; with ``probabilities`` also ``<name>.npz``
-        beside it, key ``probabilities``.
+        beside it (the name of ``path`` without its ending), key ``probabilities``.
 
         Raises:
             UserError: the ending is not a format written here.
@@ -91,8 +96,8 @@ class Prediction:
         path = Path(path)
         self.labels.save(path)
         if probabilities:
-            with atomic_write(path.parent / f"{self.name}.npz") as npz:
-                np.savez_compressed(npz, probabilities=self.probabilities)
+            with atomic_write(path.parent / f"{path.name.removesuffix(file_ending(path))}.npz") as npz:
+                np.savez_compressed(npz, probabilities=self._native_probabilities())
 
 
 def export_scan(

@@ -13,7 +13,7 @@ TOLERANCE = 1.5  # factor outside the planned scans' range from which a warning 
 
 
 def differences_from_training(image: Volume, plan: Plan) -> list[str]:
-    """In what the scan lies far outside the planned scans' ranges: spacing, extent, background, CT intensities."""
+    """Differences between the scan and the planned scans' ranges: spacing, extent, background, CT intensities."""
     warnings = []
     ranges, names = plan.training_ranges, ("z", "y", "x")
     spacing = np.asarray(image.geometry.spacing)
@@ -29,7 +29,8 @@ def differences_from_training(image: Volume, plan: Plan) -> list[str]:
         constant = 1 - float(foreground_mask(image.array).mean())
         if constant < CONSTANT_BACKGROUND_SHARE:
             warnings.append(
-                f"{constant:.0%} of it is constant background, the training scans are skull-stripped; strip it alike"
+                f"{constant:.0%} of it is constant background, the training scans are skull-stripped; skull-strip "
+                "this scan too"
             )
     for index, scheme in enumerate(plan.preprocessing.normalization):
         if scheme.scheme != "clip":

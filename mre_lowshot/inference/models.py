@@ -96,6 +96,10 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         return _loaded(folder, [single], device)
     trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
+    if not trained:
+        raise UserError(
+            f"model {folder}: holds no trained fold (fold_N/checkpoint_*.pth); give .../MRETrainer__MREPlans__1shot"
+        )
     missing = [fold for fold in wanted if fold not in trained]
     if missing or not wanted:
         raise UserError(

@@ -1,6 +1,6 @@
 """The predictor: a trained model, loaded once, that segments scans in six stages.
 
-read -> preprocess -> register -> network -> refine -> export. Each stage takes one record and gives one record. The
+read -> preprocess -> register -> network -> refine -> export. Each stage takes one record and returns one record. The
 command line, the validation after training and the tuning of fusion weights all use this class.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,22 +49,27 @@ MAX_REREGISTRATIONS = 2
 
 @dataclass(frozen=True)
 class RegisteredScan:
-    """What the register stage gives.
+    """Output of the register stage.
 
     Attributes:
         prepared: the preprocessed scan.
         coordinates: for each fold the voxels' coordinates in its atlases, or None.
-        warnings: in which the scan differs from the training scans.
     """
 
     prepared: PreparedCase
     coordinates: AtlasCoordinates
-    warnings: tuple[str, ...] = ()
+
+
+class PreviousPrediction(NamedTuple):
+    """What guides another registration: coordinates for each fold, and class probabilities (K, *size)."""
+
+    coordinates: AtlasCoordinates
+    probabilities: np.ndarray
 
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What the network stage gives.
+    """Output of the network stage.
 
     Attributes:
         scan: the registered scan.
@@ -91,14 +96,14 @@ class Outcome:
 
 
 class Predictor:
-    """Segments scans with a trained model (the average of its folds).
+    """Segments scans with a trained model (the average of its folds). Use it from one thread at a time.
 
     Args:
-        model: what `inference.models.load_model` gives.
+        model: from `inference.models.load_model`.
         device: to compute on.
         inference: tiling and test-time augmentation instead of the plan's.
         precision: ``float32``, ``bf16`` or ``auto`` (`SlidingWindow`).
-        compile: use torch.compile where it works and agrees (`SlidingWindow`).
+        compile: use torch.compile if it works and the output agrees (`SlidingWindow`).
         log: receives messages; by default they go to stderr.
     """
 
@@ -133,7 +138,7 @@ class Predictor:
         cls,
         path: str | Path,
         *,
-        folds: Sequence[int] | None = None,
+        folds: int | Sequence[int] | None = None,
         device: str = "auto",
         step_size: float | None = None,
         centre_tiles: bool = False,
@@ -149,18 +154,20 @@ class Predictor:
                 or a checkpoint file.
             folds: numbers of the folds to average; None: all that are trained.
             device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else the CPU).
-            step_size: overlapping tiles every such share of the patch, in (0, 1]; None: the plan's tiling.
+            step_size: distance of overlapping tiles, as a fraction of the patch side, in (0, 1]; None: the plan's
+                tiling.
             centre_tiles: the paper's tiling, which predicts each voxel once. Excludes ``step_size``.
-            mirroring: average mirrored views where the plan has them (test-time augmentation).
+            mirroring: test-time mirroring, if the plan has it.
             precision: ``float32``, ``bf16`` (used only if it agrees with float32), or ``auto``.
-            compile: use torch.compile where it works and agrees.
+            compile: use torch.compile if it works and the output agrees.
             log: receives messages; by default they go to stderr.
 
         Raises:
             UserError: no such model, fold or device, or an option out of range.
         """
+        inference_with(InferenceConfig(), step_size=step_size, centre_tiles=centre_tiles)  # refused before loading
         chosen = devices.resolve(device)
-        model = load_model(Path(path), folds, chosen)
+        model = load_model(Path(path), [folds] if isinstance(folds, int) else folds, chosen)
         inference = inference_with(
             model.plan.recipe.inference, step_size=step_size, centre_tiles=centre_tiles, mirroring=mirroring
         )
@@ -193,9 +200,9 @@ class Predictor:
             NumericalError: the network's output is not finite.
         """
         found, volume = read_scan(scan)
-        registered = self.prepare_scan(volume, name=name or found, crop=crop)
-        del volume  # the largest array, and no longer needed
-        return self.predict_prepared(registered, progress=progress)
+        prepared = self.preprocess(volume, name=name or found, crop=crop)
+        del volume, scan  # the largest array, and no longer needed
+        return self.predict_prepared(self.register(prepared), progress=progress)
 
     def predict_cases(self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None) -> Iterator[Outcome]:
         """Segment cases one by one. One that fails is named with its reason, and the others are predicted.
@@ -204,54 +211,50 @@ class Predictor:
         """
 
         def prepare(case: Case) -> RegisteredScan:
-            return self.prepare_scan(Volume.read(*case.images), name=case.name, crop=(crops or {}).get(case.name))
+            prepared = self.preprocess(Volume.read(*case.images), name=case.name, crop=(crops or {}).get(case.name))
+            return self.register(prepared)
 
         for case, get in prefetch(cases, prepare, ahead=self.device.type != "cpu"):
             try:
                 yield Outcome(case, self.predict_prepared(get()))
             except (UserError, NumericalError) as problem:
-                text = str(problem)
-                yield Outcome(case, problem=text if text.startswith("case ") else f"case {case.name}: {text}")
+                yield Outcome(case, problem=_with_case(case.name, problem))
 
     # The stages.
 
-    def prepare_scan(self, volume: Volume, *, name: str, crop: Box | None = None) -> RegisteredScan:
-        """The stages preprocess and register of a scan that was read; both run on the CPU.
-
-        Raises:
-            UserError: it does not fit the model, or cannot be registered.
-        """
-        warnings = tuple(differences_from_training(volume, self.plan))
-        return self.register(self.preprocess(volume, name=name, crop=crop), warnings=warnings)
-
     def preprocess(self, volume: Volume, *, name: str, crop: Box | None = None) -> PreparedCase:
-        """Crop, normalise and resample a scan according to the plan.
+        """Crop, normalise and resample a scan according to the plan. Runs on the CPU.
 
         Raises:
             UserError: it does not fit the model.
         """
-        return prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        channels = self.plan.channel_names
+        if volume.array.ndim != 4 or len(volume.array) != len(channels):
+            given = len(volume.array) if volume.array.ndim == 4 else "no"
+            raise UserError(
+                f"case {name}: the scan has {given} channel(s), the model takes {len(channels)} "
+                f"({', '.join(channels)}); give an image with one file or one array entry per channel"
+            )
+        warnings = tuple(differences_from_training(volume, self.plan))
+        return replace(prepare_case(name, volume, None, plan=self.plan, crop=crop), warnings=warnings)
 
-    def register(
-        self,
-        prepared: PreparedCase,
-        *,
-        previous: tuple[AtlasCoordinates, np.ndarray] | None = None,
-        warnings: tuple[str, ...] = (),
-    ) -> RegisteredScan:
-        """Register a preprocessed scan to each fold's atlases; with ``previous``, guided by these coordinates and
-        predicted class probabilities (K, *size).
+    def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
+        """Register a preprocessed scan to each fold's atlases, guided by a ``previous`` prediction where there is one.
+        Runs on the CPU.
 
         Raises:
             UserError: it cannot be registered.
         """
         image, spacing = prepared.image, prepared.transform.spacing
         passes = PreviousPass.each(*previous, spacing) if previous else [None] * len(self.model.atlases)
-        coordinates = [
-            align(atlases, image, spacing, plan=self.plan, previous=its)
-            for atlases, its in zip(self.model.atlases, passes, strict=True)
-        ]
-        return RegisteredScan(prepared, coordinates, warnings)
+        try:
+            coordinates = [
+                align(atlases, image, spacing, plan=self.plan, previous=of_fold)
+                for atlases, of_fold in zip(self.model.atlases, passes, strict=True)
+            ]
+        except UserError as problem:
+            raise UserError(_with_case(prepared.name, problem)) from None
+        return RegisteredScan(prepared, coordinates)
 
     def run_network(self, scan: RegisteredScan, *, progress: Progress | None = None) -> NetworkOutput:
         """The networks' posterior, and the labels warped from the atlases.
@@ -263,7 +266,10 @@ class Predictor:
         image = scan.prepared.image
         if self.plan.network.axes == 2:
             image = without_slice_axis(image)
-        posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
+        try:
+            posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
+        except NumericalError as problem:
+            raise NumericalError(_with_case(scan.prepared.name, problem)) from None
         return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped))
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
@@ -273,7 +279,7 @@ class Predictor:
         probabilities = refine(output.posterior, output.warped, image, self.settings)
         for _ in range(self._reregistrations(output)):
             try:
-                scan = self.register(scan.prepared, previous=(scan.coordinates, probabilities))
+                scan = self.register(scan.prepared, previous=PreviousPrediction(scan.coordinates, probabilities))
             except UserError as problem:
                 self.log(
                     f"prediction-guided registration failed: the scan {problem}; keeping the previous registration"
@@ -288,8 +294,8 @@ class Predictor:
             quality=output.quality,
             transform=prepared.transform,
             geometry=Geometry.from_json(prepared.geometry),
-            scaled=self.settings.config.temperature_scaling,
-            warnings=output.scan.warnings,
+            scales_temperature=self.settings.config.temperature_scaling,
+            warnings=prepared.warnings,
         )
 
     def export(self, refined: RefinedScan) -> Prediction:
@@ -326,10 +332,16 @@ class Predictor:
         return MAX_REREGISTRATIONS if output.quality.score < config.reregister_below else 0
 
 
+def _with_case(name: str, problem: Exception) -> str:
+    """The error's message, beginning with the case's name."""
+    text = str(problem)
+    return text if text.startswith("case ") else f"case {name}: {text}"
+
+
 def inference_with(
     config: InferenceConfig, *, step_size: float | None = None, centre_tiles: bool = False, mirroring: bool = True
 ) -> InferenceConfig:
-    """``config`` with the tiling and mirroring asked for at prediction.
+    """``config`` with the tiling and mirroring requested at prediction.
 
     Raises:
         UserError: both tilings, or a step out of range.

@@ -16,7 +16,7 @@ Prepared = TypeVar("Prepared")
 def prefetch(
     cases: Iterable[Case], prepare: Callable[[Case], Prepared], *, ahead: bool
 ) -> Iterator[tuple[Case, Callable[[], Prepared]]]:
-    """Each case with the call that gives it prepared (or raises).
+    """Yield each case and a function that returns it preprocessed (or raises).
 
     With ``ahead`` the next one is prepared in a thread meanwhile, so that a GPU need not wait; on the CPU the two would
     only compete for the cores.

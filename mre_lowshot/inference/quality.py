@@ -4,7 +4,7 @@ Two estimates per class, between 0 and 1:
 
 - ``agreement``: Dice between the network's own labels and the labels warped from the atlases. Their errors lie in
   different positions, so where they agree both are probably right. Only where scans are registered.
-- ``expected_dice``: the Dice that the predicted probabilities expect, where nothing is registered. It is too high, as a
+- ``expected_dice``: the expected Dice of the predicted probabilities, where nothing is registered. It is too high, as a
   network is overconfident on scans that differ from its training scan.
 
 Both rank scans; neither is the true Dice (mre_train and mre_evaluate print the correlation with it).
@@ -65,7 +65,7 @@ def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None) -> Qualit
 def write_qualities(
     folder: Path, qualities: Mapping[str, Quality], labels: Mapping[str, int], file: str = FILE
 ) -> Path:
-    """Write ``folder/<file>``: one row per scan, the least trusted first. Rows of other scans, from an earlier run into
+    """Write ``folder/<file>``: one row per scan, the lowest score first. Rows of other scans, from an earlier run into
     the folder, are kept. ``labels`` is name to value."""
     rows = read_rows(folder / file)
     numbers = {value: f"label_{label}" if label in OWN_COLUMNS else label for label, value in labels.items() if value}
@@ -98,6 +98,6 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
 
 
 def first_to_check(qualities: Mapping[str, Quality], most: int = 10) -> str:
-    """The least trusted scans with their scores, as text."""
+    """The scans with the lowest scores, with these scores, as text."""
     worst = sorted(qualities.items(), key=lambda item: (item[1].score, item[0]))[:most]
     return ", ".join(f"{name} ({quality.score:.2f})" for name, quality in worst)

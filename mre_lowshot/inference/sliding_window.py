@@ -60,7 +60,8 @@ class SlidingWindow:
         tile_batch: tiles computed at once; halved, with a message, when the device's memory does not hold them.
         precision: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device supports it natively; both only
             if a tile of the first scan agrees with float32, otherwise float32 is used, with a message.
-        compile: use torch.compile for the most frequent tiles if it works and agrees, otherwise not, with a message.
+        compile: use torch.compile for the most frequent tiles; if it fails or the output differs, the uncompiled
+            network is used, with a message.
         log: receives these messages.
     """
 

@@ -18,8 +18,8 @@ BISECTIONS = 8  # between the logarithms of 1 and MAX_TEMPERATURE: to 1 %
 
 
 def find_temperature(probabilities: np.ndarray, dice: float) -> float:
-    """The least temperature, from 1 to `MAX_TEMPERATURE`, at which class probabilities (K, *size) expect a Dice of at
-    most ``dice``, the scan's quality estimate (NaN: there is none, and the temperature is 1).
+    """The least temperature, from 1 to `MAX_TEMPERATURE`, at which the expected Dice of class probabilities
+    (K, *size) is at most ``dice``, the scan's quality estimate (NaN: there is none, and the temperature is 1).
 
     The expected Dice is that of `expected_dice` over the voxels in which a foreground class has a probability of
     `FOREGROUND_MIN`, its mean over the predicted classes. `MAX_TEMPERATURE` may leave more than ``dice``.

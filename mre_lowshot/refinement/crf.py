@@ -18,8 +18,8 @@ def crf_mean_field(probabilities: np.ndarray, image: np.ndarray, weight: float) 
 
     log q_k = log p_k + weight * sum over neighbours n of b_n q_k(n), with b = exp(-(x - x_n)^2 / (2 sigma^2)) and sigma
     `EDGE` times the median absolute difference of neighbours, so that borders move to the edges of the image. With
-    several channels the mean of the squares is taken. Only the bounding box of the voxels is computed in which a
-    foreground class has a probability of `FOREGROUND_MIN`.
+    several channels the mean of the squares is taken. Computed inside the bounding box of the voxels whose foreground
+    probability exceeds `FOREGROUND_MIN`.
 
     Args:
         probabilities: (K, *size).

@@ -1,3 +1,3 @@
-"""Which voxels the refinement works on."""
+"""The voxels that the refinement changes."""
 
 FOREGROUND_MIN = 0.02  # probability of any foreground class from which a voxel takes part

@@ -10,7 +10,7 @@ On the plan's grid (`refine`):
 On the scan's own grid (`inference.export`):
 
 5. Argmax of the probabilities, resampled class by class.
-6. `components`: only the largest component is kept of classes that are one in the training labels.
+6. `components`: small components are removed of classes that are a single component in the training labels.
 7. `calibration`: saved probabilities are scaled by a temperature. Labels do not depend on it.
 """
 
@@ -43,7 +43,7 @@ def refine(
     """Steps 1 to 4.
 
     Args:
-        posterior: the network's class probabilities (K, *size). Overwritten where there is nothing to fuse.
+        posterior: the network's class probabilities (K, *size).
         warped: class probabilities (K, *size) of the labels warped from the atlases; None: nothing was registered.
         image: the preprocessed scan (C, *size).
         settings: weights and limits.
@@ -53,6 +53,8 @@ def refine(
     """
     config = settings.config
     probabilities = fuse_posteriors(posterior, warped, config.atlas_weight, settings.registrations)
+    if probabilities is posterior:  # nothing to fuse; the next steps change their argument
+        probabilities = posterior.copy()
     apply_min_hu(probabilities, image, settings.min_hu)
     em_step(probabilities, image, config.em_weight)
     crf_mean_field(probabilities, image, config.crf_weight)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import validate_labels
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.evaluation.metrics import MRBRAINS18_IGNORED
+from mre_lowshot.evaluation.metrics import MRBRAINS18_IGNORED, PROFILES
 from mre_lowshot.evaluation.summary import (
     evaluate_folder,
     format_table,
@@ -24,10 +26,12 @@ from mre_lowshot.files import read_json
 from mre_lowshot.inference.quality import read_rows
 from mre_lowshot.workflows.reporting import Reporter
 
+EVALUATION_PROFILES = (*PROFILES, "bus")
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` gives.
+    """Result of `evaluate`.
 
     Attributes:
         summary: content of summary.json.
@@ -66,7 +70,7 @@ def evaluate(
         dataset_json: lists the labels; None: one found in or above the two folders, else every value found.
         output: folder for the summary; None: ``prediction``.
         profile: ``default``, ``medpy``, ``mrbrains18`` or ``bus`` (`evaluation.metrics`).
-        ignore: voxels of this reference value are left out; None: the ``ignore`` label of dataset.json.
+        ignore: voxels with this reference label are excluded; None: the ``ignore`` label of dataset.json.
         reporter: receives progress and messages.
 
     Raises:
@@ -74,13 +78,22 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     reference, prediction = Path(reference), Path(prediction)
+    if profile not in EVALUATION_PROFILES:
+        raise UserError(f"--profile {profile!r}: {suggest(profile, EVALUATION_PROFILES)}")
     out = Path(output) if output else prediction
     if out.suffix == ".json":
         raise UserError(f"-o {out}: give a folder, not a file; summary.json and summary.csv are written into it")
     for folder in (reference, prediction):
         label_files(folder)  # a wrong folder is refused first
     labels, ignored = _labels(reference, prediction, dataset_json, profile, ignore, reporter)
-    summary = evaluate_folder(reference, prediction, labels, ignore_label=ignored, profile=profile)
+    summary = evaluate_folder(
+        reference,
+        prediction,
+        labels,
+        ignore_label=ignored,
+        profile=profile,
+        progress=partial(reporter.iterate, description="evaluate", unit="case"),
+    )
     try:
         written = write_summary(summary, out)
     except OSError as problem:
@@ -141,7 +154,7 @@ def _labels(
     if profile == "mrbrains18":
         ignored |= set(MRBRAINS18_IGNORED)
     if ignored:
-        reporter.info(f"ignored where the reference has them: {', '.join(map(str, sorted(ignored)))}")
+        reporter.info(f"voxels with these reference labels are excluded: {', '.join(map(str, sorted(ignored)))}")
     labels = {name: value for name, value in labels.items() if value not in ignored}
     if not labels:
         raise UserError(f"no label to evaluate in {reference} and {prediction}; give -djfile")

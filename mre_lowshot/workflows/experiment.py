@@ -9,14 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mre_lowshot import devices
-from mre_lowshot.config import Plan
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.paper_datasets import groups_of
-from mre_lowshot.data.splits import Split, load_or_make, parse_level, read_cohort, with_cohort
+from mre_lowshot.data.splits import load_or_make, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
@@ -45,7 +42,7 @@ from mre_lowshot.workflows.train import training_progress
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What `experiment` gives: the rows' results by dataset, the text printed, and how many scans failed."""
+    """Result of `experiment`: the rows' results by dataset, the text printed, and how many scans failed."""
 
     rows: dict[str, list[RowResult]]
     text: str
@@ -54,7 +51,7 @@ class ExperimentResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all rows and datasets of an experiment share."""
+    """The settings that all rows and datasets of an experiment share."""
 
     table: Table
     rows: Sequence[Row]  # chosen
@@ -66,7 +63,7 @@ class _Run:
     cohort: str | None
     cohorts_file: Path | None
     workers: int
-    device: torch.device
+    device: str
     space: Workspace
     reporter: Reporter
 
@@ -87,7 +84,7 @@ def experiment(
     only_print: bool = False,
     workers: int = 0,
     cohort: str | None = None,
-    cohorts_file: Path | None = None,
+    cohorts_file: str | Path | None = None,
     device: str = "auto",
     workspace: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -103,13 +100,13 @@ def experiment(
         folds: numbers; None: 0, 1 and 2 (with ``only_print``: all that exist).
         level: as in training.
         base: the small network, or the paper's size.
-        iterations: of all rows, in plans of their own; None: the recipes'.
+        iterations: of all rows, which get separate plans; None: the recipes'.
         seed: of weights and patches.
         reference: name of the row to compare with; None: the table's.
         statistics: ``default`` (sign-flip permutation, Holm) or ``paper`` (paired t, Bonferroni).
         labels: to score; ``["paper"]``: those that the paper scores in its two datasets; None: all.
         only_print: train nothing.
-        workers: loader processes.
+        workers: data-loading processes; 0: this process loads.
         cohort, cohorts_file: name of a cohort of cases, and its file.
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/.
@@ -135,9 +132,9 @@ def experiment(
         statistics=statistics,
         folds=folds,
         cohort=cohort,
-        cohorts_file=cohorts_file,
+        cohorts_file=Path(cohorts_file) if cohorts_file else None,
         workers=workers,
-        device=devices.resolve(device),
+        device=device,
         space=Workspace.resolve(workspace),
         reporter=reporter or Reporter(),
     )
@@ -164,7 +161,8 @@ def _chosen_rows(table: Table, names: Sequence[str] | None, base: Base) -> list[
 
 def _run_rows(run: _Run, dataset: Dataset) -> int:
     """Plan, preprocess, train and score all rows; the number of scans that failed."""
-    planned_for = Device(run.device.type, devices.memory_gb(run.device))
+    device = devices.resolve(run.device)
+    planned_for = Device(device.type, devices.memory_gb(device))
     folder = run.space.preprocessed / dataset.name
     _, fingerprint = verified_dataset(dataset.folder, run.reporter)
     write_fingerprint(folder, fingerprint)
@@ -173,45 +171,54 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
     if run.cohort:
         cohort = read_cohort(run.cohorts_file or folder / "cohorts.json", dataset.name, run.cohort)
     level = run.setting.level
-    splits = load_or_make(folder, level, [case.name for case in dataset.labelled], cohort=cohort)
+    splits = load_or_make(folder, level, [case.name for case in dataset.labelled], cohort=cohort, log=run.reporter.info)
     folds = run.folds or [n for n in (0, 1, 2) if n < len(splits)]
     if max(folds) >= len(splits):
         raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
     if not all(splits[n]["val"] for n in folds):
-        raise UserError(f"--level {level}: leaves no labelled scan to score on; annotate more, or use fewer")
+        raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
     failed = 0
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
     for row, plan in zip(run.rows, plans, strict=True):
         write_plan(plan, folder)
         prepare_row(plan, dataset, folder, bar)
         for fold in folds:
-            failed += _run_fold(run, row, plan, fold, splits[fold], folder)
+            job = FoldJob(
+                plan,
+                level,
+                fold,
+                splits[fold],
+                prepared=folder,
+                results=run.space.results,
+                device=device,
+                seed=run.setting.seed,
+            )
+            failed += _run_fold(run, row, job)
     return failed
 
 
-def _run_fold(run: _Run, row: Row, plan: Plan, fold: int, split: Split, folder: Path) -> int:
-    job = FoldJob(
-        plan,
-        run.setting.level,
-        fold,
-        split,
-        prepared=folder,
-        results=run.space.results,
-        device=run.device,
-        seed=run.setting.seed,
-    )
-    title = f"row {row.name} ({row.label}), fold {fold}"
+def _run_fold(run: _Run, row: Row, job: FoldJob) -> int:
+    """Train and score one fold of a row; the number of scans that failed."""
+    split = job.split
+    title = f"row {row.name} ({row.label}), fold {job.fold}"
     if is_done(job):
         failed = len(read_json(summary_path_of(job), "summary of a fold")["failed_cases"])
-        run.reporter.info(f"{title}: done before" + (f", {failed} scans could not be scored" if failed else ""))
+        run.reporter.info(f"{title}: already complete" + (f", {failed} scans could not be scored" if failed else ""))
         return failed
     begun = time.monotonic()
     progress: Callable[..., Any] = partial(
-        training_progress, job, reporter=run.reporter, title=f"{row.name}, fold {fold}"
+        training_progress, job, reporter=run.reporter, title=f"{row.name}, fold {job.fold}"
     )
     trainer = train_fold(job, workers=run.workers, progress=progress)
     with run.reporter.bar(len(split["val"]), description="validate", unit="scan") as bar:
-        summary = validate(job, trainer, split["val"], job.folder / "validation", on_case=lambda _: bar.update())
+        summary = validate(
+            job,
+            trainer,
+            split["val"],
+            job.folder / "validation",
+            on_case=lambda _: bar.update(),
+            log=run.reporter.warning,
+        )
     mean, seconds = summary["foreground_mean"], time.monotonic() - begun
     run.reporter.info(f"{title}: Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, {seconds:.0f} s")
     for reason in summary["failed_cases"].values():
@@ -223,7 +230,7 @@ def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[
     """The labels to score (None: all); ``["paper"]`` stands for those that the paper scores.
 
     Raises:
-        UserError: one is not among ``known``, or ``paper`` is asked for another dataset than the paper's.
+        UserError: one is not among ``known``, or ``paper`` is requested for another dataset than the paper's.
     """
     if wanted is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_json
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
 from mre_lowshot.planners.hardware import Device
-from mre_lowshot.planners.planner import facts_of, make_plan, with_changes
+from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
 from mre_lowshot.planners.rules import hu_rule
 from mre_lowshot.preprocessing.prepare import prepare_dataset
 from mre_lowshot.workflows.reporting import Reporter
@@ -30,7 +31,7 @@ DEFAULT_NAME = "MREPlans"
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What `plan` gives.
+    """Result of `plan`.
 
     Attributes:
         plan: the plan.
@@ -52,7 +53,7 @@ def plan(
     *,
     plans_name: str = DEFAULT_NAME,
     recipe: str = "default",
-    changes: Mapping[str, str] | None = None,
+    changes: Mapping[str, Any] | None = None,
     keep_plan: bool = False,
     overwrite: bool = False,
     preprocess: bool = True,
@@ -67,7 +68,7 @@ def plan(
         dataset: id (17), name (BTCV), full name or path.
         plans_name: name of the plan.
         recipe: name of a preset (`config.presets`).
-        changes: fields of the plan to change, as ``{"recipe.optimizer.iterations": "1000"}``; needs a ``plans_name``.
+        changes: fields of the plan to change, as ``{"recipe.optimizer.iterations": 1000}``; needs a ``plans_name``.
         keep_plan: use the existing plan, perhaps edited by hand.
         overwrite: replace an existing plan that differs.
         preprocess: write the preprocessed cases too.
@@ -80,12 +81,12 @@ def plan(
         UserError: an option, the dataset or a file of it is wrong; all problems of a dataset are listed at once.
     """
     reporter = reporter or Reporter()
-    changes = dict(changes or {})
+    changes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
     _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb)
     space = Workspace.resolve(workspace)
     raw = space.find(str(dataset), "raw")
     folder = space.preprocessed / raw.name
-    reporter.info(f"{raw.name}: from {raw} to {folder}")
+    reporter.info(f"{raw.name}: raw data in {raw}, output in {folder}")
     found, fingerprint = verified_dataset(raw, reporter)
     write_fingerprint(folder, fingerprint)
     path = folder / f"{plans_name}.json"
@@ -95,8 +96,10 @@ def plan(
     else:
         target = devices.resolve(device)
         planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
-        made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=recipe, plans_name=plans_name)
-        made = with_changes(made, changes)
+        first, rest = split_changes(changes)
+        chosen = preset_with(recipe, first)
+        made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
+        made = with_changes(made, rest)
         _write_plan(made, path, overwrite=overwrite)
     _report_plan(made, path, found, reporter)
     notes: tuple[str, ...] = ()
@@ -137,14 +140,15 @@ def _check_options(
     plans_name: str, changes: Mapping[str, str], *, keep_plan: bool, overwrite: bool, memory_gb: float | None
 ) -> None:
     if changes and plans_name == DEFAULT_NAME:
-        raise UserError("--set changes the plan, so it needs a name of its own: add -p NAME (not MREPlans)")
+        raise UserError("--set makes another plan; give it its own name with -p NAME (not MREPlans)")
     if keep_plan and (changes or overwrite):
         raise UserError("--keep_plan uses the existing plan; leave out --set and --overwrite")
     if memory_gb is not None and memory_gb <= 0:
         raise UserError(f"--memory {memory_gb}: must be above 0 (GB)")
     if not plans_name.replace("_", "").replace("-", "").isalnum() or "__" in f"_{plans_name}_":
         raise UserError(
-            f"-p {plans_name!r}: use letters, digits, - and _ only, no _ first, last or doubled (it names folders)"
+            f"-p {plans_name!r}: use letters, digits, - and _ only, and no leading, trailing or double _ "
+            "(the name is part of folder names)"
         )
 
 
@@ -160,7 +164,8 @@ def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:
     for key, value in current.items():
         if getattr(plan, key) != value:
             raise UserError(
-                f"{path}: {key} is {getattr(plan, key)!r}, the dataset's {value!r}; edit it, or plan anew (--overwrite)"
+                f"{path}: {key} is {getattr(plan, key)!r}, the dataset's {value!r}; edit it, or plan again with "
+                "--overwrite instead of --keep_plan"
             )
 
 
@@ -170,8 +175,8 @@ def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
     if existing != plan:
         why = first_difference(existing, plan)
         raise UserError(
-            f"{path}: already exists and differs from the new plan ({why}: edited by hand, other options, or other "
-            "scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
+            f"{path}: already exists and differs from the new plan ({why}; possible causes: edited by hand, "
+            "other options, other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
         )
     write_json(path, to_json(plan))
 

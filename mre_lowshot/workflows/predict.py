@@ -12,7 +12,7 @@ from mre_lowshot.data.splits import parse_fold, parse_level
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.models import find_folder
-from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
 from mre_lowshot.inference.sliding_window import Precision
 from mre_lowshot.preprocessing.prepare import read_crops
@@ -22,7 +22,7 @@ from mre_lowshot.workflows.reporting import Reporter
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What `predict` gives.
+    """Result of `predict`.
 
     Attributes:
         folder: with the label maps and quality.csv.
@@ -42,7 +42,7 @@ def predict(
     output: str | Path,
     *,
     model: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | int | None = None,
     level: str | None = None,
     plans_name: str | None = None,
     folds: Sequence[int | str] | None = None,
@@ -73,7 +73,7 @@ def predict(
         overlays: also draw overlays/CASE.png.
         save_probabilities: also write CASE.npz.
         continue_prediction: skip cases whose label map exists.
-        num_parts, part_id: split the cases among several runs, and which part this run does, from 0.
+        num_parts, part_id: split the cases among several runs, and number of the part that this run predicts, from 0.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
 
@@ -82,6 +82,8 @@ def predict(
     """
     reporter = reporter or Reporter()
     inputs, output = Path(inputs), Path(output)
+    if model is not None and (dataset or level or plans_name):
+        raise UserError("-m names the model folder itself; leave out -d, -c and -p")
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id)
     folder, how = _find_model(model, dataset, level, plans_name, workspace)
     predictor = Predictor.load(
@@ -104,38 +106,53 @@ def predict(
     done = {name: path for name, path in files.items() if continue_prediction and path.is_file()}
     if unrated := sorted(set(done) - set(rated)):
         reporter.info(
-            f"note: {quality_file} has no row for {', '.join(unrated)}: to rate them, remove their label maps"
+            f"note: {quality_file} has no quality score for {', '.join(unrated)}; to get one, delete their label maps "
+            "and predict them again"
         )
     todo = [case for case in cases if case.name not in done]
     crops = read_crops(inputs) if inputs.is_dir() else {}
     qualities = {}
     with reporter.bar(len(todo), description="predict", unit="scan") as bar:
         for outcome in predictor.predict_cases(todo, crops=crops):
-            prediction, name, problem = outcome.prediction, outcome.case.name, outcome.problem
-            try:
-                if prediction is not None:
-                    prediction.save(files[name], probabilities=save_probabilities)
-            except UserError as refused:  # its format cannot hold the label map
-                problem = f"case {name}: {refused}"
-            if prediction is None or problem:
+            name = outcome.case.name
+            if problem := outcome.problem or _save(outcome, files[name], save_probabilities=save_probabilities):
                 problems.append(problem)
-            else:
-                done[name], qualities[name] = files[name], prediction.quality
+            elif outcome.prediction is not None:
+                done[name], qualities[name] = files[name], outcome.prediction.quality
                 # written after each scan, so that an interrupted run has a row for each label map
-                write_qualities(output, {name: prediction.quality}, prediction.label_names, quality_file)
+                write_qualities(output, {name: qualities[name]}, predictor.plan.labels, quality_file)
                 if overlays:
-                    title = f"{name}: quality score {prediction.quality.score:.2f}"
-                    picture = output / "overlays" / f"{name}.png"
-                    draw_case(picture, outcome.case.images, files[name], labels=prediction.label_names, title=title)
-                for warning in prediction.warnings:
+                    _draw(outcome, files[name])
+                for warning in outcome.prediction.warnings:
                     reporter.warning(f"warning: case {name}: {warning}")
+            del outcome  # its probabilities are large; free them before the next scan is segmented
             bar.update()
     if qualities:
-        reporter.info(f"least trusted, check these first: {first_to_check(qualities)}; all in {output / quality_file}")
+        first = first_to_check(qualities)
+        reporter.info(f"lowest quality scores, check these first: {first}; all scores in {output / quality_file}")
     for text in problems:
         reporter.warning(f"failed: {text}")
     reporter.info(f"{len(done)} of {len(done) + len(problems)} scans segmented, label maps in {output}")
     return PredictResult(output, done, qualities, tuple(problems))
+
+
+def _save(outcome: Outcome, path: Path, *, save_probabilities: bool) -> str:
+    """Write the label map of a predicted case; the problem, if its format cannot hold it."""
+    if outcome.prediction is not None:
+        try:
+            outcome.prediction.save(path, probabilities=save_probabilities)
+        except UserError as problem:
+            return f"case {outcome.case.name}: {problem}"
+    return ""
+
+
+def _draw(outcome: Outcome, path: Path) -> None:
+    """Draw overlays/CASE.png beside the label map."""
+    if outcome.prediction is None:
+        return
+    name, labels = outcome.case.name, outcome.prediction.label_names
+    title = f"{name}: quality score {outcome.prediction.quality.score:.2f}"
+    draw_case(path.parent / "overlays" / f"{name}.png", outcome.case.images, path, labels=labels, title=title)
 
 
 def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int) -> None:
@@ -151,7 +168,7 @@ def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int) 
 
 def _find_model(
     model: str | Path | None,
-    dataset: str | None,
+    dataset: str | int | None,
     level: str | None,
     plans_name: str | None,
     workspace: str | Path | None,
@@ -159,9 +176,9 @@ def _find_model(
     """The model's folder or file, and how it was chosen."""
     if model is None:
         results = Workspace.resolve(workspace).results
-        return find_folder(results, dataset, parse_level(level) if level else None, plans_name)
-    if dataset or level or plans_name:
-        raise UserError("-m names the model folder itself; leave out -d, -c and -p")
+        return find_folder(
+            results, str(dataset) if dataset is not None else None, parse_level(level) if level else None, plans_name
+        )
     return Path(model), "-m"
 
 
@@ -176,8 +193,10 @@ def _report_model(predictor: Predictor, how: str, reporter: Reporter) -> None:
     reporter.info(f"model: {model.folder} ({how}), fold{plural} {', '.join(map(str, model.folds))}")
     if model.unfinished:
         those = ", ".join(map(str, model.unfinished))
+        plural = "s" if len(model.unfinished) > 1 else ""
         reporter.info(
-            f"note: fold {those} is not fully trained (mre_train --c continues); its newest checkpoint is used"
+            f"note: training of fold{plural} {those} is not complete (mre_train --c continues); the newest checkpoint "
+            "is used"
         )
 
 

@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
 from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
@@ -37,7 +40,7 @@ class FoldResult:
         fold: its number.
         folder: with checkpoints and, where it was scored, ``validation/``.
         plan: the fold's plan.
-        iterations: trained in all.
+        iterations: trained in total.
         summary: content of validation/summary.json; None where nothing was scored.
     """
 
@@ -50,15 +53,19 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` gives: the model's folder, to predict with, and its folds."""
+    """Result of `train`: the model's folder, to predict with, and its folds."""
 
     folder: Path
     folds: tuple[FoldResult, ...]
 
     @property
     def failed(self) -> dict[str, str]:
-        """Test scans that could not be scored, with the reason."""
-        return {k: v for f in self.folds if f.summary for k, v in f.summary["failed_cases"].items()}
+        """Test scans that could not be scored, as ``fold N, CASE``, with the reason."""
+        found = {}
+        for result in self.folds:
+            for case, reason in (result.summary or {"failed_cases": {}})["failed_cases"].items():
+                found[f"fold {result.fold}, {case}"] = reason
+        return found
 
 
 def train(
@@ -73,7 +80,7 @@ def train(
     score: bool = True,
     workers: int = 0,
     cohort: str | None = None,
-    cohorts_file: Path | None = None,
+    cohorts_file: str | Path | None = None,
     deterministic: bool = False,
     device: str = "auto",
     workspace: str | Path | None = None,
@@ -89,11 +96,11 @@ def train(
         iterations: instead of the plan's.
         seed: of weights and patches; by default 0, or that of the training to continue.
         mode: ``new`` refuses a fold that was trained before, ``continue`` goes on from its latest checkpoint,
-            ``overwrite`` starts anew, ``validate`` only scores it.
+            ``overwrite`` trains it again, ``validate`` only scores it.
         score: predict and score the fold's other cases.
-        workers: loader processes; 0: this process.
+        workers: data-loading processes; 0: this process loads.
         cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
-        deterministic: the same weights in every run on the same GPU, more slowly (on the CPU they always are).
+        deterministic: bit-identical weights in every run on the same GPU; slower (on the CPU this always holds).
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
@@ -106,15 +113,26 @@ def train(
         raise UserError(f"--iterations {iterations}: must be at least 1")
     if workers < 0:
         raise UserError(f"--workers {workers}: must be 0 or more")
+    if mode not in (modes := [m.value for m in TrainMode]):
+        raise UserError(f"mode {mode!r}: {suggest(mode, modes)}")
     reporter = reporter or Reporter()
     if deterministic:
         devices.make_deterministic()
     with connected_processes(device) as (processes, found):
         reporter = reporter if processes.first else Silent()
         request = _Request(
-            str(dataset), level, str(fold), plans_name, iterations, seed, TrainMode(mode), cohort, cohorts_file
+            dataset=str(dataset),
+            level=level,
+            fold=str(fold),
+            plans_name=plans_name,
+            iterations=iterations,
+            seed=seed,
+            mode=TrainMode(mode),
+            cohort=cohort,
+            cohorts_file=Path(cohorts_file) if cohorts_file else None,
         )
-        jobs = _jobs(request, Workspace.resolve(workspace), processes, found)
+        space = Workspace.resolve(workspace)
+        jobs = _jobs(request, space, processes=processes, device=found, reporter=reporter)
         results = []
         for job in jobs:
             results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
@@ -145,7 +163,9 @@ class _Request:
         return self.mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
 
 
-def _jobs(request: _Request, workspace: Workspace, processes: Processes, device: Any) -> list[FoldJob]:
+def _jobs(
+    request: _Request, workspace: Workspace, *, processes: Processes, device: torch.device, reporter: Reporter
+) -> list[FoldJob]:
     level, fold = parse_level(request.level), parse_fold(request.fold)
     prepared = workspace.find(request.dataset, "preprocessed")
     plan = load_plan(prepared / f"{request.plans_name}.json")
@@ -154,7 +174,7 @@ def _jobs(request: _Request, workspace: Workspace, processes: Processes, device:
     if request.cohort:
         level = with_cohort(level, request.cohort)
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
-    splits = load_or_make(prepared, level, names, cohort=cohort)
+    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info)
     model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
     iterations = request.iterations
     if iterations is None and request.loads and (model / "plans.json").is_file():
@@ -184,7 +204,7 @@ def _jobs(request: _Request, workspace: Workspace, processes: Processes, device:
 
 
 def _seed(request: _Request, model: Path, fold: int) -> int:
-    """The seed asked for, or that of the training to continue."""
+    """The requested seed, or that of the training to continue."""
     path = model / f"fold_{fold}" / "plans.json"
     if request.seed is None and request.loads and path.is_file():
         decisions = load_plan(path).fold
@@ -212,7 +232,8 @@ def _run_fold(job: FoldJob, mode: TrainMode, *, score: bool, workers: int, repor
     if mode is not TrainMode.VALIDATE:
         if needs_tuning(trainer.plan):
             reporter.info(
-                "  after training, the fusion weights are tuned on mirrored training scans, which takes a while"
+                "  after training, the fusion weights are tuned on mirrored training scans, which can take several "
+                "minutes"
             )
         with training_progress(job, trainer, reporter) as on_step:
             trainer.fit(workers, on_step)
@@ -227,10 +248,12 @@ def _run_fold(job: FoldJob, mode: TrainMode, *, score: bool, workers: int, repor
     if not job.processes.first:
         return result
     if not score or not names:
-        reporter.info("  no other case to score" if not names else "  not scored (--no_val)")
+        reporter.info("  the fold has no test scan to score" if not names else "  not scored (--no_val)")
         return result
     with reporter.bar(len(names), description="validate", unit="scan") as bar:
-        summary = validate(job, trainer, names, job.folder / "validation", on_case=lambda _: bar.update())
+        summary = validate(
+            job, trainer, names, job.folder / "validation", on_case=lambda _: bar.update(), log=reporter.warning
+        )
     reporter.info(format_table(summary))
     reporter.info(f"  {rank_correlation(summary)}")
     reporter.info(f"  {describe(summary['calibration'])}")

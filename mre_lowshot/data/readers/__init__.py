@@ -1,7 +1,7 @@
-"""Image formats: one reader a module, chosen by file ending through `READERS`.
+"""Image formats: one module for each reader, chosen by file ending through `READERS`.
 
 A reader module has ``read(path) -> (array, Geometry)``, the array (D, H, W) or (D, H, W, components) in LPS, and
-``write(path, array, geometry)``. It is imported when a file of its format is touched.
+``write(path, array, geometry)``. It is imported when a file of its format is read or written.
 """
 
 from __future__ import annotations

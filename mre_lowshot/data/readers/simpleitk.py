@@ -1,4 +1,4 @@
-"""NRRD, MetaImage, PNG and TIFF through SimpleITK, whose (x, y, z) order stays here."""
+"""NRRD, MetaImage, PNG and TIFF through SimpleITK, whose (x, y, z) order is confined to this module."""
 
 from __future__ import annotations
 
