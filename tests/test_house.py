@@ -240,7 +240,7 @@ def test_only_the_commands_print():
         if ".cli." in name:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
-                if not any(keyword.arg == "file" for keyword in node.keywords):
-                    found.append(f"{path}:{node.lineno}")
+            prints = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+            if prints and not any(keyword.arg == "file" for keyword in node.keywords):
+                found.append(f"{path}:{node.lineno}")
     assert found == []
