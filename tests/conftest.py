@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No time limit for an example: on a busy machine a test would fail by chance.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 SETTINGS = (
     "network.widths=[4, 8, 8]",

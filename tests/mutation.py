@@ -37,14 +37,20 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mre_lowshot.sampling": ("mre_lowshot/sampling.py", ("test_sampling",)),
     "mre_lowshot.evaluation.metrics": ("mre_lowshot/evaluation/metrics.py", ("test_metrics",)),
     "mre_lowshot.evaluation.agreement": ("mre_lowshot/evaluation/agreement.py", ("test_quality", "test_calibration")),
-    "mre_lowshot.refinement.fusion": ("mre_lowshot/refinement/fusion.py", ("test_tune_fusion", "test_golden")),
+    "mre_lowshot.refinement.fusion": (
+        "mre_lowshot/refinement/fusion.py",
+        ("test_tune_fusion", "test_mirrored_atlases", "test_golden"),
+    ),
     "mre_lowshot.refinement.hu_limits": ("mre_lowshot/refinement/hu_limits.py", ("test_hu_limits",)),
     "mre_lowshot.refinement.em": ("mre_lowshot/refinement/em.py", ("test_em_crf", "test_golden")),
     "mre_lowshot.refinement.crf": ("mre_lowshot/refinement/crf.py", ("test_em_crf", "test_golden")),
     "mre_lowshot.refinement.calibration": ("mre_lowshot/refinement/calibration.py", ("test_calibration",)),
     "mre_lowshot.refinement.components": ("mre_lowshot/refinement/components.py", ("test_inference",)),
     "mre_lowshot.refinement.pipeline": ("mre_lowshot/refinement/pipeline.py", ("test_golden",)),
-    "mre_lowshot.planners.rules": ("planners/rules.py", ("test_planners", "test_names")),
+    "mre_lowshot.planners.rules": (
+        "planners/rules.py",
+        ("test_planner_rules", "test_planners", "test_names", "test_bias_field"),
+    ),
     "mre_lowshot.planners.hardware": ("planners/hardware.py", ("test_planners",)),
     "mre_lowshot.planners.fold": ("planners/fold.py", ("test_fold_decisions", "test_hu_limits", "test_ignore")),
 }

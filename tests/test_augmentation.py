@@ -39,7 +39,7 @@ def millimetres(positions: np.ndarray, spacing) -> np.ndarray:
     return (columns - columns.mean(axis=1, keepdims=True)) * np.asarray(spacing)[:, None]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.floats(0.3, 5), min_size=2, max_size=3),
     st.floats(1, 180),

@@ -84,7 +84,7 @@ def expects(p: np.ndarray, near: np.ndarray) -> float:
     return float(np.mean([expected_dice(p[:, near])[k] for k in (1, 2)]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 50), score=st.floats(0.55, 0.99), absent=st.integers(0, 8))
 def test_scaled_probabilities_expect_the_score_and_keep_their_labels(seed, score, absent):
     before = organs(seed, absent)
@@ -107,7 +107,7 @@ def test_the_temperature_does_not_depend_on_absent_classes():
     assert find_temperature(organs(0, 10), 0.7) == pytest.approx(find_temperature(organs(0), 0.7), rel=0.02)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 50), hot=st.floats(1.01, 5))
 def test_temperature_scaling_equals_the_formula_without_a_step(seed, hot):
     p, _ = scan(seed)

@@ -76,7 +76,7 @@ def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
     step=st.floats(0.01, 1),
     ohem=st.booleans(),
 )
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True)
 def test_any_recipe_is_read_as_it_was_written(rate, shares, batch, axes, majority, low, high, step, ohem):
     recipe = Recipe(
         "r",

@@ -58,7 +58,7 @@ def cases(draw_):
     return draw_(st.integers(1, 3)), draw_(st.integers(1, 4)), draw_(st.integers(1, 4)), size, tuple(dilation)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(cases(), st.booleans())
 def test_values_and_gradients_are_those_of_the_plain_convolution(case, channels_last):
     batch, channels, out, size, dilation = case

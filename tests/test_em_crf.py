@@ -46,7 +46,7 @@ def em_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> 
     return result / result.sum(axis=0)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1.0, 2.0]), st.integers(1, 2))
 def test_the_em_step_equals_a_slow_loop(seed, weight, channels):
     rng = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def crf_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) ->
     return now
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 2))
 def test_the_crf_equals_a_slow_loop(seed, channels):
     rng = np.random.default_rng(seed)

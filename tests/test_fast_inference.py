@@ -72,7 +72,7 @@ def test_kept_voxels_have_the_values_of_the_whole_network(changes, axes, which):
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())  # a copy was fused
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.data())
 def test_a_dilated_convolution_at_some_voxels_only(data):
     axes = data.draw(st.sampled_from((2, 3)))

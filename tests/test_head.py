@@ -52,7 +52,7 @@ def heads(draw):
     return PrototypeHead(spec, channels).double(), embedding
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(heads())
 def test_values_and_gradients_are_those_of_the_papers_equations(case):
     head, embedding = case

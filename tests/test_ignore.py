@@ -27,7 +27,7 @@ from mre_lowshot.refinement.pipeline import refine
 from mre_lowshot.trainers.trainer import batch_dice
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.booleans(), st.floats(0.1, 0.9))
 def test_the_loss_is_that_of_the_annotated_voxels_only(seed, ohem, share):
     """Value and gradients: as if the ignored voxels were cut out, whatever the network's output there."""

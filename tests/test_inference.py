@@ -75,7 +75,7 @@ def coverings(draw):
     return tuple(size), tuple(patch), tuple(centre)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(coverings())
 def test_centre_tiles_keep_every_voxel_once_and_its_surroundings(case):
     size, patch, centre = case
@@ -101,7 +101,7 @@ def test_centre_tiles_are_consecutive_in_the_papers_setting():
     assert len(starts) == 6 * 8 * 8
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(coverings(), st.floats(0.05, 1))
 def test_overlap_tiles_reach_every_voxel_in_steps_no_longer_than_given(case, step):
     size, patch, _ = case
@@ -178,7 +178,7 @@ def test_the_sliding_window_equals_a_slow_loop(tile_batch):
         np.testing.assert_allclose(found, slow_overlap(net, image, weight), atol=2e-5)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.tuples(st.integers(2, 12), st.integers(2, 20), st.integers(2, 20)),
     st.sampled_from([CENTRE, OVERLAP, UNIFORM]),

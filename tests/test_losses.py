@@ -13,7 +13,7 @@ from mre_lowshot.config import LossConfig
 from mre_lowshot.grid import IGNORE
 from mre_lowshot.losses import MRELoss, hard_example_mask, soft_dice_loss
 
-MANY = settings(max_examples=40, deadline=None, derandomize=True)
+MANY = settings(max_examples=40, derandomize=True)
 
 
 @st.composite

@@ -201,7 +201,7 @@ maps = hnp.arrays(np.int8, hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, 
 spacings = st.tuples(*[st.floats(0.2, 5)] * 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), reference=maps, spacing=spacings, profile=st.sampled_from(PROFILES))
 def test_symmetric_and_shift_invariant(data, reference, spacing, profile):
     prediction = data.draw(hnp.arrays(np.int8, reference.shape, elements=st.integers(0, 2)))
@@ -215,7 +215,7 @@ def test_symmetric_and_shift_invariant(data, reference, spacing, profile):
     assert dice(*near) == pytest.approx(dice(a, b), nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(reference=maps, spacing=spacings, profile=st.sampled_from(PROFILES))
 def test_a_map_agrees_with_itself(reference, spacing, profile):
     reference = np.pad(reference, 1)

@@ -48,7 +48,7 @@ SIDES = st.floats(0.3, 8.0)
 
 
 @given(st.lists(st.tuples(SIDES, st.integers(1, 400)), min_size=2, max_size=3), st.sampled_from([2000, 15552, 60000]))
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300, derandomize=True)
 def test_a_patch_fits_into_the_scan_is_divisible_and_has_about_its_number_of_voxels(axes, budget):
     spacing, size = tuple(a[0] for a in axes), tuple(a[1] for a in axes)
     strides = rules.strides_rule(spacing)
@@ -69,7 +69,7 @@ def test_a_patch_fits_into_the_scan_is_divisible_and_has_about_its_number_of_vox
     st.lists(st.tuples(*[st.floats(0.1, 8.0)] * 3, *[st.integers(8, 600)] * 3), min_size=1, max_size=5),
     st.sampled_from([None, 100_000, 3_000_000]),
 )
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True)
 def test_the_target_spacing_is_never_finer_than_the_median_and_keeps_the_voxel_limit(scans, limit):
     spacings = np.array([scan[:3] for scan in scans])
     extents = spacings * np.array([scan[3:] for scan in scans])

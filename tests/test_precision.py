@@ -142,7 +142,7 @@ def test_scaling_the_loss_changes_nothing_else(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), scaled.network.parameters(), strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=2, max_size=3), st.integers(0, 99))
 def test_deterministic_pooling_and_upsampling_are_torchs(axes, seed):
     """Values and gradients, in double precision."""

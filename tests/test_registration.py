@@ -53,7 +53,7 @@ def test_features_are_mind_ssc_as_defined():
     np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(gain=st.floats(0.2, 5), offset=st.floats(-3, 3), seed=st.integers(0, 5))
 def test_features_do_not_depend_on_brightness_or_contrast(gain, offset, seed):
     image = texture((8, 9, 7), seed)

@@ -23,7 +23,7 @@ def enumerated(differences):
     return len(extreme) / len(patterns)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(VALUES)
 def test_sign_flip_is_the_enumeration(differences):
     assert ours.sign_flip(differences) == pytest.approx(enumerated(differences))
