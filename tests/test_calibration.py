@@ -16,8 +16,7 @@ from mre_lowshot.evaluation.agreement import expected_dice
 from mre_lowshot.evaluation.calibration import BINS, MARGIN, Calibration, describe
 from mre_lowshot.inference.export import RefinedScan
 from mre_lowshot.inference.quality import Quality
-from mre_lowshot.refinement.calibration import MAX_TEMPERATURE, find_temperature, scale_temperature
-from mre_lowshot.refinement.foreground import FOREGROUND_MIN
+from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
 
 
 def scan(seed: int, size=(9, 10, 11), classes=3):
@@ -89,13 +88,13 @@ def expects(p: np.ndarray, near: np.ndarray) -> float:
 def test_scaled_probabilities_expect_the_score_and_keep_their_labels(seed, score, absent):
     before = organs(seed, absent)
     after = before.copy()
-    found, near = find_temperature(before, score), before[0] < 1 - FOREGROUND_MIN
+    found, near = find_temperature(before, score), before[0] < 1 - 0.02
     scale_temperature(after, found)
     assert np.array_equal(after.argmax(axis=0), before.argmax(axis=0))
     np.testing.assert_allclose(after.sum(axis=0), 1, atol=1e-5)
     if expects(before, near) <= score:
         assert found == 1
-    elif found < MAX_TEMPERATURE - 0.05:
+    elif found < 4.95:
         assert score - 0.03 < expects(after, near) <= score + 1e-6
     else:
         assert expects(after, near) > score - 0.03
@@ -114,13 +113,18 @@ def test_temperature_scaling_equals_the_formula_without_a_step(seed, hot):
     p[:, :4] = organs(seed)[:, 4:8, 8:18, 8:19]
     after = p.copy()
     scale_temperature(after, hot)
-    power = 1 / (1 + (hot - 1) * np.clip((1 - p[0].astype(float)) / FOREGROUND_MIN, 0, 1))
+    power = 1 / (1 + (hot - 1) * np.clip((1 - p[0].astype(float)) / 0.02, 0, 1))
     wanted = p.astype(float) ** power
     np.testing.assert_allclose(after, wanted / wanted.sum(axis=0), atol=1e-4)
     line = np.stack([1 - np.geomspace(1e-7, 0.5, 400), np.geomspace(1e-7, 0.5, 400)]).astype(np.float32)
     scale_temperature(line, hot)
     assert (np.diff(line[1]) > -1e-6).all()  # more uncertain before, more uncertain after
     assert np.abs(np.diff(line[1])).max() < 0.05
+
+
+def test_no_temperature_is_above_five():
+    """The least estimate cannot be reached: the expected Dice stays above it."""
+    assert find_temperature(organs(0), 0.0) == pytest.approx(5.0)
 
 
 def test_a_scan_without_a_structure_or_without_an_estimate_is_not_scaled():

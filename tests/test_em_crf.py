@@ -20,13 +20,12 @@ from mre_lowshot.network.build import build
 from mre_lowshot.planners.rules import refinement_rule
 from mre_lowshot.refinement.crf import EDGE, EPSILON, ITERATIONS, crf_mean_field
 from mre_lowshot.refinement.em import BIN_SIGMA, BINS, COMMON_SHARE, RANGE, em_step
-from mre_lowshot.refinement.foreground import FOREGROUND_MIN
 
 
 def em_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
     """`em_step`, a voxel and a class at a time."""
     result = probabilities.astype(np.float64)
-    where = [at for at in np.ndindex(*image.shape[1:]) if 1 - probabilities[(0, *at)] > FOREGROUND_MIN]
+    where = [at for at in np.ndindex(*image.shape[1:]) if 1 - probabilities[(0, *at)] > 0.02]
     classes = len(probabilities)
     for channel in image:
         low, high = np.percentile([channel[at] for at in where], RANGE)

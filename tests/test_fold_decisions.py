@@ -15,6 +15,7 @@ def decided(plan, label, train=(), test=(), seed=0):
 
 def test_ohem_groups_come_from_the_training_labels_or_from_the_recipe():
     assert ohem_groups_rule(np.array([1000, 100, 99, 0]))[0] == (0, 1)
+    assert ohem_groups_rule(np.array([1000, 100, 99, 30, 5]))[0] == (0, 1)  # a tenth of the largest class
     assert ohem_groups_rule(np.array([5, 1000, 90, 100]))[0] == (0, 1, 3)
     label = np.array([0] * 90 + [1] * 9 + [-1] * 50)
     derived = decided(planned(BRAIN), label, train=["a"], test=["b"], seed=3)

@@ -31,7 +31,8 @@ def test_registration_is_for_volumes_of_structures_with_a_position_of_their_own(
         found, reason = rules.registration_rule("affine", names, (40, 60, 60))
         assert found == ("none" if lesions else "affine")
         assert lesions is None or f"labels {lesions} are lesions" in reason
-    assert rules.registration_rule("affine", ["organ"], (5, 200, 200))[0] == "none"
+    for slices, wanted in ((5, "none"), (7, "none"), (8, "affine")):
+        assert rules.registration_rule("affine", ["organ"], (slices, 200, 200))[0] == wanted
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,21 @@ def test_an_organ_far_from_its_position_in_the_other_scan_is_found():
     assert scores[1] > 0.8
 
 
+def test_demons_follow_a_smooth_deformation_to_a_tenth_of_a_voxel():
+    """The field's error with 5 iterations instead of the method's is 0.14 voxels, with 10 it is 0.10."""
+    import SimpleITK as sitk
+
+    from mre_lowshot.atlas.registration.demons import demons
+
+    moving = texture((32, 32, 32))
+    z, y, x = np.indices(moving.shape).astype(float)
+    shift = 1.5 * np.sin(2 * np.pi * y / 32)
+    fixed = ndimage.map_coordinates(moving, [z, y, x + shift], order=3, mode="nearest")
+    found = demons(*(sitk.GetImageFromArray(image) for image in (fixed, moving)), sitk.AffineTransform(3))
+    error = sitk.GetArrayFromImage(found.GetDisplacementField()) - np.stack([shift, 0 * shift, 0 * shift], -1)
+    assert np.linalg.norm(error, axis=-1)[4:-4, 4:-4, 4:-4].mean() < 0.095
+
+
 def test_classes_are_matched_where_the_images_are_uniform():
     size, shift = (28, 32, 30), (4, -6, 2)
     shares = np.zeros((2, *size), np.float32)
