@@ -84,7 +84,7 @@ class Processes:
             fitting = max(self.count, batch // self.count * self.count)
             raise UserError(
                 f"recipe.sampling.batch_size {batch} cannot be divided evenly among {self.count} processes (torchrun "
-                f"--nproc_per_node); plan with --set recipe.sampling.batch_size={fitting}, "
+                f"--nproc_per_node); plan with -p NAME --set recipe.sampling.batch_size={fitting}, "
                 "or start another number of processes"
             )
         pooled = plan.network.pooled_norm
@@ -92,15 +92,15 @@ class Processes:
         if self.count == batch > 1 and pooled and not synchronised:
             raise UserError(
                 f"{self.count} processes leave each a single patch, too few for the norm of the image-level "
-                "branch; start fewer, or plan with --set network.image_level_norm=false"
+                "branch; start fewer, or plan with -p NAME --set network.image_level_norm=false"
             )
         if not synchronised:
             return network
         if device.type != "cuda":
             raise UserError(
                 "recipe.optimizer.sync_batch_norm: torch synchronises batch norms on CUDA devices only; on the CPU "
-                "plan with --set recipe.optimizer.sync_batch_norm=false (statistics per process, as in the paper) or "
-                "network.norm=instance"
+                "plan with -p NAME --set recipe.optimizer.sync_batch_norm=false (statistics per process, as in the "
+                "paper) or network.norm=instance"
             )
         return cast(MRENet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
 
