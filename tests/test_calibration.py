@@ -13,7 +13,7 @@ from prepared_scans import prepared_scan
 
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.evaluation.agreement import expected_dice
-from mre_lowshot.evaluation.calibration import BINS, MARGIN, Calibration, describe
+from mre_lowshot.evaluation.calibration import Calibration, describe
 from mre_lowshot.inference.export import RefinedScan
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
@@ -38,7 +38,7 @@ def test_counts_are_those_of_a_plain_loop():
         made.add(p, reference)
         labels = p.argmax(axis=0)
         inside = [i for i in np.ndindex(*reference.shape) if labels[i] > 0 or reference[i] > 0]
-        low, high = np.min(inside, axis=0) - MARGIN, np.max(inside, axis=0) + MARGIN
+        low, high = np.min(inside, axis=0) - 3, np.max(inside, axis=0) + 3
         for i in np.ndindex(*reference.shape):
             if (np.array(i) >= low).all() and (np.array(i) <= high).all() and reference[i] >= 0:
                 seen.append((float(p[(labels[i], *i)]), labels[i] == reference[i]))
@@ -47,7 +47,7 @@ def test_counts_are_those_of_a_plain_loop():
     assert data["voxels"] == len(seen)
     assert data["confidence"] == pytest.approx(confidence.mean(), rel=1e-5)
     assert data["accuracy"] == pytest.approx(right.mean())
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = np.minimum((confidence * 15).astype(int), 14)
     gaps = [
         abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())
     ]

@@ -18,8 +18,8 @@ from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.network.build import build
 from mre_lowshot.planners.rules import refinement_rule
-from mre_lowshot.refinement.crf import EDGE, EPSILON, ITERATIONS, crf_mean_field
-from mre_lowshot.refinement.em import BIN_SIGMA, BINS, COMMON_SHARE, RANGE, em_step
+from mre_lowshot.refinement.crf import crf_mean_field
+from mre_lowshot.refinement.em import em_step
 
 
 def em_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
@@ -28,20 +28,20 @@ def em_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> 
     where = [at for at in np.ndindex(*image.shape[1:]) if 1 - probabilities[(0, *at)] > 0.02]
     classes = len(probabilities)
     for channel in image:
-        low, high = np.percentile([channel[at] for at in where], RANGE)
+        low, high = np.percentile([channel[at] for at in where], (0.5, 99.5))
 
         def bin_of(at, channel=channel, low=low, high=high):
-            return min(max(int((channel[at] - low) / (high - low) * BINS), 0), BINS - 1)
+            return min(max(int((channel[at] - low) / (high - low) * 64), 0), 63)
 
-        seen = np.zeros((classes, BINS))
+        seen = np.zeros((classes, 64))
         for at in where:
             for k in range(classes):
                 seen[k, bin_of(at)] += probabilities[(k, *at)]
         common = seen.sum(axis=0) / seen.sum()
         for at in where:
             for k in range(classes):
-                own = gaussian_filter1d(seen[k], BIN_SIGMA)[bin_of(at)] / max(seen[k].sum(), 1)
-                result[(k, *at)] *= (own + COMMON_SHARE * common[bin_of(at)]) ** (weight / len(image))
+                own = gaussian_filter1d(seen[k], 2.0)[bin_of(at)] / max(seen[k].sum(), 1)
+                result[(k, *at)] *= (own + 0.02 * common[bin_of(at)]) ** (weight / len(image))
     return result / result.sum(axis=0)
 
 
@@ -75,10 +75,10 @@ def test_the_em_step_moves_a_border_to_that_of_the_intensities():
 def crf_by_voxel(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
     """Mean field over the whole (small) volume, a pair of voxels at a time."""
     size = image.shape[1:]
-    sigma = [EDGE * np.median(np.abs(np.diff(channel, axis=2))) + EPSILON for channel in image]
+    sigma = [1.5 * np.median(np.abs(np.diff(channel, axis=2))) + 1e-6 for channel in image]
     now = probabilities.astype(np.float64)
-    for _ in range(ITERATIONS):
-        after = np.log(probabilities.astype(np.float64) + EPSILON)
+    for _ in range(3):
+        after = np.log(probabilities.astype(np.float64) + 1e-6)
         for at in np.ndindex(*size):
             for axis in range(3):
                 for step in (-1, 1):

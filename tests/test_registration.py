@@ -206,24 +206,24 @@ def test_an_ignored_voxel_of_the_atlas_differs_equally_from_every_class(known):
     ],
 )
 def test_large_scans_are_downsampled_along_their_finest_axes(size, spacing, wanted):
-    from mre_lowshot.atlas.registration.images import MAX_VOXELS, registration_size
+    from mre_lowshot.atlas.registration.images import registration_size
 
     assert registration_size(size, spacing) == wanted
-    assert np.prod(wanted) <= MAX_VOXELS
+    assert np.prod(wanted) <= 500_000
 
 
 def test_the_moving_scans_labels_are_warped_as_its_image_is():
     import SimpleITK as sitk
 
     from mre_lowshot.atlas.registration.deformable import Classes
-    from mre_lowshot.atlas.registration.images import MAX_VOXELS, label_image, registration_size, to_image, warp
+    from mre_lowshot.atlas.registration.images import label_image, registration_size, to_image, warp
 
     size, spacing = (60, 110, 100), (3.0, 1.5, 2.0)
     organ = np.zeros(size, np.int16)
     organ[20:40, 30:70, 50:90] = 1
     fixed = to_image(np.zeros((1, *size), np.float32), spacing)
     moving = to_image(organ[None].astype(np.float32), spacing)
-    assert np.prod(size) > MAX_VOXELS  # images are downsampled, labels are not
+    assert np.prod(size) > 500_000  # images are downsampled, labels are not
     move = sitk.TranslationTransform(3, (6.0, -4.5, 9.0))
     shares = np.zeros((2, *registration_size(size, spacing)), np.float32)
     _, warped = Classes(shares, label_image(organ, spacing)).on_grid(fixed, move)
