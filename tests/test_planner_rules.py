@@ -104,3 +104,41 @@ def test_the_fingerprint_of_a_case_is_measured_in_its_image():
     other = {**measured, "background_share": 0.1}
     assert constant_background(dataset_fingerprint("D", {"a": measured}))
     assert not constant_background(dataset_fingerprint("D", {"a": measured, "b": other}))
+
+
+def test_the_margin_of_a_patch_is_a_ninth_of_its_side_and_a_sixth_on_a_coarse_axis():
+    """Coarse: more than twice the finest spacing. A centre is a side less two margins."""
+    for spacing, size, centre in (
+        ((3.0, 1.0, 1.0), (36, 108, 108), (24, 84, 84)),
+        ((2.0, 1.0, 1.0), (48, 92, 92), (38, 72, 72)),
+        ((1.0, 1.0, 1.0), (72, 72, 72), (56, 56, 56)),
+    ):
+        patch, _ = rules.patch_rule(spacing, (200, 200, 200), 400_000, (4, 4, 4))
+        assert (patch.size, patch.centre) == (size, centre)
+
+
+def test_an_image_of_oblong_pixels_is_downsampled_by_its_number_of_pixels():
+    """400 x 200 pixels against 20,000: half in both directions; at most a quarter."""
+    spacings, shapes = np.array([[1.0, 0.5, 2.0]]), np.array([[1, 400, 200]])
+    assert rules.image_spacing_rule(spacings, shapes, 20_000)[0] == (1.0, 1.0, 4.0)
+    assert rules.image_spacing_rule(spacings, shapes, 100)[0] == (1.0, 2.0, 8.0)
+    assert rules.image_spacing_rule(spacings, shapes, 80_000)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0, 1, "undo its scaling"), (0, 3000, "subtract the offset"), (-1, 18.9, "undo its scaling"), (-1, 800, None),
+     (0, 799, None), (0, 800, "subtract the offset"), (-1024, 3000, None)],
+)  # fmt: skip
+def test_a_ct_that_is_not_in_hu_is_named_with_the_fix(low, high, words):
+    found = rules.hu_rule("CT", low, high)
+    assert found is None if words is None else words in found
+    assert rules.hu_rule("T1", low, high) is None
+
+
+def test_iterations_state_what_the_recipe_alone_would_cover():
+    iterations, reason = rules.iterations_rule(600, 1_000_000.0, 50_000)
+    assert iterations == 1000
+    assert reason.endswith("50 times (the recipe's 600 iterations: 30 times)")
+    assert rules.iterations_rule(600, 5_000_000.0, 50_000)[0] == 1200
+    assert rules.iterations_rule(600, 100_000.0, 50_000)[0] == 600
