@@ -52,7 +52,10 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("test_planner_rules", "test_planners", "test_names", "test_bias_field"),
     ),
     "mre_lowshot.planners.hardware": ("planners/hardware.py", ("test_planners",)),
-    "mre_lowshot.planners.fold": ("planners/fold.py", ("test_fold_decisions", "test_hu_limits", "test_ignore")),
+    "mre_lowshot.planners.fold": (
+        "planners/fold.py",
+        ("test_fold_decisions", "test_mirrored_atlases", "test_hu_limits", "test_ignore"),
+    ),
 }
 OPERATORS = (
     *("NumberReplacer", "AddNot", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse"),

@@ -390,3 +390,9 @@ def test_what_the_rest_of_the_plan_follows_from_is_not_changed_afterwards(key):
     plan = planned(BRAIN)
     with pytest.raises(UserError, match=rf"--set: {key} is decided before the rest of the plan"):
         with_changes(plan, {key: "unet"})
+
+
+def test_the_small_and_the_papers_network():
+    for recipe, wanted in (("default", (32, 64, 64)), ("paper", (256, 2048, 512))):
+        network = planned(BRAIN, recipe=recipe).network
+        assert (network.aspp_channels, network.embedding_dim, network.mixing_dim) == wanted
