@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from mre_lowshot.atlas.atlas import Atlases
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
-from mre_lowshot.config import OptimizerConfig, Plan
+from mre_lowshot.config import FoldDecisions, OptimizerConfig, Plan
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.errors import NumericalError, UserError
@@ -173,14 +173,13 @@ class MRETrainer:
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
         self.training_log.draw()
-        if self.processes.first and needs_tuning(self.plan):
-            self._tune_fusion()
+        if self.processes.first and self.plan.fold is not None and needs_tuning(self.plan):
+            self._tune_fusion(self.plan.fold)
             self.save(checkpoint.LATEST)
         self.save(checkpoint.FINAL)
 
-    def _tune_fusion(self) -> None:
+    def _tune_fusion(self, decisions: FoldDecisions) -> None:
         """Add the tuned fusion weights to the fold's decisions, or the reason why there are none."""
-        assert self.plan.fold is not None
         atlas = crf = None
         try:
             tuned = tune_weights(self.plan, self.inference_network, self.atlases, self.device)
@@ -189,8 +188,8 @@ class MRETrainer:
             default = self.plan.recipe.refinement.atlas_weight
             reason = f"atlas_weight {default:g} (recipe), not tuned: a mirrored training scan {problem}"
         self.training_log.log(reason)
-        reasons = {**self.plan.fold.reasons, "atlas_weight": reason}
-        fold = replace(self.plan.fold, atlas_weight=atlas, crf_weight=crf, reasons=reasons)
+        reasons = {**decisions.reasons, "atlas_weight": reason}
+        fold = replace(decisions, atlas_weight=atlas, crf_weight=crf, reasons=reasons)
         self.plan = replace(self.plan, fold=fold)
         write_json(self.folder / "plans.json", to_json(self.plan))
 
