@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from mre_lowshot import Predictor, Volume
+from mre_lowshot.atlas.alignment import align
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.scan_input import read_scan
 from mre_lowshot.data.volume import geometry_of, read_labels
@@ -276,23 +277,23 @@ def test_an_uncertain_scan_is_registered_twice_again(trained, scan, monkeypatch)
     assert again == [False, True, True]
 
 
-class WithoutReregistration(Predictor):
-    """Every re-registration fails."""
-
-    def register(self, prepared, *, previous=None):
+def test_messages_go_to_stderr_or_to_the_log_that_is_given(trained, scan, capsys, monkeypatch):
+    def fails_with_a_prediction(*arguments, previous, **options):
         if previous is not None:
-            raise UserError("cannot be registered")
-        return super().register(prepared, previous=previous)
+            raise UserError("cannot be registered to a training scan")
+        return align(*arguments, previous=previous, **options)
 
-
-def test_messages_go_to_stderr_or_to_the_log_that_is_given(trained, scan, capsys):
+    monkeypatch.setattr("mre_lowshot.inference.predictor.align", fails_with_a_prediction)
     lines: list[str] = []
-    default = reregistering(WithoutReregistration.load(trained.model(), device="cpu"))
-    logged = reregistering(WithoutReregistration.load(trained.model(), device="cpu", log=lines.append))
+    default = reregistering(Predictor.load(trained.model(), device="cpu"))
+    logged = reregistering(Predictor.load(trained.model(), device="cpu", log=lines.append))
     output = default.run_network(default.register(default.preprocess(Volume.read(scan), name=NAME)))
     posterior = output.posterior.copy()
     default.refine(output)
-    message = "prediction-guided registration failed: the scan cannot be registered; keeping the previous registration"
+    message = (
+        f"prediction-guided registration failed: case {NAME}: cannot be registered to a training scan; "
+        "keeping the previous registration"
+    )
     assert capsys.readouterr() == ("", f"{message}\n")  # once: after a failure no further registration is tried
     assert same(output.posterior, posterior)
     logged.refine(output)

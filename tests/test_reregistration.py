@@ -196,7 +196,7 @@ def test_a_registration_that_fails_keeps_the_previous_one(capsys):
     again, _, previous = refined(None)
     assert len(previous) == 1
     assert np.array_equal(again, once()[0])
-    message = "prediction-guided registration failed: the scan cannot be registered; keeping the previous registration"
+    message = "prediction-guided registration failed: cannot be registered; keeping the previous registration"
     assert message in capsys.readouterr().err
 
 

@@ -281,9 +281,7 @@ class Predictor:
             try:
                 scan = self.register(scan.prepared, previous=PreviousPrediction(scan.coordinates, probabilities))
             except UserError as problem:
-                self.log(
-                    f"prediction-guided registration failed: the scan {problem}; keeping the previous registration"
-                )
+                self.log(f"prediction-guided registration failed: {problem}; keeping the previous registration")
                 break
             warped = self.warp_labels(scan.coordinates, image)
             probabilities = refine(output.posterior, warped, image, self.settings)
