@@ -1,37 +1,109 @@
-"""Atomic writing of files, and indented JSON."""
+"""Atomic writing of files, removal of what killed runs left, and indented JSON."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mre_lowshot import processes
 from mre_lowshot.errors import UserError
+from mre_lowshot.limits import gigabytes
+
+_PARTIAL = re.compile(r"\.mre-partial\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}(\..*)?$")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, with the same ending.
 
-    The temporary file replaces ``path`` on success and is deleted on error.
+    The temporary file replaces ``path`` once it is on the disk and ``check`` accepts it; it is deleted on error. Its
+    name does not depend on that of ``path``, so a name as long as the file system allows can be written.
+
+    Args:
+        path: of the file.
+        check: reads the temporary file again, and raises an OSError or UserError if it is not what was written. For
+            writers that do not report a full disk.
+
+    Raises:
+        UserError: it cannot be written (disk full, permission); names the file, and the space that is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ending = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    handle, name = tempfile.mkstemp(prefix=f".{path.name.split('.')[0]}.", suffix=f".partial{ending}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / partial_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp creates private files; results may be shared
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
         os.replace(temporary, path)
+    except OSError as problem:
+        raise UserError(not_written(path, problem)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> str:
+    """A new name for a temporary file or folder that becomes ``path``; `remove_leftovers` recognises it."""
+    ending = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".gz") else path.suffix
+    ending = ending if len(ending) < 16 else ""
+    return f".mre-partial.{processes.host_tag()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{ending}"
+
+
+def not_written(path: Path, problem: OSError) -> str:
+    """The message for a file that could not be written."""
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    fix = "give a folder that can be written to"
+    if problem.errno in _FULL:
+        with suppress(OSError):
+            reason += f", {gigabytes(shutil.disk_usage(path.parent).free)} free"
+        fix = "make space or give a folder on another disk; an earlier file of this name is unchanged"
+    elif problem.errno == errno.ENAMETOOLONG:
+        fix = "shorten the name of the case or the folder"
+    return f"{path}: cannot be written ({reason}); {fix}"
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete temporary files and folders in ``folder`` whose process was killed; returns how many. Those of running
+    processes and of other machines stay."""
+    count = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _PARTIAL.match(path.name)
+        if not match or match[1] != processes.host_tag():
+            continue
+        try:
+            if processes.is_running(int(match[2]), not_after=path.lstat().st_mtime):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError:
+            continue  # another run removes it as well, or it may not be removed
+        count += 1
+    return count
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    found = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,117 @@
+"""Locks of folders: two runs never write the same state.
+
+A lock is a small JSON file beside what it guards, with the host, the process and the time. It has a name of its own for
+each process, so that removing one never removes another's. A lock whose process no longer runs is removed by the next
+run.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot import processes
+from mre_lowshot.errors import UserError
+
+PREFIX = ".mre-lock"
+ATTEMPTS, PAUSE = 4, 0.2  # two runs that begin in the same instant both step back, and try again
+
+
+@contextmanager
+def locked(folder: Path, key: str, doing: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock of ``folder`` while the block runs.
+
+    Args:
+        folder: made if it is missing. It must not be deleted in the block.
+        key: what is locked in it, for example ``fold_0``; letters, digits, ``_`` and ``-``.
+        doing: what the owner does, for the message of a run that is refused: ``trains fold 0``.
+        shared: several holders may read together; excludes a holder that is not ``shared``.
+
+    Raises:
+        UserError: another run holds it; names the host, the process and the time.
+    """
+    if not re.fullmatch(r"[\w-]+", key):
+        raise ValueError(f"lock key {key!r}")
+    try:
+        own = _acquire(folder, key, doing, shared=shared)
+    except OSError as problem:
+        if shared and problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            own = None  # a folder that cannot be written to does not change either
+        else:
+            raise UserError(f"{folder}: cannot be written to ({problem.strerror}); give another folder") from None
+    try:
+        yield
+    finally:
+        if own is not None:
+            own.unlink(missing_ok=True)
+
+
+def _acquire(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for attempt in range(ATTEMPTS):
+        own = _write_entry(folder, key, doing, shared=shared)
+        others = [found for found in _entries(folder, key) if found[0] != own]
+        rivals = [(path, entry) for path, entry in others if not (shared and entry.get("shared"))]
+        if not rivals:
+            return own
+        own.unlink(missing_ok=True)
+        if attempt + 1 == ATTEMPTS or time.time() - min(e["time"] for _, e in rivals) > ATTEMPTS * PAUSE * 2:
+            raise UserError(_refusal(folder, *rivals[0]))
+        time.sleep(PAUSE * random.random())
+    raise AssertionError
+
+
+def _write_entry(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
+    path = folder / f"{PREFIX}.{key}.{processes.host_tag()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.json"
+    entry = {
+        "host": processes.host(),
+        "pid": os.getpid(),
+        "started": processes.started(),
+        "time": time.time(),
+        "doing": doing,
+        "command": Path(sys.argv[0]).name,
+        "shared": shared,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(entry), encoding="utf-8")
+    os.replace(partial, path)  # an entry appears whole
+    return path
+
+
+def _entries(folder: Path, key: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The locks of ``key`` whose owners run, or may run on another machine. Others are removed."""
+    found = []
+    for path in sorted(folder.glob(f"{PREFIX}.{key}.*.json")):
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            here = entry["host"] == processes.host()
+            gone = here and not processes.is_running(int(entry["pid"]), float(entry["started"]))
+            float(entry["time"])
+        except FileNotFoundError:
+            continue  # released meanwhile
+        except (ValueError, KeyError, TypeError):
+            gone = True  # entries appear whole, so this is none
+        if gone:
+            path.unlink(missing_ok=True)
+        else:
+            found.append((path, entry))
+    return found
+
+
+def _refusal(folder: Path, path: Path, entry: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
+    owner = f"process {entry['pid']} on {entry['host']}, since {since}"
+    fix = "wait until it has ended"
+    if entry["host"] != processes.host():
+        fix += f", or delete {path} if it no longer runs there"
+    return f"{folder}: in use by another run, which {entry['doing']} ({owner}); {fix}"
