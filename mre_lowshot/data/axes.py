@@ -1,8 +1,8 @@
 """Order and direction of axes, as exact permutations and flips.
 
-A turn names, for each axis (z, y, x) of the array that is made, the axis of the source that it is taken from: 1, 2, 3 for
-x, y, z (of a file: its first, second, third axis), negative where it is reversed. An axis code such as ``RAS`` names the
-closest directions in the patient, and is ambiguous at 45 degrees.
+A turn names, for each axis (z, y, x) of the array that is made, the axis of the source that it is taken from: 1, 2, 3
+for x, y, z (of a file: its first, second, third axis), negative where it is reversed. An axis code such as ``RAS``
+names the closest directions in the patient, and is ambiguous at 45 degrees.
 """
 
 from __future__ import annotations

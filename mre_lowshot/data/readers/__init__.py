@@ -101,7 +101,8 @@ def _call(path: Path, function: str) -> Any:
     except Exception as problem:  # of any class: the libraries' errors must not end the run of the other files
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         raise UserError(
-            f"{path}: cannot be read as an image ({reason[-1]}); export it again as one of {', '.join(READABLE_ENDINGS)}"
+            f"{path}: cannot be read as an image ({reason[-1]}); export it again as one of "
+            f"{', '.join(READABLE_ENDINGS)}"
         ) from None
 
 

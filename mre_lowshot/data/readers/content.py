@@ -140,7 +140,7 @@ def inflate(file: BinaryIO, kind: str) -> Iterator[bytes]:
         decoder = bz2.BZ2Decompressor() if kind == "bzip2" else zlib.decompressobj(31 if kind == "gzip" else 15)
         while not decoder.eof:
             if kind == "bzip2":
-                made = decoder.decompress(piece, CHUNK)  # type: ignore[arg-type]
+                made = decoder.decompress(piece, CHUNK)
                 piece = file.read(CHUNK) if decoder.needs_input and not decoder.eof else b""  # type: ignore[union-attr]
                 stuck = not piece and decoder.needs_input and not made  # type: ignore[union-attr]
             else:
@@ -183,11 +183,11 @@ def read_voxels(
         if left > count + spare:
             raise _longer(path, count, left - count)
         data = np.empty(count, np.uint8)
-        if file.readinto(memoryview(data)) != count:  # type: ignore[attr-defined]
+        if file.readinto(data.data) != count:  # type: ignore[attr-defined]
             raise damaged(path, f"its header specifies {count} bytes of voxels, fewer are there")
         return data
     data, place, passed = np.empty(count, np.uint8), 0, 0
-    view = memoryview(data)
+    view = data.data
     try:
         for piece in inflate(file, kind):
             if passed < skip:

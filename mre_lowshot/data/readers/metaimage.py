@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,12 +14,11 @@ from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels
 from mre_lowshot.data.readers.header import Header
-from mre_lowshot.data.readers.verified import compare, data_file
+from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
 
 _LONGEST = 1 << 16  # bytes of a header
-_LEVEL = 4
 _TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
@@ -78,7 +76,9 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """
     native = np.ascontiguousarray(turn_array(array, inverse(geometry.axes)))
     count = 2 if geometry.dimensions == 2 and native.shape[0] == 1 else 3
-    packed = zlib.compress(native.astype(native.dtype.newbyteorder("<"), copy=False).tobytes(), _LEVEL)
+    data = native.astype(native.dtype.newbyteorder("<"), copy=False)
+    compressor = packer(data, gzip=False)
+    packed = compressor.compress(data.data.cast("B")) + compressor.flush()
     grid = geometry.file_grid()
     direction = np.reshape(grid.direction, (3, 3))[:count, :count]
     if count == 2 and abs(np.linalg.det(direction)) < 0.5:

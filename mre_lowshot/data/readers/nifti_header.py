@@ -20,7 +20,7 @@ _NAMES = {1: "1 bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "12
 _COLOURS = {128: 3, 2304: 4}
 _UNITS = {1: "metres", 3: "micrometres"}
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
-_FORMATS = {"nifti1": nib.Nifti1Header, "nifti2": nib.Nifti2Header}
+_FORMATS: dict[str, Any] = {"nifti1": nib.Nifti1Header, "nifti2": nib.Nifti2Header}
 SIZES = {"nifti1": 348, "nifti2": 540}
 
 
@@ -112,7 +112,7 @@ def _size(path: Path, found: Any) -> tuple[tuple[int, ...], int, int]:
             f"{path}: cannot be read as an image (its header gives dim {found['dim'].tolist()}: 1 to 7 dimensions of "
             "1 voxel or more are needed); export it again"
         )
-    spatial, rest = (dim + (1, 1, 1))[:3], dim[3:]
+    spatial, rest = (*dim, 1, 1, 1)[:3], dim[3:]
     is_vector = len(rest) >= 2 and rest[0] == 1 and all(n == 1 for n in rest[2:])
     if any(n > 1 for n in rest) and not is_vector:
         raise UserError(
@@ -231,7 +231,8 @@ def _spacing_note(found: Any, affine: np.ndarray, has_sform: bool, size: tuple[i
         )
     elif has_sform and not np.allclose(used[axes], given[axes], rtol=1e-3, atol=0):
         notes.append(
-            f"the voxel size of the sform {_three(used)} mm differs from pixdim {_three(given)}; that of the sform is used"
+            f"the voxel size of the sform {_three(used)} mm differs from pixdim {_three(given)}; that of the sform is "
+            "used"
         )
     return notes
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import warnings
-import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -20,12 +19,11 @@ from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.nrrd_grid import spatial_grid
-from mre_lowshot.data.readers.verified import compare, data_file
+from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
 
 _LONGEST = 1 << 20  # bytes of a header
-_LEVEL = 4
 _TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 _ENCODINGS = {
     "raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "ascii": "text", "text": "text",
@@ -99,8 +97,8 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     ]
     start = ("\n".join(lines) + "\n\n").encode()
     data = native.astype(native.dtype.newbyteorder("<"), copy=False)
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-    packed = packer.compress(data.tobytes()) + packer.flush()
+    compressor = packer(data, gzip=True)
+    packed = compressor.compress(data.data.cast("B")) + compressor.flush()
     with atomic_write(path, compare(start, packed)) as temporary, temporary.open("wb") as file:
         file.write(start)
         file.write(packed)
@@ -191,14 +189,12 @@ def _written_out(path: Path, file: BinaryIO, header: Header, kind: str) -> np.nd
         raise damaged(path, "the file has fewer voxels than its header specifies")
     try:
         if kind == "hex":
-            data = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), np.uint8)
-            values = data.view(header.dtype) if data.size == header.stored_bytes else data[:0]
+            values = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), header.dtype)
         else:
-            words = file.read().split()
-            values = np.array(words, dtype=header.dtype) if len(words) == header.voxels * header.components else None
+            values = np.array(file.read().split(), dtype=header.dtype)
     except (ValueError, OverflowError):
-        values = None
-    if values is None or values.size != header.voxels * header.components:
+        values = np.empty(0)
+    if values.size != header.voxels * header.components:
         raise damaged(path, "the number of its voxels is not that of its header")
     return values
 
@@ -215,7 +211,8 @@ def _encoding(fields: dict[str, Any], path: Path | None = None) -> str:
 
 
 def _plain_type(fields: dict[str, Any]) -> np.dtype:
-    return np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[fields["type"]])
+    dtype: np.dtype = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[fields["type"]])
+    return dtype
 
 
 def _component_axis(fields: dict[str, Any]) -> int | None:

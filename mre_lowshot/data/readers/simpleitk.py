@@ -71,19 +71,21 @@ def decode(path: str, *, header_only: bool) -> tuple[dict[str, Any], memoryview 
         reader = sitk.ImageFileReader()
         reader.SetFileName(path)
         reader.ReadImageInformation()
-        image, data, kind = reader, b"", reader.GetPixelID()
-        dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1], _scalar(kind))).dtype
-    else:
-        image = sitk.ReadImage(path)
-        array = np.ascontiguousarray(sitk.GetArrayFromImage(image))  # a view would not outlive the image
-        data, dtype = memoryview(array).cast("B"), array.dtype
-    about = {
+        example = sitk.Image([1, 1], _scalar(reader.GetPixelID()))
+        dtype = sitk.GetArrayViewFromImage(example).dtype
+        return _about(reader, reader.GetNumberOfComponents(), dtype), b""
+    image = sitk.ReadImage(path)
+    array = np.ascontiguousarray(sitk.GetArrayFromImage(image))  # a view would not outlive the image
+    return _about(image, image.GetNumberOfComponentsPerPixel(), array.dtype), array.data.cast("B")
+
+
+def _about(image: Any, components: int, dtype: np.dtype) -> dict[str, Any]:
+    return {
         "size": image.GetSize(),
         "spacing": image.GetSpacing(),
-        "components": max(1, image.GetNumberOfComponents()) if header_only else image.GetNumberOfComponentsPerPixel(),
+        "components": max(1, components),
         "dtype": dtype.str,
     }
-    return about, data
 
 
 def _scalar(kind: int) -> int:

@@ -34,7 +34,8 @@ def check_tiff(path: Path, file: BinaryIO, *, deep: bool) -> int:
     is_big = struct.unpack(f"{order}H", start[2:4])[0] == 43
     end = os.fstat(file.fileno()).st_size
     place = struct.unpack(f"{order}Q", start[8:16])[0] if is_big else struct.unpack(f"{order}I", start[4:8])[0]
-    pixels, seen, first = 0, set(), None
+    pixels, first = 0, None
+    seen: set[int] = set()
     try:
         while place:
             if place in seen or len(seen) >= _MOST_PAGES:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from mre_lowshot.errors import UserError
 
@@ -41,3 +44,10 @@ def compare(*parts: bytes) -> Callable[[Path], None]:
                 raise OSError("the file on the disk differs from what was written")
 
     return check
+
+
+def packer(data: np.ndarray, *, gzip: bool) -> zlib._Compress:
+    """A compressor for voxels, gzip (without a name and a time: equal voxels make equal files) or zlib. Runs of one
+    byte are all that is searched for in label maps of one byte: this takes half the time, and finds what there is."""
+    level, strategy = (6, zlib.Z_RLE) if data.dtype.itemsize == 1 else (4, zlib.Z_DEFAULT_STRATEGY)
+    return zlib.compressobj(level, zlib.DEFLATED, 31 if gzip else 15, 9, strategy)

@@ -14,7 +14,7 @@ def serve(requests: Any, answers: Any) -> None:
 
     for line in requests:
         asked = json.loads(line)
-        data = b""
+        data: bytes | memoryview = b""
         try:
             answer, data = decode(asked["path"], header_only=asked["action"] == "header")
         except Exception as problem:  # any error is an answer: the next file is read all the same
