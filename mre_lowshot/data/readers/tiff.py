@@ -12,6 +12,7 @@ from mre_lowshot.data.readers.content import damaged, not_an_image
 from mre_lowshot.errors import UserError
 
 _TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 16: "Q", 17: "q", 18: "Q"}
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _OFFSETS, _COUNTS = 256, 257, 258, 259, 277, 273, 279
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _ROWS, _PLANAR, _FORMAT = 322, 323, 324, 325, 278, 284, 339
 _MOST_PAGES, _MOST_VALUES = 100_000, 10_000_000
@@ -73,6 +74,10 @@ def _directory(file: BinaryIO, order: str, is_big: bool, place: int, end: int) -
         raw = entries[entry * width : (entry + 1) * width]
         tag, kind = struct.unpack(f"{order}HH", raw[:4])
         count = struct.unpack(f"{order}{'Q' if is_big else 'I'}", raw[4 : 4 + inline])[0]
+        if _SIZES.get(kind, 0) * count > inline:
+            place = struct.unpack(f"{order}{'Q' if is_big else 'I'}", raw[4 + inline :])[0]
+            if place + _SIZES[kind] * count > end:
+                raise struct.error
         if kind not in _TYPES or tag not in _USED:
             continue
         letter = _TYPES[kind]

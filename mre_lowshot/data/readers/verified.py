@@ -16,7 +16,7 @@ def data_file(header: Path, name: str) -> Path:
     nothing else.
 
     Raises:
-        UserError: the name is that of a list of files, or leads elsewhere.
+        UserError: the name is that of a list of files, or leads elsewhere, or the file is missing.
     """
     name = name.strip()
     if not name or name.upper().startswith("LIST") or "%" in name:
@@ -26,7 +26,13 @@ def data_file(header: Path, name: str) -> Path:
             f"{header}: its voxels lie in another folder ({name[:80]}); only a file beside the header is read: put "
             "both into one folder and correct the name in the header"
         )
-    return header.parent / name
+    path = header.parent / name
+    if not path.is_file():
+        raise UserError(
+            f"{header}: its file of voxels, {name[:200]}, is missing or not a file; put it into the folder of the "
+            "header"
+        )
+    return path
 
 
 def compare(*parts: bytes) -> Callable[[Path], None]:
