@@ -108,7 +108,8 @@ def prepare_dataset(
     for case in progress(dataset.labelled):
         if case.label is None:
             continue
-        image, label = read_channels(list(case.images)), read_labels(case.label)
+        image = read_channels(list(case.images))
+        label = read_labels(case.label, like=image.geometry)
         prepared = prepare_case(case.name, image, label, plan=plan, crop=crops.get(case.name))
         save_case(cases, prepared)
         notes += _lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)

@@ -229,7 +229,7 @@ def validate(
         calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
         prediction.save(out)
         reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
-        truth = read_labels(reference)
+        truth = read_labels(reference, like=prediction.labels.geometry)
         predicted = prediction.labels.array
         metrics = case_metrics(truth.array, predicted, labels, truth.geometry.spacing, ignore_label=plan.ignore_label)
         results.append(CaseResult(name, metrics, str(out), str(reference)))

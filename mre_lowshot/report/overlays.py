@@ -25,11 +25,12 @@ def draw_case(
     Raises:
         UserError: a file cannot be read.
     """
-    image, predicted = read_channels(list(images)), read_labels(prediction).array
+    image = read_channels(list(images))
+    predicted = read_labels(prediction, like=image.geometry).array
     spacing = image.geometry.spacing
     truth = scores = None
     if reference is not None:
-        truth = read_labels(reference).array
+        truth = read_labels(reference, like=image.geometry).array
         foreground = {name: value for name, value in labels.items() if value}
         metrics = case_metrics(truth, predicted, foreground, spacing)
         scores = {name: metrics[value]["Dice"] for name, value in foreground.items()}
