@@ -125,7 +125,7 @@ def image_spacing_rule(
     target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     pixels = float(np.prod(np.median(spacings * shapes, axis=0)[1:] / target[1:]))
     factor = min(MAX_DOWNSAMPLING, max(1.0, (pixels / pixel_limit) ** 0.5))
-    if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3):
+    if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3, atol=0):
         return None, "2D images of one pixel spacing, small enough for one patch: each keeps its own grid"
     target[1:] *= factor
     reason = f"2D images of {shape[1]:.0f} x {shape[2]:.0f} pixels (median)"

@@ -99,7 +99,8 @@ def test_the_fingerprint_of_a_case_is_measured_in_its_image():
     measured = case_fingerprint(image, (2.0, 1.0, 1.0), "RAS")
     assert measured["nonzero_shape"] == [6, 12, 14]
     assert measured["background_share"] == pytest.approx(1 - 6 * 12 * 14 / 4000)
-    assert (measured["channels"][0]["min"], measured["channels"][0]["max"]) == (-5, 110)
+    assert (measured["channels"][0]["min"], measured["channels"][0]["max"]) == (10, 110)
+    assert measured["content_shape"] == [6, 12, 14]
     assert (measured["shape"], measured["spacing"], measured["orientation"]) == ([10, 20, 20], [2, 1, 1], "RAS")
     other = {**measured, "background_share": 0.1}
     assert constant_background(dataset_fingerprint("D", {"a": measured}))
