@@ -83,7 +83,8 @@ def _check_crop(name: str, marked: np.ndarray, transform: GridTransform, labels:
         if count - kept > limit * count:
             raise UserError(
                 f"case {name}: {count - kept} of {count} {label} voxels lie outside the box {transform.box} "
-                "(z, y, x) that the image is cropped to; plan with -p NAME --set preprocessing.crop=none"
+                "(z, y, x) that the image is cropped to; plan with -p NAME --set preprocessing.crop=none "
+                "preprocessing.keep_padding=true"
             )
 
 

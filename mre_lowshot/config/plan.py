@@ -45,6 +45,7 @@ class PreprocessingConfig:
     size: tuple[int, ...] = ()  # voxels
     centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)
     crop_margin_mm: float = 0.0  # added to boxes nonzero and body
+    keep_padding: bool = False  # crop rules apply to the image without constant border planes, unless true
     bias_field: bool = False  # estimate an MRI's bias field and divide by it before normalisation
 
     def __post_init__(self) -> None:
@@ -61,6 +62,11 @@ class PreprocessingConfig:
             "bias_field is for MRI: every channel's normalisation must be zscore",
         )
         require(self.crop_margin_mm >= 0, f"crop_margin_mm is {self.crop_margin_mm}; must not be negative")
+
+    @property
+    def is_ct(self) -> tuple[bool, ...]:
+        """For each channel, whether it is a CT, in HU."""
+        return tuple(channel.scheme == "clip" for channel in self.normalization)
 
 
 def _three(values: tuple[float, ...]) -> bool:

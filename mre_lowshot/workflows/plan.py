@@ -15,14 +15,15 @@ from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.verification import raise_problems, verify
+from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_json
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
 from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
 from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
-from mre_lowshot.planners.rules import hu_rule
 from mre_lowshot.preprocessing.prepare import prepare_dataset
 from mre_lowshot.workflows.reporting import Reporter
 
@@ -122,17 +123,23 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
     """
     dataset = Dataset.load(raw)
     measured: dict[str, dict[str, Any]] = {}
+    ct = [is_ct(name) for name in dataset.channel_names]
+    not_hu: list[str] = []
+    notes: list[str] = []
 
     def measure(case: Case, image: Volume, label: Volume | None) -> None:
         geometry = image.geometry
-        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation)
+        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation, ct=ct)
+        for name, channel in zip(dataset.channel_names, image.array, strict=True):
+            if problem := hu_rule(name, hu_histogram(channel) if is_ct(name) else None):
+                (not_hu if problem.certain else notes).append(f"case {case.name}: {problem.sentence}")
+        for what, volume in (("", image), ("label map: ", label)):
+            notes.extend(f"case {case.name}: {what}{note}" for note in getattr(volume, "notes", ()))
 
     problems = verify(dataset, measure, partial(reporter.iterate, description="verify", unit="scan"))
-    for case, found in measured.items():
-        for channel, its in zip(dataset.channel_names, found["channels"], strict=True):
-            if problem := hu_rule(channel, its["percentile_00_5"], its["percentile_99_5"]):
-                problems.append(f"case {case}: {problem}")
-    raise_problems(dataset, problems)
+    raise_problems(dataset, [*problems, *not_hu])
+    for note in notes:
+        reporter.warning(f"  NOTE {note}")
     return dataset, dataset_fingerprint(dataset.name, measured)
 
 
