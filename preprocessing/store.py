@@ -68,6 +68,7 @@ def save_case(folder: Path, case: PreparedCase) -> Path:
         "geometry": case.geometry,
         "settings": case.settings,
         "source": case.source,
+        "labelled": case.label is not None,  # a zip file's directory may lose an entry without a trace
     }
     image = np.ascontiguousarray(case.image, dtype=np.float32)
     arrays = {"image": image, "about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)}
@@ -98,6 +99,8 @@ def load_case(folder: Path, name: str, plan: Plan | None = None) -> PreparedCase
             settings=str(about.get("settings", "")),  # an earlier version stored neither
             source=str(about.get("source", "")),
         )
+        if about.get("labelled", case.label is not None) != (case.label is not None):
+            raise ValueError("the label map is missing")
         _check(case)
     except FileNotFoundError:
         raise UserError(f"case {name}: {path} is missing; {fix}") from None
