@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,6 +93,51 @@ def remove_leftovers(folder: Path) -> int:
             continue  # another run removes it as well, or it may not be removed
         count += 1
     return count
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, atomically.
+
+    Raises:
+        UserError: ``source`` cannot be read or ``target`` cannot be written.
+    """
+    try:
+        with source.open("rb") as content, atomic_write(target) as temporary, temporary.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
+    except OSError as problem:
+        raise UserError(f"{source}: cannot be read ({problem.strerror}); make it readable, or restore it") from None
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that no half of it is ever taken for whole: it first gets a temporary name, which
+    `remove_leftovers` recognises.
+
+    Raises:
+        UserError: it cannot be moved or deleted.
+    """
+    if not path.exists():
+        return
+    temporary = path.parent / partial_name(path)
+    try:
+        os.rename(path, temporary)
+        shutil.rmtree(temporary)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be deleted ({problem.strerror}); delete it and try again") from None
+
+
+def verify_zip(path: Path) -> None:
+    """Read a zip file (.npz, .pth) to its end and compare all checksums.
+
+    Raises:
+        OSError: it is not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError) as problem:
+        raise OSError(errno.EIO, f"read back, it is damaged: {problem}") from None
+    if bad is not None:
+        raise OSError(errno.EIO, f"read back, {bad} in it has another checksum")
 
 
 def sha256(path: Path) -> str:

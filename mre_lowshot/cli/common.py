@@ -1,19 +1,20 @@
 """What every command shares: common options, errors on one line, exit codes.
 
-Exit codes: 0 done, 1 some cases failed or a training diverged, 2 wrong use, 130 interrupted. Only the standard library
-is imported here, so that ``-h`` answers at once; commands import torch, SimpleITK and other heavy libraries inside
-functions.
+Exit codes: 0 done, 1 some cases failed or a training diverged, 2 wrong use, 130 interrupted, 143 ended by SIGTERM. Only
+the standard library is imported here, so that ``-h`` answers at once; commands import torch, SimpleITK and other heavy
+libraries inside functions.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mre_lowshot import __version__
+from mre_lowshot import __version__, signals
 from mre_lowshot.errors import NumericalError, UserError
 
 DISCLAIMER = "For research only: not a medical device. Check every result before anyone relies on it."
@@ -71,6 +72,7 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
     # Read when torch is loaded. By default waiting threads spin, and slow each other down as soon as other programs
     # run; sleeping ones cost little (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signals.forget()
     try:
         return main(arguments)
     except (UserError, NumericalError) as problem:
@@ -85,4 +87,4 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + (signals.received() or signal.SIGINT)

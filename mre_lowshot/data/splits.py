@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("mre_lowshot")
 Split = dict[str, list[str]]  # {"train": [...], "val": [...]} as in nnU-Net
 DRAWS = 7  # repetitions of two- and three-shot in the paper
 _COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*$")
-_COUNTED = re.compile(r"0*([1-9]\d*)[-_]?(shot|pct)s?$")
+_COUNTED = re.compile(r"0*([1-9][0-9]{0,8})[-_]?(shot|pct)s?$")
 
 
 def parse_level(text: str) -> str:
@@ -59,7 +59,7 @@ def parse_fold(text: str) -> int | Literal["all"]:
     plain = text.strip().lower()
     if plain == "all":
         return "all"
-    match = re.match(r"(?:fold_?)?(\d+)$", plain)
+    match = re.match(r"(?:fold_?)?0*([0-9]{1,9})$", plain)
     if not match:
         raise UserError(f"fold {text!r}: must be fold0 (or 0), fold1, ... or all")
     return int(match[1])

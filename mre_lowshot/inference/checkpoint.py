@@ -5,6 +5,8 @@ They hold tensors and plain values only, so that they load with ``weights_only=T
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -20,7 +22,7 @@ from mre_lowshot.config import FORMAT_VERSION, Plan
 from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.config.plan import wrong_version
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import atomic_write
+from mre_lowshot.files import atomic_write, verify_zip
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 
@@ -58,6 +60,9 @@ def save(
         training: state to continue the training from.
         atlases: the fold's, without mirrored ones.
         dataset: content of dataset.json.
+
+    Raises:
+        UserError: it cannot be written, or what was written differs; an earlier file stays.
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -68,8 +73,23 @@ def save(
         "versions": versions(),
         "atlases": [atlas.to_tensors() for atlas in atlases],
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path, check=verify_zip) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as problem:  # how torch reports a file that cannot be written
+            raise _as_os_error(temporary, problem) from None
+
+
+def _as_os_error(path: Path, problem: RuntimeError) -> OSError:
+    """The reason why ``path`` could not be written, found by writing some more."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        return found
+    return OSError(errno.EIO, str(problem).splitlines()[0] if str(problem) else "torch.save failed")
 
 
 def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:

@@ -22,6 +22,7 @@ from mre_lowshot.experiments.report import RowResult
 from mre_lowshot.experiments.runner import (
     Setting,
     is_done,
+    is_prepared,
     plan_row,
     prepare_row,
     summary_path_of,
@@ -34,10 +35,12 @@ from mre_lowshot.files import read_json
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
+from mre_lowshot.preprocessing.prepare import check_prepared
+from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.trainers.fold import FoldJob, validate
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
-from mre_lowshot.workflows.train import training_progress
+from mre_lowshot.workflows.train import check_options, training_progress
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,7 @@ def experiment(
     Raises:
         UserError: an option is wrong.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
+    check_options(iterations=iterations, seed=seed, workers=workers)
     if folds and min(folds) < 0:
         raise UserError(f"--folds {min(folds)}: folds count from 0")
     found_table = named(table)
@@ -180,8 +180,10 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
     failed = 0
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
     for row, plan in zip(run.rows, plans, strict=True):
-        write_plan(plan, folder)
-        prepare_row(plan, dataset, folder, bar)
+        if not (is_prepared(plan, dataset, folder) and (folder / f"{plan.plans_name}.json").is_file()):
+            with planning(folder, plan.plans_name):
+                write_plan(plan, folder)
+                prepare_row(plan, dataset, folder, bar)
         for fold in folds:
             job = FoldJob(
                 plan,
@@ -193,7 +195,10 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
                 device=device,
                 seed=run.setting.seed,
             )
-            failed += _run_fold(run, row, job)
+            with job.reading(), job.locked():
+                write_plan(plan, folder)
+                check_prepared(plan, folder)
+                failed += _run_fold(run, row, job)
     return failed
 
 

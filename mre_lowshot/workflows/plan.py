@@ -25,6 +25,7 @@ from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
 from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
 from mre_lowshot.preprocessing.prepare import prepare_dataset
+from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.workflows.reporting import Reporter
 
 DEFAULT_NAME = "MREPlans"
@@ -88,31 +89,41 @@ def plan(
     raw = space.find(str(dataset), "raw")
     folder = space.preprocessed / raw.name
     reporter.info(f"{raw.name}: raw data in {raw}, output in {folder}")
-    found, fingerprint = verified_dataset(raw, reporter)
-    write_fingerprint(folder, fingerprint)
-    path = folder / f"{plans_name}.json"
-    if keep_plan:
-        made = load_plan(path)
-        _check_kept_plan(made, path, found)
-    else:
-        target = devices.resolve(device)
-        planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
-        first, rest = split_changes(changes)
-        chosen = preset_with(recipe, first)
-        made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
-        made = with_changes(made, rest)
-        _write_plan(made, path, overwrite=overwrite)
-    _report_plan(made, path, found, reporter)
-    notes: tuple[str, ...] = ()
-    if preprocess:
-        bar = partial(reporter.iterate, description="preprocess", unit="scan")
-        notes = tuple(prepare_dataset(found, made, folder, bar))
-        for note in notes:
-            reporter.info(f"  NOTE {note}")
-        labelled = len(found.labelled)
-        more = f"; or on all of them: mre_train {raw.name} all fold0" if labelled in (2, 3) else ""
-        reporter.info(f"  {labelled} cases preprocessed; next: mre_train {raw.name} 1shot fold0{more}")
+    if keep_plan and not (folder / f"{plans_name}.json").is_file():
+        load_plan(folder / f"{plans_name}.json")  # refuses before every scan was read
+    target = devices.resolve(device)
+    planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
+    first, rest = split_changes(changes)
+    chosen = preset_with(recipe, first)
+    with planning(folder, plans_name):
+        found, fingerprint = verified_dataset(raw, reporter)
+        path = folder / f"{plans_name}.json"
+        if keep_plan:
+            made = load_plan(path)
+            _check_kept_plan(made, path, found)
+        else:
+            made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
+            made = with_changes(made, rest)
+            _check_plan(made, path, overwrite=overwrite)
+            write_json(path, to_json(made))
+        write_fingerprint(folder, fingerprint)
+        _report_plan(made, path, found, reporter)
+        notes: tuple[str, ...] = ()
+        if preprocess:
+            notes = _preprocess(found, made, folder, reporter)
     return PlanResult(made, path, found, folder, notes)
+
+
+def _preprocess(dataset: Dataset, plan: Plan, folder: Path, reporter: Reporter) -> tuple[str, ...]:
+    """Preprocess all labelled cases, and report; returns the notes."""
+    bar = partial(reporter.iterate, description="preprocess", unit="scan")
+    notes = tuple(prepare_dataset(dataset, plan, folder, bar))
+    for note in notes:
+        reporter.info(f"  NOTE {note}")
+    labelled = len(dataset.labelled)
+    more = f"; or on all of them: mre_train {dataset.name} all fold0" if labelled in (2, 3) else ""
+    reporter.info(f"  {labelled} cases preprocessed; next: mre_train {dataset.name} 1shot fold0{more}")
+    return notes
 
 
 def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, Any]]:
@@ -176,8 +187,8 @@ def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:
             )
 
 
-def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
-    """Write the plan; refuse an existing one that differs, unless ``overwrite``."""
+def _check_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
+    """Refuse an existing plan that differs, unless ``overwrite``."""
     existing = load_plan(path) if path.is_file() and not overwrite else plan
     if existing != plan:
         why = first_difference(existing, plan)
@@ -185,7 +196,6 @@ def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
             f"{path}: already exists and differs from the new plan ({why}; possible causes: edited by hand, "
             "other options, other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
         )
-    write_json(path, to_json(plan))
 
 
 def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -> None:

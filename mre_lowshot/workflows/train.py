@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +23,11 @@ from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
+from mre_lowshot.files import remove_leftovers
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.preprocessing.prepare import check_prepared
+from mre_lowshot.preprocessing.record import REFERENCES
+from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -30,6 +35,7 @@ from mre_lowshot.workflows.plan import DEFAULT_NAME
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
 Mode = Literal["new", "continue", "overwrite", "validate"]
+MAX_ITERATIONS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,7 @@ def train(
         UserError: an option is wrong, the dataset is not planned, or the fold was trained before (mode ``new``).
         NumericalError: the training diverged; the last good checkpoint is kept.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
+    check_options(iterations=iterations, seed=seed, workers=workers)
     if mode not in (modes := [m.value for m in TrainMode]):
         raise UserError(f"mode {mode!r}: {suggest(mode, modes)}")
     reporter = reporter or Reporter()
@@ -132,15 +135,56 @@ def train(
             cohorts_file=Path(cohorts_file) if cohorts_file else None,
         )
         space = Workspace.resolve(workspace)
-        jobs = _jobs(request, space, processes=processes, device=found, reporter=reporter)
-        results = []
-        for job in jobs:
-            results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
+        prepared = space.find(str(dataset), "preprocessed")
+        with ExitStack() as held:
+            if processes.first:
+                held.enter_context(_held_cases(prepared, plans_name))
+            jobs = _jobs(request, space, prepared, processes=processes, device=found, reporter=reporter)
+            for job in jobs:  # all at once: a fold in use is refused before others were trained for hours
+                held.enter_context(job.locked())
+            results = []
+            for job in jobs:
+                results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
     dice = [r.summary["foreground_mean"]["Dice"] for r in results if r.summary]
     if len(dice) > 1:
         spread = statistics.stdev(dice)
         reporter.info(f"{len(dice)} folds: mean Dice {statistics.mean(dice):.4f}, SD over folds {spread:.4f}")
     return TrainResult(jobs[0].folder.parent, tuple(results))
+
+
+def check_options(*, iterations: int | None, seed: int | None, workers: int) -> None:
+    """Refuse numbers that no training can use, before anything is written.
+
+    Raises:
+        UserError: names the option.
+    """
+    if iterations is not None and not 1 <= iterations <= MAX_ITERATIONS:
+        fix = "must be at least 1" if iterations < 1 else f"must be at most {MAX_ITERATIONS}"
+        raise UserError(f"--iterations {_shown(iterations)}: {fix}")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {_shown(seed)}: must lie in [0, {2**32 - 1}]")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= workers <= most:
+        fix = "must be 0 or more" if workers < 0 else f"must be at most {most} on this machine"
+        raise UserError(f"--workers {_shown(workers)}: {fix}")
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**40 else "of more than 40 digits"
+
+
+@contextmanager
+def _held_cases(prepared: Path, plans_name: str) -> Iterator[None]:
+    """Hold the plan's preprocessed cases for reading, and remove what killed runs left."""
+    if not (prepared / f"{plans_name}.json").is_file() or not re.fullmatch(r"[\w-]+", plans_name):
+        raise UserError(
+            f"plan {prepared / f'{plans_name}.json'} is missing; run mre_plan_and_preprocess first (-p names another "
+            "plan)"
+        )
+    with reading(prepared, plans_name):
+        for folder in (prepared, prepared / plans_name, prepared / REFERENCES):
+            remove_leftovers(folder)
+        yield
 
 
 @dataclass(frozen=True)
@@ -164,12 +208,18 @@ class _Request:
 
 
 def _jobs(
-    request: _Request, workspace: Workspace, *, processes: Processes, device: torch.device, reporter: Reporter
+    request: _Request,
+    workspace: Workspace,
+    prepared: Path,
+    *,
+    processes: Processes,
+    device: torch.device,
+    reporter: Reporter,
 ) -> list[FoldJob]:
     level, fold = parse_level(request.level), parse_fold(request.fold)
-    prepared = workspace.find(request.dataset, "preprocessed")
     plan = load_plan(prepared / f"{request.plans_name}.json")
-    names = check_prepared(plan, prepared)
+    check_options(iterations=plan.recipe.optimizer.iterations, seed=None, workers=0)
+    names = check_prepared(plan, prepared, log=reporter.info)
     cohort = None
     if request.cohort:
         level = with_cohort(level, request.cohort)
