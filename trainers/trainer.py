@@ -264,12 +264,16 @@ class MRETrainer:
         if not same_plan(plan, self.plan):
             raise UserError(f"{path}: was trained with another plan; use another -p, or --overwrite")
         state = content["training"]
-        self.network.load_state_dict(state["network"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.precision.scaler.is_enabled():
-            self.precision.scaler.load_state_dict(state["scaler"])
+        try:
+            self.network.load_state_dict(state["network"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.precision.scaler.is_enabled():
+                self.precision.scaler.load_state_dict(state["scaler"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as problem:
+            reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
+            raise UserError(f"{path}: the training state is damaged ({reason}); --overwrite trains again") from None
         self.iteration = state["iteration"]
         self.training_log.history = {key: list(values) for key, values in state["history"].items()}

@@ -111,12 +111,12 @@ def require_fields(record: Any) -> None:
     Raises:
         UserError: names the field.
     """
-    for name, hint in _hints(type(record)).items():
+    for name, hint in _hints(record.__class__).items():
         _require_type(hint, getattr(record, name), name)
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 

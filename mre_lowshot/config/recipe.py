@@ -36,7 +36,7 @@ class OptimizerConfig:
         for name in ("iterations", "step_every"):
             found = getattr(self, name)
             require(1 <= found <= MAX_ITERATIONS, f"{name} is {found}; must be at least 1, at most {MAX_ITERATIONS}")
-        require(0 < self.learning_rate <= 100, f"learning_rate is {self.learning_rate}; must be above 0, at most 100")
+        require(0 < self.learning_rate <= 1000, f"learning_rate is {self.learning_rate}; must be above 0, at most 1000")
         require(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
         require(
             0 <= self.weight_decay <= 10, f"weight_decay is {self.weight_decay}; must not be negative, nor above 10"

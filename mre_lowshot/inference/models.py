@@ -17,7 +17,9 @@ from mre_lowshot.config.plan_files import TRAINER
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
-from mre_lowshot.network.build import build
+from mre_lowshot.network.build import outline
+
+_FOLD = re.compile(r"fold_[0-9]{1,9}$")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         if folds is not None:
             raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
         return _loaded(folder, [single], device)
-    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
+    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and list(p.glob("*.pth"))}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
     if not trained:
         raise UserError(
@@ -124,9 +126,9 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
     folds, plans, networks, atlases, unfinished = [], [], [], [], []
     for path in paths:
         plan, content = checkpoint.load(path, device)
-        fold = int(path.parent.name[5:]) if path.parent.name.startswith("fold_") else plan.fold.fold if plan.fold else 0
-        network = build(plan.network)
-        network.load_state_dict(content["weights"])
+        fold = int(path.parent.name[5:]) if _FOLD.match(path.parent.name) else plan.fold.fold if plan.fold else 0
+        network = outline(plan.network)  # without initialising weights, which the checkpoint's replace
+        network.load_state_dict(content["weights"], assign=True)
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
