@@ -199,7 +199,7 @@ def deep(content):
         (lambda c: c["plan"]["network"].update(widths=[4096] * 3), "the plan's network has"),
         (lambda c: c["plan"]["network"].update(embedding_dim=10**12), "embedding_dim"),
         (lambda c: c["plan"]["network"].update(convs=[10**6, 1, 1]), "convs"),
-        (lambda c: c["plan"]["network"].update(dilations=[[1, 1, 1]] * 10**5), "at most"),
+        (lambda c: c["plan"]["network"].update(dilations=[[1, 1, 1] for _ in range(10**5)]), "at most"),
         (lambda c: c["plan"]["recipe"]["inference"].update(mirror_axes=[2] * 40), "mirror_axes"),
         (lambda c: c["plan"]["recipe"]["inference"].update(step=1e-9), "step is 1e-09"),
         (lambda c: c["plan"].update(channel_names="\ud800"), "surrogate"),

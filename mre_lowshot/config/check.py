@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import os
 import types
 import typing
 from typing import Any
@@ -44,14 +45,14 @@ def require_whole(name: str, value: object, low: int, high: int) -> int:
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not low <= int(typing.cast(int, value)) <= high:
-        raise UserError(f"{name} {shown(value)}: must be a whole number from {low} to {high}")
+        raise UserError(f"{name} {shown(value)}: must be at least {low} (a whole number, at most {high})")
     return int(typing.cast(int, value))
 
 
 def require_number(name: str, value: object, low: float, high: float) -> float:
     """Require a finite number from ``low`` to ``high``, and return it as float; see `require_whole`."""
     if not _is_number(value) or not low <= float(typing.cast(float, value)) <= high:
-        raise UserError(f"{name} {shown(value)}: must be a number from {low:g} to {high:g}")
+        raise UserError(f"{name} {shown(value)}: must lie in [{low:g}, {high:g}]")
     return float(typing.cast(float, value))
 
 
@@ -70,6 +71,18 @@ def require_mirror_axes(axes: tuple[int, ...]) -> None:
         set(axes) <= {0, 1, 2} and len(set(axes)) == len(axes),
         f"mirror_axes is {axes}; axes are 0 (z), 1 (y), 2 (x), each at most once",
     )
+
+
+def require_path(name: str, value: object) -> None:
+    """Require a path: a text or `os.PathLike`, not empty (an unset variable of the shell) and without NUL.
+
+    Raises:
+        UserError: it is none.
+    """
+    require(isinstance(value, str | os.PathLike), f"{name} {shown(value)}: must be a path")
+    text = os.fspath(typing.cast("str | os.PathLike[str]", value))
+    require(isinstance(text, str) and text != "", f"{name} is empty; give a path")
+    require("\0" not in text, f"{name} {shown(text)}: a path has no NUL character")
 
 
 def require_text(name: str, text: object, limit: int = MAX_NAME) -> None:

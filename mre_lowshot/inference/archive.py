@@ -127,7 +127,7 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 def _interpreted(description: bytes, folder: str, sizes: dict[str, int]) -> Any:
     content = _Interpreter(io.BytesIO(description), folder, sizes).load()
-    # Each value takes at least a byte: where they are more, lists are used several times (a list of ten lists of ten ...)
+    # Each value takes at least a byte: where there are more, lists occur several times (ten lists of ten lists of ...)
     _check_plain(content, limit=len(description) + 1000)
     return content
 
@@ -193,8 +193,8 @@ def _counts(values: Any) -> bool:
 
 
 def _check_plain(content: Any, limit: int) -> None:
-    """Refuse what is nested deeper than `MAX_DEPTH` (a list may contain itself), more than ``limit`` values, and what is
-    no plain value."""
+    """Refuse what is nested deeper than `MAX_DEPTH` (a list may contain itself), more than ``limit`` values, and
+    what is no plain value."""
     waiting, count = [(content, 1)], 0
     while waiting:
         item, depth = waiting.pop()

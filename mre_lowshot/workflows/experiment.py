@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot import devices
+from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
+from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.splits import load_or_make, parse_level, read_cohort, with_cohort
@@ -31,13 +33,14 @@ from mre_lowshot.experiments.runner import (
 from mre_lowshot.experiments.tables import Base, Row, Table, named
 from mre_lowshot.experiments.text import format_overview, format_rows
 from mre_lowshot.files import read_json
+from mre_lowshot.inference.models import MAX_FOLD
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
 from mre_lowshot.trainers.fold import FoldJob, validate
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
-from mre_lowshot.workflows.train import training_progress
+from mre_lowshot.workflows.train import MAX_WORKERS, training_progress
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,11 @@ def experiment(
     Raises:
         UserError: an option is wrong.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
-    if folds and min(folds) < 0:
-        raise UserError(f"--folds {min(folds)}: folds count from 0")
+    if iterations is not None:
+        require_whole("--iterations", iterations, 1, MAX_ITERATIONS)
+    require_whole("--workers", workers, 0, MAX_WORKERS)
+    for fold in folds or ():
+        require_whole("--folds", fold, 0, MAX_FOLD)
     found_table = named(table)
     level = with_cohort(level, cohort) if cohort else parse_level(level)
     run = _Run(

@@ -14,14 +14,17 @@ import torch
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
+from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
 from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
@@ -29,6 +32,7 @@ from mre_lowshot.trainers.trainer import MRETrainer
 from mre_lowshot.workflows.plan import DEFAULT_NAME
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
+MAX_WORKERS = 256  # data-loading processes
 Mode = Literal["new", "continue", "overwrite", "validate"]
 
 
@@ -109,12 +113,15 @@ def train(
         UserError: an option is wrong, the dataset is not planned, or the fold was trained before (mode ``new``).
         NumericalError: the training diverged; the last good checkpoint is kept.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
+    if iterations is not None:
+        require_whole("--iterations", iterations, 1, MAX_ITERATIONS)
+    require_whole("--workers", workers, 0, MAX_WORKERS)
+    require_plans_name("-p", plans_name)
+    require_path("the dataset", str(dataset))
+    if cohorts_file is not None:
+        require_path("--cohorts", cohorts_file)
     if mode not in (modes := [m.value for m in TrainMode]):
-        raise UserError(f"mode {mode!r}: {suggest(mode, modes)}")
+        raise UserError(f"mode {shown(mode)}: {suggest(mode, modes)}")
     reporter = reporter or Reporter()
     if deterministic:
         devices.make_deterministic()
