@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -19,8 +20,10 @@ from typing import Any
 from mre_lowshot import processes
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import gigabytes
+from mre_lowshot.plain import parse_json
 
 _PARTIAL = re.compile(r"\.mre-partial\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}(\..*)?$")
+MAX_JSON = 32 << 20  # bytes of a JSON file
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -175,14 +178,30 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; ``what`` describes it in messages, for example "dataset.json of Dataset017_BTCV".
+    """Read a JSON file (UTF-8), strictly (`plain.parse_json`); ``what`` describes it in messages, for example
+    "dataset.json of Dataset017_BTCV".
 
     Raises:
-        UserError: the file is missing or is not valid JSON; the message gives line and column.
+        UserError: the file is missing, cannot be read, is larger than `MAX_JSON`, or is not valid JSON; the message
+            gives line and column.
     """
+    where = f"{what}: {path}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what}: {path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise UserError(f"{what}: {path} is not valid JSON ({problem}); correct or restore it") from None
+        if not path.exists():
+            raise UserError(f"{where} is missing")
+        if not path.is_file():  # a folder; or a pipe or device, which might never end
+            raise UserError(f"{where} is not a file; give a JSON file")
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+    except (OSError, ValueError) as problem:  # ValueError: a path with a NUL character
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise UserError(f"{where} cannot be read ({reason}); check the path and its permissions") from None
+    if len(content) > MAX_JSON:
+        raise UserError(f"{where} is larger than {MAX_JSON >> 20} MB; no such file is written here, restore it")
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content[:64]:
+        raise UserError(f"{where} is not valid JSON (UTF-16 or binary); save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")  # some editors write a byte-order mark
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{where} is not valid JSON ({problem}); save it as UTF-8") from None
+    return parse_json(text, where)

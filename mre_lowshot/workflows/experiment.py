@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot import devices
+from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.paper_datasets import groups_of
@@ -32,6 +33,7 @@ from mre_lowshot.experiments.runner import (
 from mre_lowshot.experiments.tables import Base, Row, Table, named
 from mre_lowshot.experiments.text import format_overview, format_rows
 from mre_lowshot.files import read_json
+from mre_lowshot.inference.models import MAX_FOLD
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
@@ -119,8 +121,8 @@ def experiment(
         UserError: an option is wrong.
     """
     check_options(iterations=iterations, seed=seed, workers=workers)
-    if folds and min(folds) < 0:
-        raise UserError(f"--folds {min(folds)}: folds count from 0")
+    for fold in folds or ():
+        require_whole("--folds", fold, 0, MAX_FOLD)
     found_table = named(table)
     level = with_cohort(level, cohort) if cohort else parse_level(level)
     run = _Run(

@@ -11,6 +11,7 @@ from typing import Any
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_number, require_path, require_plans_name
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
@@ -20,6 +21,7 @@ from mre_lowshot.data.volume import Volume
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_json
+from mre_lowshot.plain import shown
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
@@ -83,8 +85,9 @@ def plan(
         UserError: an option, the dataset or a file of it is wrong; all problems of a dataset are listed at once.
     """
     reporter = reporter or Reporter()
-    changes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
+    changes = _texts(changes or {})
     _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb)
+    require_path("-d", str(dataset))
     space = Workspace.resolve(workspace)
     raw = space.find(str(dataset), "raw")
     folder = space.preprocessed / raw.name
@@ -154,6 +157,19 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
     return dataset, dataset_fingerprint(dataset.name, measured)
 
 
+def _texts(changes: Mapping[str, Any]) -> dict[str, str]:
+    """Changes as the command line gives them."""
+    texts = {}
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            raise UserError(f"changes: {shown(key)} is no field; write recipe.optimizer.iterations, for example")
+        try:
+            texts[key] = value if isinstance(value, str) else json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise UserError(f"changes: {key} is {shown(value)}, which is no JSON value ({problem})") from None
+    return texts
+
+
 def _check_options(
     plans_name: str, changes: Mapping[str, str], *, keep_plan: bool, overwrite: bool, memory_gb: float | None
 ) -> None:
@@ -161,13 +177,9 @@ def _check_options(
         raise UserError("--set makes another plan; give it its own name with -p NAME (not MREPlans)")
     if keep_plan and (changes or overwrite):
         raise UserError("--keep_plan uses the existing plan; leave out --set and --overwrite")
-    if memory_gb is not None and memory_gb <= 0:
-        raise UserError(f"--memory {memory_gb}: must be above 0 (GB)")
-    if not plans_name.replace("_", "").replace("-", "").isalnum() or "__" in f"_{plans_name}_":
-        raise UserError(
-            f"-p {plans_name!r}: use letters, digits, - and _ only, and no leading, trailing or double _ "
-            "(the name is part of folder names)"
-        )
+    if memory_gb is not None:
+        require_number("--memory", memory_gb, 0.1, 1e5)
+    require_plans_name("-p", plans_name)
 
 
 def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:

@@ -16,8 +16,10 @@ import torch
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
+from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
@@ -25,6 +27,7 @@ from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
 from mre_lowshot.files import remove_leftovers
 from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.record import REFERENCES
 from mre_lowshot.preprocessing.references import reading
@@ -35,7 +38,6 @@ from mre_lowshot.workflows.plan import DEFAULT_NAME
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
 Mode = Literal["new", "continue", "overwrite", "validate"]
-MAX_ITERATIONS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,12 @@ def train(
         NumericalError: the training diverged; the last good checkpoint is kept.
     """
     check_options(iterations=iterations, seed=seed, workers=workers)
+    require_plans_name("-p", plans_name)
+    require_path("the dataset", str(dataset))
+    if cohorts_file is not None:
+        require_path("--cohorts", cohorts_file)
     if mode not in (modes := [m.value for m in TrainMode]):
-        raise UserError(f"mode {mode!r}: {suggest(mode, modes)}")
+        raise UserError(f"mode {shown(mode)}: {suggest(mode, modes)}")
     reporter = reporter or Reporter()
     if deterministic:
         devices.make_deterministic()
@@ -158,19 +164,11 @@ def check_options(*, iterations: int | None, seed: int | None, workers: int) -> 
     Raises:
         UserError: names the option.
     """
-    if iterations is not None and not 1 <= iterations <= MAX_ITERATIONS:
-        fix = "must be at least 1" if iterations < 1 else f"must be at most {MAX_ITERATIONS}"
-        raise UserError(f"--iterations {_shown(iterations)}: {fix}")
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"--seed {_shown(seed)}: must lie in [0, {2**32 - 1}]")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if not 0 <= workers <= most:
-        fix = "must be 0 or more" if workers < 0 else f"must be at most {most} on this machine"
-        raise UserError(f"--workers {_shown(workers)}: {fix}")
-
-
-def _shown(number: int) -> str:
-    return str(number) if abs(number) < 10**40 else "of more than 40 digits"
+    if iterations is not None:
+        require_whole("--iterations", iterations, 1, MAX_ITERATIONS)
+    if seed is not None:
+        require_whole("--seed", seed, 0, 2**32 - 1)
+    require_whole("--workers", workers, 0, max(64, 4 * (os.cpu_count() or 1)))
 
 
 @contextmanager
