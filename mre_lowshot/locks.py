@@ -56,6 +56,11 @@ def locked(folder: Path, key: str, doing: str, *, shared: bool = False) -> Itera
             own.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove the locks of ``folder`` whose owners no longer run, whatever their keys."""
+    _entries(folder, "*")
+
+
 def _acquire(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in range(ATTEMPTS):

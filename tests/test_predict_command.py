@@ -129,9 +129,12 @@ def test_parts_make_the_whole_and_existing_label_maps_are_skipped(trained, tmp_p
     for part, names in ((0, ["phantom_001.nii.gz", "phantom_003.nii.gz"]), (1, [f"{n}.nii.gz" for n in NAMES])):
         assert trained.predict(scans, out, "-num_parts", 2, "-part_id", part) == 0
         assert sorted(p.name for p in out.glob("*.nii.gz")) == names
-    (out / "phantom_002.nii.gz").write_bytes(b"kept")
+    whole, before = (out / "phantom_002.nii.gz").read_bytes(), (out / "phantom_001.nii.gz").stat()
+    (out / "phantom_002.nii.gz").write_bytes(b"cut off")
     assert trained.predict(scans, out, "--continue_prediction") == 0
-    assert (out / "phantom_002.nii.gz").read_bytes() == b"kept"
+    assert (out / "phantom_002.nii.gz").read_bytes() == whole
+    assert (out / "phantom_002.nii.gz.damaged").read_bytes() == b"cut off"
+    assert (out / "phantom_001.nii.gz").stat().st_mtime_ns == before.st_mtime_ns
     assert trained.predict(scans, out, "-num_parts", 2, "-part_id", 2) == 2
     assert trained.predict(scans, out, "--centre", "-step_size", 0.5) == 2
     assert trained.predict(scans / "absent", out) == 2
@@ -211,7 +214,7 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     assert "failed: case a: " in captured.err
     assert f"a.tif: .tif holds one slice, not {len(array)}; use .nii.gz" in captured.err
     assert "1 of 2 scans segmented" in captured.out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv", "run.json"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]
 
 
