@@ -115,7 +115,7 @@ class OutputFolder:
                 return "the last attempt failed"
             if problem := self._unusable(path, case):
                 self._unfit[path] = problem
-                return problem
+                return f"its label map {problem}"
         else:
             entry, run = found
             if entry.get("status") != "done":
@@ -128,7 +128,7 @@ class OutputFolder:
             if not extra.is_file():
                 return f"{self._name(extra)} is missing"
             if not self.record.is_own(extra, case.name) and (problem := self._damage(extra, _check_of(extra))):
-                return problem
+                return f"{self._name(extra)} {problem}"
         return None
 
     def _data_is_own(self, path: Path, case: Case) -> bool:
@@ -141,9 +141,9 @@ class OutputFolder:
             return problem
         labels, scan = read_labels(path), geometry_of(case.images[0])
         if different := labels.geometry.differences(scan):
-            return f"{path.name} is not on the grid of the scan ({different[0]})"
+            return f"is not on the grid of the scan: {different[0]}"
         others = sorted({int(v) for v in np.unique(labels.array)} - self.request.labels)
-        return f"{path.name} holds the labels {others}, which the model does not have" if others else ""
+        return f"holds the labels {others}, which the model does not have" if others else ""
 
     def _damage(self, path: Path, check: Callable[[Path], None]) -> str:
         try:
@@ -153,7 +153,7 @@ class OutputFolder:
         except Exception:  # a damaged file raises anything
             pass
         self.damaged.add(path)
-        return f"{self._name(path)} is {'damaged' if path.stat().st_size else 'empty'}"
+        return "is damaged" if path.stat().st_size else "is empty"
 
     def require_room(self, cases: Sequence[Case]) -> None:
         """Refuse before the work what would replace a user's file, or leave two label maps of one case.
