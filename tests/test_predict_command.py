@@ -222,12 +222,3 @@ def test_a_single_file_of_an_unknown_format_is_refused(trained, tmp_path, capsys
     (tmp_path / "one.dcm").write_bytes(b"DICM")
     assert trained.predict(tmp_path / "one.dcm", tmp_path / "out") == 2
     assert "one.dcm: is none of .nii.gz" in capsys.readouterr().err
-
-
-def test_the_demo_replaces_nothing_but_a_demo(tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("years of work")
-    assert command("demo", "-o", tmp_path / "mine") == 2
-    assert command("demo", "-o", tmp_path / "mine", "--overwrite") == 2
-    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
-    assert "is not a demo folder, so it is not replaced" in capsys.readouterr().err
