@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 
@@ -53,3 +54,10 @@ def memory_gb(device: torch.device) -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     except (ValueError, OSError, AttributeError):  # Windows has no sysconf
         return 8.0
+
+
+def free_memory() -> None:
+    """Give back what is no longer used, after an out-of-memory error: Python's cycles and CUDA's cached blocks."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

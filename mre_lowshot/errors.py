@@ -1,4 +1,12 @@
-"""Errors that are reported without a traceback."""
+"""Errors that are reported without a traceback, and the text for those that nobody expected."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+
+TRACEBACK = "MRE_TRACEBACK"  # environment variable: show where an error arose
 
 
 class UserError(Exception):
@@ -12,12 +20,38 @@ class NumericalError(RuntimeError):
     """A non-finite loss, gradient or prediction: the computation stops, and no label map is written."""
 
 
-def describe_failure(exception: BaseException) -> str:
-    """One line about any exception: the message of a `UserError`, else the exception's kind and first line."""
-    text = str(exception).strip()
-    if isinstance(exception, (UserError, NumericalError)):
-        return text
-    if isinstance(exception, MemoryError):
-        return "not enough memory"
-    kind = type(exception).__name__
-    return f"unexpected {kind}: {text.splitlines()[0]}" if text else f"unexpected {kind}"
+def describe_failure(problem: BaseException, case: str = "") -> str:
+    """One line for any exception: what happened, and the fix where one is known. ``case`` is the name of the case in
+    which it arose; the line begins with it."""
+    if isinstance(problem, (UserError, NumericalError)):
+        text = str(problem)
+    elif is_out_of_memory(problem):
+        text = f"out of memory ({_first_line(problem)}); close other programs, or use a machine with more memory"
+    elif isinstance(problem, OSError) and problem.strerror:
+        text = f"{problem.filename or 'the system'}: {problem.strerror}"
+    else:
+        text = (
+            f"unexpected error ({type(problem).__name__}: {_first_line(problem)}); {TRACEBACK}=1 shows where it arose, "
+            "please report it"
+        )
+    text = " ".join(text.splitlines())
+    return text if not case or text.startswith("case ") else f"case {case}: {text}"
+
+
+def log_unexpected(problem: BaseException, log: Callable[[str], None]) -> None:
+    """With ``MRE_TRACEBACK=1`` in the environment, log the traceback of a failure that is no mistake of the user."""
+    if os.environ.get(TRACEBACK) and not isinstance(problem, (UserError, NumericalError)):
+        log("".join(traceback.format_exception(problem)).rstrip())
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether memory was short: Python's and numpy's MemoryError, and torch's errors on the CPU and on a GPU."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    text = str(problem).lower()
+    return isinstance(problem, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

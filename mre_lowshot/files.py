@@ -156,15 +156,25 @@ def _digest(file: Any) -> str:
     return found.hexdigest()
 
 
+def printable(name: str) -> str:
+    """A file name as text that can be written: bytes that are no UTF-8 (lone surrogates in Python) are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) atomically."""
+    """Write ``text`` (UTF-8) atomically; what is no UTF-8 is escaped (`printable`)."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinities become ``null``."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """``value`` as JSON on one line; NaN and infinities become ``null``."""
+    return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -73,6 +73,11 @@ def holders(folder: Path, prefix: str) -> list[str]:
     return [key for key in found if key.startswith(prefix)]
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove the locks of ``folder`` whose owners no longer run, whatever their keys."""
+    _entries(folder)
+
+
 def _remove_empty(folders: list[Path]) -> None:
     """Remove folders, given from the inside out, until one is not empty."""
     with suppress(OSError):

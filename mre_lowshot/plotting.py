@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
 
 if TYPE_CHECKING:
@@ -22,5 +24,17 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with atomic_write(path) as temporary:
+    with atomic_write(path, check=check_png) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font has no sign for a letter of a name
         FigureCanvasAgg(figure).print_figure(str(temporary), dpi=110, format="png")
+
+
+def check_png(path: Path) -> None:
+    """Refuse a PNG file that does not end as one does.
+
+    Raises:
+        UserError: it was cut off, or is another file.
+    """
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG") or content[-8:-4] != b"IEND":
+        raise UserError(f"{path}: is no PNG file, or was cut off")

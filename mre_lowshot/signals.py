@@ -1,22 +1,57 @@
-"""The signal that ended this run: commands answer it with exit code 128 + number (Ctrl-C 130, SIGTERM 143)."""
+"""SIGTERM and SIGHUP end a run as Ctrl-C does: results so far are saved, and temporary files removed.
+
+Batch systems send SIGTERM before they kill a job, and a terminal that is closed sends SIGHUP.
+"""
 
 from __future__ import annotations
 
-_received: int | None = None
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REPEATED = 5.0  # seconds in which further signals of this kind do not interrupt the saving that the first one began
 
 
-def note(number: int) -> None:
-    """Record that signal ``number`` arrived; a `KeyboardInterrupt` follows once the state is saved."""
-    global _received
-    _received = number
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by the signal ``number``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
-def received() -> int | None:
-    """The number of the last signal that was recorded, or None."""
-    return _received
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Raise `Terminated`, a KeyboardInterrupt, in the main thread on SIGTERM and SIGHUP while the block runs.
 
+    A signal that the process ignores (nohup) stays ignored, and so does one that has a handler already. Child processes
+    that inherit the handler end without a message. Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, last = os.getpid(), -REPEATED
 
-def forget() -> None:
-    """Record none: another command begins in this process."""
-    global _received
-    _received = None
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        before, last = last, time.monotonic()
+        if last - before >= REPEATED:
+            raise Terminated(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -129,9 +129,12 @@ def test_parts_make_the_whole_and_existing_label_maps_are_skipped(trained, tmp_p
     for part, names in ((0, ["phantom_001.nii.gz", "phantom_003.nii.gz"]), (1, [f"{n}.nii.gz" for n in NAMES])):
         assert trained.predict(scans, out, "-num_parts", 2, "-part_id", part) == 0
         assert sorted(p.name for p in out.glob("*.nii.gz")) == names
-    (out / "phantom_002.nii.gz").write_bytes(b"kept")
+    whole, before = (out / "phantom_002.nii.gz").read_bytes(), (out / "phantom_001.nii.gz").stat()
+    (out / "phantom_002.nii.gz").write_bytes(b"cut off")
     assert trained.predict(scans, out, "--continue_prediction") == 0
-    assert (out / "phantom_002.nii.gz").read_bytes() == b"kept"
+    assert (out / "phantom_002.nii.gz").read_bytes() == whole
+    assert (out / "phantom_002.nii.gz.damaged").read_bytes() == b"cut off"
+    assert (out / "phantom_001.nii.gz").stat().st_mtime_ns == before.st_mtime_ns
     assert trained.predict(scans, out, "-num_parts", 2, "-part_id", 2) == 2
     assert trained.predict(scans, out, "--centre", "-step_size", 0.5) == 2
     assert trained.predict(scans / "absent", out) == 2
@@ -211,7 +214,7 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     assert "failed: case a: " in captured.err
     assert f"a.tif: .tif holds one slice, not {len(array)}; use .nii.gz" in captured.err
     assert "1 of 2 scans segmented" in captured.out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv", "run.json"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]
 
 
@@ -219,12 +222,3 @@ def test_a_single_file_of_an_unknown_format_is_refused(trained, tmp_path, capsys
     (tmp_path / "one.dcm").write_bytes(b"DICM")
     assert trained.predict(tmp_path / "one.dcm", tmp_path / "out") == 2
     assert "one.dcm: is none of .nii.gz" in capsys.readouterr().err
-
-
-def test_the_demo_replaces_nothing_but_a_demo(tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("years of work")
-    assert command("demo", "-o", tmp_path / "mine") == 2
-    assert command("demo", "-o", tmp_path / "mine", "--overwrite") == 2
-    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
-    assert "is not a demo folder, so it is not replaced" in capsys.readouterr().err

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
-from mre_lowshot import signals
 from mre_lowshot.atlas.atlas import Atlases
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
 from mre_lowshot.config import FoldDecisions, OptimizerConfig, Plan
@@ -32,6 +31,7 @@ from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.losses import MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.sampling import BatchSampler, TrainingCase
+from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
 from mre_lowshot.trainers.precision import Precision
@@ -49,29 +49,28 @@ def schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch
 
 
 @contextmanager
-def held_interrupt(always: bool = False) -> Iterator[Callable[[], bool]]:
-    """Record Ctrl-C and SIGTERM instead of ending; yields a function that returns whether there was one.
+def held_interrupt(always: bool = False) -> Iterator[Callable[[], int]]:
+    """Record Ctrl-C and SIGTERM instead of ending; yields a function that returns the first one's number, 0 for none.
 
     A second Ctrl-C ends immediately (``always``: is recorded too, as torchrun repeats it). SIGTERM is recorded each
     time, because batch systems send it to a process and to its parent, which forwards it. Outside the main thread,
     where signals do not arrive, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    received = []
+    received: list[int] = []
 
     def record(number: int, _: object) -> None:
         received.append(number)
-        signals.note(number)
         if number == signal.SIGINT and not always:
             signal.signal(number, before[signal.SIGINT] or signal.SIG_DFL)
 
     for number in before:
         signal.signal(number, record)
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
@@ -181,11 +180,11 @@ class MRETrainer:
                 self.step(images, location, targets)
                 if on_step:
                     on_step(self)
-                if self.processes.any_rank(interrupted(), self.device):
+                if self.processes.any_rank(bool(interrupted()), self.device):
                     self.save(checkpoint.LATEST)
                     self.processes.any_rank(True, self.device)  # no process leaves before the first one has saved
                     self.training_log.log(f"interrupted after iteration {self.iteration}; --c continues")
-                    raise KeyboardInterrupt
+                    raise Terminated(signal.SIGTERM) if interrupted() == signal.SIGTERM else KeyboardInterrupt
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save(checkpoint.LATEST)
                     self.training_log.draw()

@@ -1,21 +1,25 @@
 """What every command shares: common options, errors on one line, exit codes.
 
-Exit codes: 0 done, 1 some cases failed or a training diverged, 2 wrong use, 130 interrupted, 143 ended by SIGTERM. Only
-the standard library is imported here, so that ``-h`` answers at once; commands import torch, SimpleITK and other heavy
-libraries inside functions.
+Exit codes: 0 done, 1 some cases failed, a training diverged or memory was short, 2 wrong use, 3 an internal error, 130
+interrupted (Ctrl-C), 143 ended by SIGTERM (129 by SIGHUP). Only the standard library is imported here, so that ``-h``
+answers at once; commands import torch, SimpleITK and other heavy libraries inside functions.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-from mre_lowshot import __version__, signals
-from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot import __version__
+from mre_lowshot.errors import TRACEBACK, NumericalError, UserError, describe_failure, is_out_of_memory
+from mre_lowshot.signals import Terminated, terminate_as_interrupt
 
 DISCLAIMER = "For research only: not a medical device. Check every result before anyone relies on it."
 
@@ -74,26 +78,80 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
-    """Call ``main``; a user's mistake becomes one line on stderr and exit code 2 (1 for a failed computation).
+    """Call ``main``; any error becomes one line on stderr and an exit code (above).
 
-    With MRE_TRACEBACK=1 in the environment the whole traceback is shown instead.
+    With MRE_TRACEBACK=1 in the environment the whole traceback is shown instead. Characters that the console cannot
+    show are escaped, and a closed pipe or full disk behind stdout does not end the run.
     """
     # Read when torch is loaded. By default waiting threads spin, and slow each other down as soon as other programs
     # run; sleeping ones cost little (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signals.forget()
+    prepare_streams()
     try:
-        return main(arguments)
-    except (UserError, NumericalError) as problem:
-        if os.environ.get("MRE_TRACEBACK"):
-            raise
-        print(f"error: {problem}", file=sys.stderr)
+        with terminate_as_interrupt():
+            return main(arguments)
+    except KeyboardInterrupt as stopped:
+        number = stopped.number if isinstance(stopped, Terminated) else signal.SIGINT
+        print_error("interrupted" if number == signal.SIGINT else f"interrupted by {signal.Signals(number).name}")
+        return 128 + number
+    except BrokenPipeError as problem:  # the reader of stdout has gone (| head), which is no mistake
+        if problem.filename:
+            return _failure(problem)
+        return 1
+    except Exception as problem:
+        return _failure(problem)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            flush(stream)
+
+
+def _failure(problem: Exception) -> int:
+    """Print an error on one line; its exit code."""
+    if os.environ.get(TRACEBACK):
+        raise problem
+    if isinstance(problem, (UserError, NumericalError)):
+        print_error(f"error: {problem}")
         return 2 if isinstance(problem, UserError) else 1
-    except OSError as problem:  # a full disk, a folder that may not be written to
-        if os.environ.get("MRE_TRACEBACK"):
-            raise
-        print(f"error: {problem.filename or 'the system'}: {problem.strerror or problem}", file=sys.stderr)
+    if is_out_of_memory(problem):
+        print_error(f"error: {describe_failure(problem)}")
+        return 1
+    if isinstance(problem, OSError):  # a full disk, a folder that may not be written to
+        reason = problem.strerror or " ".join(str(problem).split())
+        print_error(f"error: {problem.filename or 'the system'}: {reason}")
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + (signals.received() or signal.SIGINT)
+    message = " ".join(str(problem).split())[:300] or "no message"
+    print_error(
+        f"error: internal: {type(problem).__name__}: {message}; run mre_doctor and report it "
+        f"({TRACEBACK}=1 shows where)"
+    )
+    return 3
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr accept every character, and exist even where the caller closed them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed (>&-): a file opened later would take its number, and its output
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(ValueError, io.UnsupportedOperation):
+                stream.reconfigure(errors="backslashreplace")
+
+
+def print_error(line: str) -> None:
+    """Print a line on stderr; nothing where it is closed."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def flush(stream: TextIO) -> None:
+    """Flush a stream; one that cannot be written to any more (closed pipe, full disk) goes to nowhere instead, so that
+    Python does not complain about it at its exit."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

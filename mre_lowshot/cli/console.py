@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mre_lowshot.cli import common
 from mre_lowshot.workflows.reporting import Bar, Item, Reporter
 
 DELAY = 2  # seconds before a progress bar appears
@@ -29,11 +30,17 @@ class Console(Reporter):
     """Messages on stdout, warnings on stderr, progress bars where stderr is a terminal."""
 
     def info(self, line: str) -> None:
-        with tqdm.external_write_mode(file=sys.stdout):
-            print(line, flush=True)
+        try:
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(line, flush=True)
+        except OSError:  # closed by its reader (| head), or a full disk: the work goes on
+            common.flush(sys.stdout)
 
     def warning(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        try:
+            tqdm.write(line, file=sys.stderr)
+        except OSError:
+            common.flush(sys.stderr)
 
     def iterate(self, items: Sequence[Item], *, description: str, unit: str) -> Iterable[Item]:
         bar: Iterable[Item] = tqdm(items, desc=description, unit=unit, disable=None, delay=DELAY)

@@ -30,7 +30,11 @@ def _parser() -> argparse.ArgumentParser:
         help="number of training iterations (default: %(default)s, for a short demo)",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of subjects and training (default: %(default)s)")
-    made.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier demo in the folder; files that it has not made stay",
+    )
     common.add_device(made)
     return made
 
@@ -48,8 +52,8 @@ def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
 
     raw = write_dataset(root / "raw", seed=seed)
     scans, references = root / "new_scans", root / "new_scans_reference"
-    scans.mkdir()
-    references.mkdir()
+    scans.mkdir(exist_ok=True)
+    references.mkdir(exist_ok=True)
     names = sorted(path.name.removesuffix("_0000.nii.gz") for path in (raw / "imagesTr").iterdir())
     for name in names[1:]:
         shutil.copyfile(raw / "imagesTr" / f"{name}_0000.nii.gz", scans / f"{name}_0000.nii.gz")
@@ -62,12 +66,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     root: Path = options.o
     if not 1 <= options.iterations <= 10_000_000:
         raise UserError(f"--iterations {options.iterations}: must be at least 1 (at most 10000000)")
-    if root.exists() and any(root.iterdir()):
-        if not options.overwrite:
-            raise UserError(f"{root}: exists and is not empty; give another -o, or --overwrite to replace it")
-        if not (root / "raw" / "Dataset900_Synthetic").is_dir():
-            raise UserError(f"{root}: is not a demo folder, so it is not replaced; give another -o")
-        shutil.rmtree(root)
+
+    from mre_lowshot.locks import locked
+    from mre_lowshot.workflows.demo_folder import DemoFolder
+
+    with locked(root, "demo", "makes a demo in it"):
+        folder = DemoFolder(root, overwrite=options.overwrite)
+        try:
+            return _run_demo(options, folder.update)
+        finally:
+            folder.update()
+
+
+def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> int:
+    root: Path = options.o
 
     from mre_lowshot.cli import evaluate, plan, predict, train
     from mre_lowshot.data.synthetic import LABELS
@@ -75,17 +87,20 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     begun = time.monotonic()
     print("making seven synthetic subjects ...", flush=True)
-    root.mkdir(parents=True, exist_ok=True)
     scans, references, others = _dataset(root, options.seed)
+    note_files()
     dataset = root / "raw" / "Dataset900_Synthetic"
     here = ["--workspace", str(root)]
     device = ["-device", options.device]
     iterations = ["--iterations", str(options.iterations)]
     seed = ["--seed", str(options.seed)]
     _command(plan.main, "mre_plan_and_preprocess", ["-d", str(dataset), *here, *device])
+    note_files()
     _command(train.main, "mre_train", ["Synthetic", "1shot", "fold0", "--no_val", *iterations, *seed, *here, *device])
+    note_files()
     predictions = root / "predictions"
     _command(predict.main, "mre_predict", ["-i", str(scans), "-o", str(predictions), *here, *device])
+    note_files()
     _command(
         evaluate.main, "mre_evaluate", [str(references), str(predictions), "-djfile", str(dataset / "dataset.json")]
     )

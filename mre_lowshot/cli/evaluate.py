@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="exclude voxels whose reference label is N (default: dataset.json's 'ignore')",
     )
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a summary.json or summary.csv that mre_evaluate has not written, or that has changed since",
+    )
     return made
 
 
@@ -58,6 +63,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         output=options.o,
         profile=options.profile,
         ignore=options.ignore,
+        overwrite=options.overwrite,
         reporter=Console(),
     )
     return 0 if result.complete else 1

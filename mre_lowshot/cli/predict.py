@@ -18,7 +18,13 @@ and 1 for each scan and label: the agreement of the network with the labels warp
 registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a
 segmentation acceptable: check the scans from the top of the list down, until the segmentations are correct.
 
-Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use."""
+run.json (run_part0.json ...) lists model, options, versions, and for each case its files with their SHA-256, seconds,
+quality score, warnings and, where it failed, the reason. By it mre_predict recognises its own files: a corrected label
+map, or any other file that it has not written, is replaced with --overwrite only. With --continue_prediction an empty
+or damaged file is predicted again (what was in it is kept as NAME.damaged).
+
+Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use (nothing was done), 130 or 143
+interrupted by Ctrl-C or SIGTERM (what is finished is kept; go on with --continue_prediction)."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--save_probabilities", action="store_true",
                       help="also write CASE.npz: probabilities (class, z, y, x) in LPS, whatever the file's "
                       "orientation")  # fmt: skip
-    made.add_argument("--continue_prediction", action="store_true", help="skip cases whose label map exists")
+    made.add_argument("--continue_prediction", action="store_true",
+                      help="skip cases that are done: label map (and overlay, probabilities) exist, are whole, and "
+                      "come from this scan, model and options; corrected label maps are kept")  # fmt: skip
+    made.add_argument("--overwrite", action="store_true",
+                      help="replace files that mre_predict has not written, or that have changed since (otherwise they "
+                      "are refused before the work starts)")  # fmt: skip
     made.add_argument("-num_parts", type=int, default=1, help="split the cases among this many runs")
     made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")
     common.add_device(made)
@@ -85,6 +96,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         overlays=options.overlays,
         save_probabilities=options.save_probabilities,
         continue_prediction=options.continue_prediction,
+        overwrite=options.overwrite,
         num_parts=options.num_parts,
         part_id=options.part_id,
         device=options.device,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,11 +21,14 @@ import numpy as np
 
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume, read_labels
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
 from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
-from mre_lowshot.files import write_json, write_text
+from mre_lowshot.files import printable
+from mre_lowshot.signed import changed_files, write_signed
 
+SUMMARY, TABLE = "summary.json", "summary.csv"
+LOGGER = logging.getLogger("mre_lowshot")
 MAY_BE_UNDEFINED = ("Dice", "IoU", "HD95", "HD95_diagonal")
 METRICS = (*MAY_BE_UNDEFINED, *COUNTS, "volume_ref_ml", "volume_pred_ml")
 CSV_COLUMNS = ("Dice", "HD95", "HD95_diagonal", "volume_ref_ml", "volume_pred_ml", "n_ref", "n_pred")
@@ -103,7 +107,7 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Evaluate every label map in ``prediction_dir`` against the reference with the same case name.
 
-    A case that cannot be evaluated (unreadable file, different grid, two files of one name) is listed in
+    A case that cannot be evaluated (unreadable file, different grid, two files of one name, ...) is listed in
     ``failed_cases`` with the reason, and the others are evaluated. ``missing_predictions`` and ``extra_predictions``
     list files without counterpart, ``unlisted_labels`` the label values of a case that are not in ``labels``; these
     are not evaluated.
@@ -138,8 +142,9 @@ def evaluate_folder(
         try:
             reference, prediction = _read_pair(name, references[name], predictions[name])
             metrics = _metrics(name, reference, prediction, labels, ignore_label, profile)
-        except UserError as problem:
-            failed[name] = str(problem)
+        except Exception as problem:  # the others are evaluated all the same
+            log_unexpected(problem, LOGGER.warning)
+            failed[name] = describe_failure(problem, name)
             continue
         results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path)))
         unknown = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
@@ -172,7 +177,10 @@ def label_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write summary.json and summary.csv (one row per case and label, an empty cell for NaN); return both paths."""
+    """Write summary.json and summary.csv (one row per case and label, an empty cell for NaN); return both paths.
+
+    They replace what is there; `changed_summaries` finds files that are not this product's.
+    """
     names = {str(value): name for name, value in summary["labels"].items()}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -182,9 +190,13 @@ def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]
         for label, row in case["metrics"].items():
             values = ["" if _is_nan(row[m]) else row[m] for m in columns]
             table.writerow([case["case"], label, names[label], *values])
-    write_json(folder / "summary.json", dict(summary))
-    write_text(folder / "summary.csv", text.getvalue())
-    return folder / "summary.json", folder / "summary.csv"
+    written = write_signed(folder / SUMMARY, dict(summary), {TABLE: text.getvalue()})
+    return written[0], written[1]
+
+
+def changed_summaries(folder: Path) -> list[Path]:
+    """summary.json and summary.csv where another program has written or someone has changed them."""
+    return changed_files(folder / SUMMARY, [TABLE])
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
@@ -244,7 +256,7 @@ def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | N
 
     pairs = []
     for case in summary["metric_per_case"]:
-        score = scores.get(case["case"]) if scores is not None else case.get("quality")
+        score = scores.get(printable(case["case"])) if scores is not None else case.get("quality")
         dices = [row["Dice"] for row in case["metrics"].values() if not _is_nan(row["Dice"])]
         if score is not None and dices:
             pairs.append((score, _mean(dices)))

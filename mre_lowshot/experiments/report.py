@@ -18,7 +18,8 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation import statistics
 from mre_lowshot.experiments.runner import Setting, summary_path
 from mre_lowshot.experiments.tables import Row, Table, plan_name
-from mre_lowshot.files import read_json, write_json, write_text
+from mre_lowshot.files import read_json
+from mre_lowshot.signed import changed_files, set_aside, write_signed
 
 METRICS = ("Dice", "HD95")
 
@@ -219,6 +220,7 @@ def to_data(
 
 def write(data: Mapping[str, Any], rows: Sequence[RowResult], text: str, folder: Path) -> None:
     """Write results.json, results.csv (one line per row), pairs.csv (one line per run and test scan) and table.txt.
+    Files of these names that someone has changed are kept as NAME.old.
 
     Args:
         data: content of results.json, from `to_data`.
@@ -226,22 +228,25 @@ def write(data: Mapping[str, Any], rows: Sequence[RowResult], text: str, folder:
         text: content of table.txt.
         folder: output folder.
     """
-    write_json(folder / "results.json", dict(data))
-    write_text(folder / "table.txt", text + "\n")
     head = ["row", "label", "plan", "runs", *(f"{m}_{w}" for m in METRICS for w in ("mean", "sd")), "missed"]
     lines = [
         [r.row.name, r.row.label, r.plan, len(r.runs), *(v for m in METRICS for v in r.mean_sd(m)),
          sum(run.missed for run in r.runs.values())]
         for r in rows
     ]  # fmt: skip
-    write_text(folder / "results.csv", _csv(head, lines))
     pairs = [
         [r.row.name, run.fold, " ".join(run.train), case, *(values[m] for m in METRICS)]
         for r in rows
         for run in r.runs.values()
         for case, values in run.cases.items()
     ]
-    write_text(folder / "pairs.csv", _csv(["row", "fold", "training_scans", "test_scan", *METRICS], pairs))
+    texts = {
+        "table.txt": text + "\n",
+        "results.csv": _csv(head, lines),
+        "pairs.csv": _csv(["row", "fold", "training_scans", "test_scan", *METRICS], pairs),
+    }
+    set_aside(changed_files(folder / "results.json", texts))
+    write_signed(folder / "results.json", data, texts)
 
 
 def _csv(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +13,14 @@ import numpy as np
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
+from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
 from mre_lowshot.refinement.components import keep_largest_component
+
+EMPTY = "the label map is empty: no structure was found in the scan"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Prediction:
         labels: label map (D, H, W) on the scan's own grid.
         quality: how far to trust it; ``quality.score`` ranks scans.
         label_names: name to value, background included.
-        warnings: differences between the scan and the training scans, one sentence each.
+        warnings: differences between the scan and the training scans, one sentence each, and whether the label map is
+            empty.
     """
 
     name: str
@@ -96,18 +101,42 @@ class Prediction:
         path = Path(path)
         self.labels.save(path)
         if probabilities:
-            with atomic_write(path.parent / f"{path.name.removesuffix(file_ending(path))}.npz") as npz:
-                np.savez_compressed(npz, probabilities=self._native_probabilities())
+            self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
+
+    def save_probabilities(self, path: str | Path) -> None:
+        """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with atomic_write(Path(path), check=check_probabilities) as npz:
+            np.savez_compressed(npz, probabilities=self._native_probabilities())
+
+
+def check_probabilities(path: Path) -> None:
+    """Refuse a file of `Prediction.save_probabilities` that is not whole. Its directory lies at its end, so that this
+    is quick.
+
+    Raises:
+        UserError: it is damaged, cut off or another file.
+    """
+    try:
+        with zipfile.ZipFile(path) as content:
+            whole = "probabilities.npy" in content.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: holds no probabilities, or was cut off; predict the scan again")
 
 
 def export_scan(
     refined: RefinedScan, label_names: Mapping[str, int], single_component: tuple[int, ...] = ()
 ) -> Prediction:
     """The scan's label map on its own grid: argmax of the resampled probabilities, and the largest component only of
-    the classes in ``single_component``."""
+    the classes in ``single_component``. An empty one adds a warning."""
     labels = native_labels(refined.probabilities, refined.transform, single_component)
-    volume = Volume(labels, refined.geometry)
-    return Prediction(refined.name, volume, refined.quality, label_names, refined.warnings, refined)
+    warnings = refined.warnings if labels.any() else (*refined.warnings, EMPTY)
+    return Prediction(refined.name, Volume(labels, refined.geometry), refined.quality, label_names, warnings, refined)
 
 
 def native_labels(

@@ -35,6 +35,7 @@ class Model:
     networks: tuple[nn.Module, ...]
     atlases: tuple[Atlases, ...]
     unfinished: tuple[int, ...] = ()  # folds whose training has not ended
+    checkpoints: tuple[Path, ...] = ()  # the files that were loaded, one a fold
 
     @property
     def plan(self) -> Plan:
@@ -143,7 +144,7 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         raise UserError(
             f"{folder}: folds {different} were trained with another plan than fold {folds[0]}; choose with -f"
         )
-    return Model(folder, tuple(folds), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished))
+    return Model(folder, tuple(folds), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished), tuple(paths))
 
 
 def _shared(plan: Plan) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ command line, the validation after training and the tuning of fusion weights all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -24,7 +24,7 @@ from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.scan_input import ScanInput, read_scan
 from mre_lowshot.data.volume import Volume
-from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.errors import NumericalError, UserError, describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
@@ -40,6 +40,7 @@ from mre_lowshot.inference.sliding_window import (
     log_to_stderr,
     without_slice_axis,
 )
+from mre_lowshot.inference.stopwatch import Stopwatch
 from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import prepare_case
 from mre_lowshot.preprocessing.store import PreparedCase
@@ -92,11 +93,19 @@ class NetworkOutput:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case of `Predictor.predict_cases`: its prediction, or the reason why there is none."""
+    """One case of `Predictor.predict_cases`: its prediction, or the reason why there is none.
+
+    Attributes:
+        case: the case.
+        prediction: None where it failed.
+        problem: why it failed, one line that begins with the case's name.
+        seconds: that each stage took, by its name.
+    """
 
     case: Case
     prediction: Prediction | None = None
     problem: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Predictor:
@@ -212,20 +221,47 @@ class Predictor:
         return self.predict_prepared(self.register(prepared), progress=progress)
 
     def predict_cases(self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None) -> Iterator[Outcome]:
-        """Segment cases one by one. One that fails is named with its reason, and the others are predicted.
+        """Segment cases one by one. One that fails, for whatever reason, is named with it, and the others are
+        predicted; nothing of a case is kept when the next one is begun.
 
         On a GPU the next scan is read, preprocessed and registered meanwhile.
         """
 
-        def prepare(case: Case) -> RegisteredScan:
-            prepared = self.preprocess(Volume.read(*case.images), name=case.name, crop=(crops or {}).get(case.name))
-            return self.register(prepared)
+        def prepare(case: Case) -> tuple[RegisteredScan, Stopwatch]:
+            watch = Stopwatch()
+            volume = Volume.read(*case.images)
+            watch.lap("read")
+            prepared = self.preprocess(volume, name=case.name, crop=(crops or {}).get(case.name))
+            del volume  # the largest array, and no longer needed
+            watch.lap("preprocess")
+            registered = self.register(prepared)
+            watch.lap("register")
+            return registered, watch
 
         for case, get in prefetch(cases, prepare, ahead=self.device.type != "cpu"):
-            try:
-                yield Outcome(case, self.predict_prepared(get()))
-            except (UserError, NumericalError) as problem:
-                yield Outcome(case, problem=_with_case(case.name, problem))
+            outcome = [self._outcome(case, get)]
+            del get  # it may hold the scan
+            yield outcome.pop()
+
+    def _outcome(self, case: Case, get: Callable[[], tuple[RegisteredScan, Stopwatch]]) -> Outcome:
+        """The stages network, refine and export of a case; any failure is its outcome."""
+        try:
+            scan, watch = get()
+            watch.resume()
+            output = self.run_network(scan)
+            watch.lap("network")
+            refined = self.refine(output)
+            del scan, output
+            watch.lap("refine")
+            prediction = self.export(refined)
+            watch.lap("export")
+            return Outcome(case, prediction, seconds=watch.seconds)
+        except Exception as problem:
+            log_unexpected(problem, self.log)
+            text, short = describe_failure(problem, case.name), is_out_of_memory(problem)
+        if short:  # the arrays in the traceback are gone by now
+            devices.free_memory()
+        return Outcome(case, problem=text)
 
     # The stages.
 
@@ -260,7 +296,7 @@ class Predictor:
                 for atlases, of_fold in zip(self.model.atlases, passes, strict=True)
             ]
         except UserError as problem:
-            raise UserError(_with_case(prepared.name, problem)) from None
+            raise UserError(describe_failure(problem, prepared.name)) from None
         return RegisteredScan(prepared, coordinates)
 
     def run_network(self, scan: RegisteredScan, *, progress: Progress | None = None) -> NetworkOutput:
@@ -276,7 +312,7 @@ class Predictor:
         try:
             posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
         except NumericalError as problem:
-            raise NumericalError(_with_case(scan.prepared.name, problem)) from None
+            raise NumericalError(describe_failure(problem, scan.prepared.name)) from None
         return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped))
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
@@ -335,12 +371,6 @@ class Predictor:
         if not deformable or output.warped is None or not config.atlas_weight:
             return 0
         return MAX_REREGISTRATIONS if output.quality.score < config.reregister_below else 0
-
-
-def _with_case(name: str, problem: Exception) -> str:
-    """The error's message, beginning with the case's name."""
-    text = str(problem)
-    return text if text.startswith("case ") else f"case {name}: {text}"
 
 
 def inference_with(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,11 @@ import numpy as np
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.agreement import expected_dice, label_agreement
-from mre_lowshot.files import write_text
+from mre_lowshot.files import printable, write_text
 from mre_lowshot.refinement.fusion import is_informative
 
 FILE = "quality.csv"
-OWN_COLUMNS = ("case", "score", "basis")
+OWN_COLUMNS = ("case", "score", "basis", "warnings")
 
 
 @dataclass(frozen=True)
@@ -63,38 +63,84 @@ def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None) -> Qualit
 
 
 def write_qualities(
-    folder: Path, qualities: Mapping[str, Quality], labels: Mapping[str, int], file: str = FILE
+    folder: Path,
+    qualities: Mapping[str, Quality],
+    labels: Mapping[str, int],
+    file: str = FILE,
+    *,
+    warnings: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write ``folder/<file>``: one row per scan, the lowest score first. Rows of other scans, from an earlier run into
-    the folder, are kept. ``labels`` is name to value."""
-    rows = read_rows(folder / file)
+    """Write ``folder/<file>``: one row per scan, the lowest score first. Rows of other scans are kept, and so are the
+    columns and rows that someone has added.
+
+    Args:
+        folder: of the label maps.
+        qualities: by case.
+        labels: name to value.
+        file: name of the table.
+        warnings: of each case; joined in the column ``warnings``. None: no such column is written.
+
+    Raises:
+        UserError: the file is another kind of table, or cannot be written.
+    """
+    columns, rows = _read_table(folder / file)
     numbers = {value: f"label_{label}" if label in OWN_COLUMNS else label for label, value in labels.items() if value}
+    own = ["case", "score", "basis", *numbers.values(), *(["warnings"] if warnings is not None else [])]
+    columns = [*own, *(name for name in columns if name not in own)]
     for case, quality in qualities.items():
+        name = printable(case)
         cells = {numbers[k]: "" if math.isnan(v) else f"{v:.4f}" for k, v in quality.classes.items()}
-        rows[case] = {"case": case, "score": f"{quality.score:.4f}", "basis": quality.basis, **cells}
+        cells |= {"case": name, "score": f"{quality.score:.4f}", "basis": quality.basis}
+        if warnings is not None:
+            cells["warnings"] = "; ".join(warnings.get(case, ()))
+        present = [row for row in rows if row.get("case") == name]
+        for row in present:
+            row |= cells
+        if not present:
+            rows.append(cells)
     text = io.StringIO()
-    table = csv.DictWriter(text, [*OWN_COLUMNS, *numbers.values()], restval="", extrasaction="ignore",
-                           lineterminator="\n")  # fmt: skip
-    table.writeheader()
-    table.writerows(sorted(rows.values(), key=lambda row: (float(row["score"]), row["case"])))
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    for row in sorted(rows, key=lambda row: _score(row) if _is_rated(row) else (math.inf, "")):
+        table.writerow([row.get(name, "") for name in columns])
     write_text(folder / file, text.getvalue())
     return folder / file
 
 
+def _score(row: Mapping[str, str]) -> tuple[float, str]:
+    return float(row["score"]), row["case"]
+
+
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
-    """The rows of a quality file by case; none where there is no file.
+    """The rows of a quality file that have a case and a score, by case; none where there is no file.
 
     Raises:
         UserError: it is another kind of file.
     """
+    return {row["case"]: row for row in _read_table(path)[1] if _is_rated(row)}
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The names of the columns, and the rows. Columns without a name of their own get one."""
     if not path.is_file():
-        return {}
+        return [], []
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        return {row["case"]: row for row in rows if float(row["score"]) >= 0}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is not a table of qualities (columns case, score, basis ...); move it away") from None
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            head, *rows = [cells for cells in csv.reader(lines) if cells] or [[]]
+    except (UnicodeDecodeError, csv.Error):
+        head, rows = [], []
+    if not {"case", "score"} <= set(head):
+        raise UserError(f"{path}: is not a table of qualities (columns case, score, basis ...); move it away")
+    head += [""] * (max(map(len, rows), default=0) - len(head))
+    columns = [name if name and name not in head[:n] else f"{name or 'column'}_{n + 1}" for n, name in enumerate(head)]
+    return columns, [dict(zip(columns, cells, strict=False)) for cells in rows]
+
+
+def _is_rated(row: Mapping[str, str]) -> bool:
+    try:
+        return bool(row.get("case")) and 0 <= float(row.get("score", "")) < math.inf
+    except ValueError:
+        return False
 
 
 def first_to_check(qualities: Mapping[str, Quality], most: int = 10) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mre_lowshot.files import printable
 from mre_lowshot.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def overlay(
             _annotate(axes, view, marked, caption=column == 0 and image.shape[0] > 1)
             if row == 0:
                 axes.set_title(name, fontsize=10, pad=3)
-    figure.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
+    figure.suptitle(printable(title), parse_math=False, fontsize=11, y=1 - 0.08 / height, va="top")
     _legend(figure, names, scores)
     save_figure(figure, path)
 
@@ -206,9 +207,11 @@ def _legend(figure: Figure, names: Mapping[int, str], scores: Mapping[str, float
         return f"{name}  {score:.3f}" if np.isfinite(score) else f"{name}  n/a"
 
     if names:
-        patches = [Patch(facecolor=colour(value), label=text(name)) for value, name in sorted(names.items())]
+        patches = [Patch(facecolor=colour(value), label=printable(text(name))) for value, name in sorted(names.items())]
         heading = "Dice of the prediction against the reference" if scores else None
-        figure.legend(
+        legend = figure.legend(
             handles=patches, loc="lower center", ncols=4, fontsize=8, frameon=False, title=heading,
             title_fontsize=8, borderpad=0.1, columnspacing=1.5,
         )  # fmt: skip
+        for entry in legend.get_texts():
+            entry.set_parse_math(False)  # a name may hold dollar signs

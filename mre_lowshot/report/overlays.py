@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mre_lowshot.data.volume import read_channels, read_labels
+from mre_lowshot.data.volume import Volume, read_channels, read_labels
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.report.figures import overlay
 
@@ -13,20 +13,29 @@ from mre_lowshot.report.figures import overlay
 def draw_case(
     path: Path,
     images: Sequence[Path],
-    prediction: Path,
+    prediction: Path | Volume,
     *,
     labels: Mapping[str, int],
     title: str,
     reference: Path | None = None,
 ) -> None:
     """Draw the first channel of a scan with its label map to ``path`` (PNG); where there is a ``reference``, it is
-    drawn beside it, with each label's Dice. ``labels`` is name to value.
+    drawn beside it, with each label's Dice.
+
+    Args:
+        path: PNG file to write.
+        images: channel files of the scan.
+        prediction: label map, in memory or as a file.
+        labels: name to value.
+        title: heading.
+        reference: label map to compare with.
 
     Raises:
         UserError: a file cannot be read.
     """
     image = read_channels(list(images))
-    predicted = read_labels(prediction, like=image.geometry).array
+    volume = prediction if isinstance(prediction, Volume) else read_labels(prediction, like=image.geometry)
+    predicted = volume.array
     spacing = image.geometry.spacing
     truth = scores = None
     if reference is not None:

@@ -17,14 +17,16 @@ from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.metrics import MRBRAINS18_IGNORED, PROFILES
 from mre_lowshot.evaluation.summary import (
+    changed_summaries,
     evaluate_folder,
     format_table,
     label_files,
     rank_correlation,
     write_summary,
 )
-from mre_lowshot.files import read_json
+from mre_lowshot.files import read_json, remove_leftovers
 from mre_lowshot.inference.quality import read_rows
+from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.workflows.reporting import Reporter
 
 EVALUATION_PROFILES = (*PROFILES, "bus")
@@ -62,6 +64,7 @@ def evaluate(
     output: str | Path | None = None,
     profile: str = "default",
     ignore: int | None = None,
+    overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> EvaluationResult:
     """Compare predicted label maps with their references, case by case, and write summary.json and summary.csv.
@@ -72,10 +75,13 @@ def evaluate(
         output: folder for the summary; None: ``prediction``.
         profile: ``default``, ``medpy``, ``mrbrains18`` or ``bus`` (`evaluation.metrics`).
         ignore: voxels with this reference label are excluded; None: the ``ignore`` label of dataset.json.
+        overwrite: replace a summary.json and summary.csv that another program has written, or that were changed;
+            without it they are refused before the work starts.
         reporter: receives progress and messages.
 
     Raises:
-        UserError: a folder or label list is wrong. A case that cannot be compared is named in the summary instead.
+        UserError: a folder or label list is wrong, another evaluation writes into the folder, or a file of the user
+            would be replaced. A case that cannot be compared is named in the summary instead.
     """
     reporter = reporter or Reporter()
     for name, folder in (("GT", reference), ("PRED", prediction), ("-djfile", dataset_json), ("-o", output)):
@@ -92,18 +98,24 @@ def evaluate(
     for folder in (reference, prediction):
         label_files(folder)  # a wrong folder is refused first
     labels, ignored = _labels(reference, prediction, dataset_json, profile, ignore, reporter)
-    summary = evaluate_folder(
-        reference,
-        prediction,
-        labels,
-        ignore_label=ignored,
-        profile=profile,
-        progress=partial(reporter.iterate, description="evaluate", unit="case"),
-    )
-    try:
+    with locked(out, "evaluate", "evaluates into it"):
+        remove_stale(out)
+        remove_leftovers(out)
+        if not overwrite and (changed := changed_summaries(out)):
+            names = ", ".join(path.name for path in changed)
+            raise UserError(
+                f"{out}: {names}: mre_evaluate has not written this, or it has changed since, so it is not replaced; "
+                "give another folder with -o, or replace it with --overwrite"
+            )
+        summary = evaluate_folder(
+            reference,
+            prediction,
+            labels,
+            ignore_label=ignored,
+            profile=profile,
+            progress=partial(reporter.iterate, description="evaluate", unit="case"),
+        )
         written = write_summary(summary, out)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be written ({problem.strerror}); give another folder with -o") from None
     reporter.info(format_table(summary))
     if scores := _quality_scores(prediction, reporter):
         reporter.info(rank_correlation(summary, scores))
@@ -131,7 +143,7 @@ def _labels_found(folders: Sequence[Path]) -> dict[str, int]:
     for path in (path for folder in folders for files in label_files(folder).values() for path in files):
         try:
             values |= set(np.unique(read_labels(path).array).tolist())
-        except UserError:
+        except Exception:
             continue  # the evaluation names the file and the reason
     return {f"label_{value}": value for value in sorted(values - {0})}
 

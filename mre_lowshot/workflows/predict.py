@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.data.dataset import CONVERT, Case, find_cases
@@ -13,29 +13,13 @@ from mre_lowshot.data.splits import parse_fold, parse_level
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.models import find_folder
-from mre_lowshot.inference.predictor import Outcome, Predictor
-from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.record import RunRecord, describe_run
 from mre_lowshot.inference.sliding_window import Precision
 from mre_lowshot.preprocessing.prepare import read_crops
-from mre_lowshot.report.overlays import draw_case
+from mre_lowshot.workflows.outputs import OutputFolder, Request, only_run
+from mre_lowshot.workflows.prediction_run import PredictionRun, PredictResult
 from mre_lowshot.workflows.reporting import Reporter
-
-
-@dataclass(frozen=True)
-class PredictResult:
-    """Result of `predict`.
-
-    Attributes:
-        folder: with the label maps and quality.csv.
-        files: label map of each case that is segmented, those of earlier runs included.
-        qualities: of the cases segmented now.
-        failed: one line for each scan that could not be segmented.
-    """
-
-    folder: Path
-    files: Mapping[str, Path]
-    qualities: Mapping[str, Quality] = field(default_factory=dict)
-    failed: tuple[str, ...] = ()
 
 
 def predict(
@@ -55,6 +39,7 @@ def predict(
     overlays: bool = False,
     save_probabilities: bool = False,
     continue_prediction: bool = False,
+    overwrite: bool = False,
     num_parts: int = 1,
     part_id: int = 0,
     device: str = "auto",
@@ -65,7 +50,7 @@ def predict(
 
     Args:
         inputs: folder with the scans, or one scan file.
-        output: folder for the label maps.
+        output: folder for the label maps, run.json and quality.csv.
         model: a model's folder or a checkpoint file; None: the trained model that fits the next three, the newest
             where several do.
         dataset, level, plans_name: of the model.
@@ -73,13 +58,17 @@ def predict(
         step_size, centre_tiles, mirroring, precision, compile, device: as in `Predictor.load`.
         overlays: also draw overlays/CASE.png.
         save_probabilities: also write CASE.npz.
-        continue_prediction: skip cases whose label map exists.
+        continue_prediction: skip cases for which all that is asked for exists, whole and from the same scan, model and
+            options; label maps that a person has corrected are kept.
+        overwrite: replace files that no run has written, or that have changed since; without it they are refused before
+            the work starts. Unchanged files of earlier runs are always replaced.
         num_parts, part_id: split the cases among several runs, and number of the part that this run predicts, from 0.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
 
     Raises:
-        UserError: an option is wrong, or no model fits. A scan that fails is reported in the result instead.
+        UserError: an option is wrong, no model fits, another run predicts into the folder, or a file of the user would
+            be replaced. A scan that fails is reported in the result instead.
     """
     reporter = reporter or Reporter()
     for name, path in (("-i", inputs), ("-o", output)):
@@ -89,78 +78,42 @@ def predict(
         require_plans_name("-p", plans_name)
     if model is not None and any(option is not None for option in (dataset, level, plans_name)):
         raise UserError("-m names the model folder itself; leave out -d, -c and -p")
-    _check_folders(inputs, output, num_parts=num_parts, part_id=part_id)
+    _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
     folder, how = _find_model(model, dataset, level, plans_name, workspace)
+    options: dict[str, Any] = {
+        "step_size": step_size,
+        "centre_tiles": centre_tiles,
+        "mirroring": mirroring,
+        "precision": precision,
+        "compile": compile,
+    }
     predictor = Predictor.load(
         folder,
         folds=_fold_numbers(folds),
         device=device,
-        step_size=step_size,
-        centre_tiles=centre_tiles,
-        mirroring=mirroring,
-        precision=precision,
-        compile=compile,
         log=lambda line: reporter.warning(f"note: {line}"),
+        **options,
     )
     _report_model(predictor, how, reporter)
     cases, problems = find_input_cases(inputs, output, len(predictor.plan.channel_names))
-    cases = cases[part_id::num_parts]
-    files = {case.name: output / f"{case.name}{file_ending(case.images[0])}" for case in cases}
-    quality_file = f"quality_part{part_id}.csv" if num_parts > 1 else "quality.csv"
-    rated = read_rows(output / quality_file)  # another file of that name is refused before hours of work
-    done = {name: path for name, path in files.items() if continue_prediction and path.is_file()}
-    if unrated := sorted(set(done) - set(rated)):
-        reporter.info(
-            f"note: {quality_file} has no quality score for {', '.join(unrated)}; to get one, delete their label maps "
-            "and predict them again"
-        )
-    todo = [case for case in cases if case.name not in done]
-    crops = read_crops(inputs) if inputs.is_dir() else {}
-    qualities = {}
-    with reporter.bar(len(todo), description="predict", unit="scan") as bar:
-        for outcome in predictor.predict_cases(todo, crops=crops):
-            name = outcome.case.name
-            if problem := outcome.problem or _save(outcome, files[name], save_probabilities=save_probabilities):
-                problems.append(problem)
-            elif outcome.prediction is not None:
-                done[name], qualities[name] = files[name], outcome.prediction.quality
-                # written after each scan, so that an interrupted run has a row for each label map
-                write_qualities(output, {name: qualities[name]}, predictor.plan.labels, quality_file)
-                if overlays:
-                    _draw(outcome, files[name])
-                for warning in outcome.prediction.warnings:
-                    reporter.warning(f"warning: case {name}: {warning}")
-            del outcome  # its probabilities are large; free them before the next scan is segmented
-            bar.update()
-    if qualities:
-        first = first_to_check(qualities)
-        reporter.info(f"lowest quality scores, check these first: {first}; all scores in {output / quality_file}")
-    for text in problems:
-        reporter.warning(f"failed: {text}")
-    reporter.info(f"{len(done)} of {len(done) + len(problems)} scans segmented, label maps in {output}")
-    return PredictResult(output, done, qualities, tuple(problems))
+    options |= {"overlays": overlays, "save_probabilities": save_probabilities, "overwrite": overwrite}
+    options |= {"continue_prediction": continue_prediction, "num_parts": num_parts, "part_id": part_id}
+    with only_run(output, num_parts=num_parts, part_id=part_id):
+        run = {
+            **describe_run(predictor.model, predictor.device, options),
+            "input": str(inputs.resolve()),
+            "problems": list(problems),
+        }
+        part = f"_part{part_id}" if num_parts > 1 else ""
+        record = RunRecord(output, f"run{part}.json", run, replace=overwrite)
+        request = Request(overlays, save_probabilities, frozenset(predictor.plan.labels.values()))
+        target = OutputFolder(output, record, request, overwrite=overwrite)
+        crops = read_crops(inputs) if inputs.is_dir() else {}
+        work = PredictionRun(predictor, target, crops=crops, table=f"quality{part}.csv", reporter=reporter)
+        return work.run(cases[part_id::num_parts], problems, continued=continue_prediction)
 
 
-def _save(outcome: Outcome, path: Path, *, save_probabilities: bool) -> str:
-    """Write the label map of a predicted case; the problem, if its format cannot hold it."""
-    if outcome.prediction is not None:
-        try:
-            outcome.prediction.save(path, probabilities=save_probabilities)
-        except UserError as problem:
-            return f"case {outcome.case.name}: {problem}"
-    return ""
-
-
-def _draw(outcome: Outcome, path: Path) -> None:
-    """Draw overlays/CASE.png beside the label map."""
-    if outcome.prediction is None:
-        return
-    name, labels = outcome.case.name, outcome.prediction.label_names
-    title = f"{name}: quality score {outcome.prediction.quality.score:.2f}"
-    draw_case(path.parent / "overlays" / f"{name}.png", outcome.case.images, path, labels=labels, title=title)
-
-
-def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int) -> None:
+def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int, overwrite: bool) -> None:
     require_whole("-num_parts", num_parts, 1, 1_000_000)
     require_whole("-part_id", part_id, 0, 999_999)
     if not 0 <= part_id < num_parts:
@@ -169,8 +122,21 @@ def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int) 
         raise UserError(f"-i {inputs}: does not exist; give a folder with scans")
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output}: is a file; give a folder")
-    if inputs.is_dir() and inputs.resolve() == output.resolve():
-        raise UserError(f"-o {output}: is the input folder too; give another, so that no scan is overwritten")
+    if output.exists() and output.samefile(inputs if inputs.is_dir() else inputs.parent):
+        raise UserError(
+            f"-o {output}: is the folder of the scans too; give another, so that no scan is overwritten, and no label "
+            "map taken for a scan"
+        )
+    place = output.resolve()
+    if (place.parent / "dataset.json").is_file() and place.name in ("imagesTr", "imagesTs"):
+        raise UserError(
+            f"-o {output}: holds the scans of a dataset, and label maps would be taken for scans; give another"
+        )
+    if (place.parent / "dataset.json").is_file() and place.name in ("labelsTr", "labelsTs") and not overwrite:
+        raise UserError(
+            f"-o {output}: holds the reference labels of a dataset, and predictions would be taken for references; "
+            "give another folder, or --overwrite if that is what you want"
+        )
 
 
 def _find_model(
@@ -224,6 +190,6 @@ def find_input_cases(inputs: Path, output: Path, channels: int) -> tuple[list[Ca
     if channels != 1 and ending not in COLOUR_ENDINGS:  # one colour image holds all channels
         raise UserError(f"-i {inputs}: the model takes {channels} channels; give a folder with case_0000, ...")
     name = inputs.name[: -len(ending) or None].removesuffix("_0000")
-    if (output / f"{name}{ending}").resolve() == inputs.resolve():
-        raise UserError(f"-o {output}: the label map would overwrite {inputs}; give another folder")
+    if not name.strip("."):
+        raise UserError(f"-i {inputs}: has no case name; rename it CASE{ending}")
     return [Case(name, (inputs,))], []

@@ -1,0 +1,217 @@
+"""run.json: what a prediction run read, used and wrote.
+
+It lies beside the label maps and is written before the files of a case get their names, so that it lists every file
+that a run has written, even if the run is killed. Later runs add to it. A file is this product's own if its size and
+SHA-256 are listed in a run.json (or run_partN.json) of its folder; every other file is the user's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import json_line, sha256, write_text
+from mre_lowshot.inference.checkpoint import versions
+from mre_lowshot.inference.models import Model
+
+FORMAT, VERSION = "mre_lowshot prediction", 1
+DECISIVE = ("step_size", "centre_tiles", "mirroring", "precision")  # options on which the label maps depend
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file as it was written or read.
+
+    Attributes:
+        file: path relative to the folder of run.json (outputs), or as it was given (inputs).
+        size: bytes.
+        sha256: of its content.
+    """
+
+    file: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path, name: str) -> FileState:
+        """The present state of ``path``, called ``name``."""
+        return cls(name, path.stat().st_size, sha256(path))
+
+    @classmethod
+    def listed(cls, entry: Mapping[str, Any], key: str) -> list[FileState]:
+        """Those under ``key`` of a case's entry; what has another form is left out."""
+        found = entry.get(key)
+        return [
+            cls(item["file"], item["size"], item["sha256"])
+            for item in (found if isinstance(found, list) else ())
+            if isinstance(item, dict)
+            and isinstance(item.get("file"), str)
+            and isinstance(item.get("size"), int)
+            and isinstance(item.get("sha256"), str)
+        ]
+
+    def matches(self, path: Path) -> bool:
+        """Whether ``path`` is a file with this content."""
+        try:
+            return path.is_file() and path.stat().st_size == self.size and sha256(path) == self.sha256
+        except OSError:
+            return False
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {"file": self.file, "size": self.size, "sha256": self.sha256}
+
+
+class RunRecord:
+    """The record of this run, with the entries of earlier runs into the folder.
+
+    Args:
+        folder: of the label maps.
+        file: ``run.json``, or that of a part.
+        run: what holds for the whole run: ``model``, ``options``, ``device``, ``versions``.
+        replace: begin anew where the file is not a record; otherwise it is refused.
+
+    Raises:
+        UserError: a file of this name is not a record.
+    """
+
+    def __init__(self, folder: Path, file: str, run: Mapping[str, Any], *, replace: bool = False) -> None:
+        self.path = folder / file
+        others = (path for path in sorted(folder.glob("run*.json")) if path.name != file)
+        self._others = [content for path in others if (content := _read(path)) is not None]
+        content = _read(self.path)
+        if content is None and self.path.exists() and not replace:
+            raise UserError(
+                f"{self.path}: was not written by mre_predict, or is damaged; move it away, or replace it with "
+                "--overwrite"
+            )
+        self._content = content or {"runs": {}, "cases": {}}
+        self.id = uuid.uuid4().hex[:8]
+        self.run = {"started": _now(), "ended": None, "status": "running", **run}
+        self._lines = {name: json_line(entry) for name, entry in self._content["cases"].items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._content["cases"]
+
+    def states_of(self, name: str) -> list[FileState]:
+        """Every state of the files of a case that is listed: present and earlier ones."""
+        return [
+            state
+            for content in (self._content, *self._others)
+            if (entry := content["cases"].get(name))
+            for key in ("outputs", "earlier_outputs")
+            for state in FileState.listed(entry, key)
+        ]
+
+    def is_own(self, path: Path, name: str) -> bool:
+        """Whether ``path`` holds what a run has written as a file of the case ``name``."""
+        file = path.relative_to(self.path.parent).as_posix()
+        return any(state.file == file and state.matches(path) for state in self.states_of(name))
+
+    def entry_of(self, path: Path, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """The entry of the case ``name`` that wrote the present content of ``path``, and its run; None where there is
+        none."""
+        file = path.relative_to(self.path.parent).as_posix()
+        for content in (self._content, *self._others):
+            entry = content["cases"].get(name, {})
+            if any(state.file == file and state.matches(path) for state in FileState.listed(entry, "outputs")):
+                run = content["runs"].get(entry.get("run"), {})
+                return entry, run if isinstance(run, dict) else {}
+        return None
+
+    def same_result(self, run: Mapping[str, Any]) -> bool:
+        """Whether an earlier run used the model and options of this one, as far as the label maps depend on them."""
+        return _decisive(run) == _decisive(self.run)
+
+    def add(self, name: str, entry: Mapping[str, Any], outputs: Sequence[FileState]) -> None:
+        """Write the entry of a case. Call it before its ``outputs`` get their names.
+
+        Raises:
+            UserError: it cannot be written; the entry is kept for the next time.
+        """
+        kept = {(state.file, state.sha256): state for state in self._still_there(name)}
+        new = {(state.file, state.sha256) for state in outputs}
+        earlier = [state.to_json() for key, state in kept.items() if key not in new]
+        full = {
+            **self._content["cases"].get(name, {}),  # fields that someone has added are kept
+            "warnings": [],
+            "reason": None,
+            **entry,
+            "run": self.id,
+            "outputs": [state.to_json() for state in outputs],
+            "earlier_outputs": earlier,
+        }
+        self._content["cases"][name], self._lines[name] = full, json_line(full)
+        self.write()
+
+    def _still_there(self, name: str) -> list[FileState]:
+        return [s for s in self.states_of(name) if _is_plain(s.file) and s.matches(self.path.parent / s.file)]
+
+    def finish(self, status: str) -> None:
+        """The run ends: ``complete``, ``failed`` or ``interrupted``."""
+        self.run |= {"ended": _now(), "status": status}
+        self.write()
+
+    def write(self) -> None:
+        """Write the file. Each case is a line of it, encoded once, so that many cases cost little."""
+        cases = self._content["cases"]
+        named = {entry.get("run") for entry in cases.values()}
+        runs = {key: run for key, run in self._content["runs"].items() if key in named}
+        head = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            **{k: v for k, v in self._content.items() if k not in ("format", "format_version", "runs", "cases")},
+            "runs": {**runs, self.id: self.run},
+        }
+        lines = ",\n".join(f"    {json.dumps(name)}: {line}" for name, line in self._lines.items())
+        text = json.dumps(json.loads(json_line(head)), indent=2)[:-2]
+        write_text(self.path, f'{text},\n  "cases": {{\n{lines}\n  }}\n}}\n')
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a record; None where the file is missing or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("format_version") != VERSION:
+        return None
+    cases, runs = content.get("cases"), content.get("runs")
+    if not isinstance(cases, dict) or not isinstance(runs, dict):
+        return None
+    entries = all(isinstance(entry, dict) and isinstance(entry.get("run", ""), str) for entry in cases.values())
+    return content if entries else None
+
+
+def _decisive(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    model, options = run.get("model"), run.get("options")
+    checkpoints = model.get("checkpoints") if isinstance(model, dict) else None
+    found = [c.get("sha256") for c in checkpoints if isinstance(c, dict)] if isinstance(checkpoints, list) else None
+    return found, *((options.get(name) if isinstance(options, dict) else None) for name in DECISIVE)
+
+
+def _is_plain(file: str) -> bool:
+    """Whether a listed file lies in the folder or its overlays/: a record from elsewhere may list anything."""
+    parts = file.split("/")
+    return "\\" not in file and ".." not in parts and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "overlays"))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def describe_run(model: Model, device: object, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for a whole run: software, model with the SHA-256 of each checkpoint, options, device."""
+    checkpoints = [{"file": str(path), "sha256": sha256(path)} for path in model.checkpoints]
+    return {
+        "versions": versions(),
+        "model": {"folder": str(model.folder), "folds": list(model.folds), "checkpoints": checkpoints},
+        "options": dict(options),
+        "device": str(device),
+    }

@@ -1,0 +1,369 @@
+"""The output folder of a prediction: which files belong to the user, which cases are done, and how files appear.
+
+A file that no run has written, or that has changed since, is never replaced without ``overwrite``. The files of a case
+are written to a temporary folder beside their final place, listed in run.json, and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import unicodedata
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.volume import geometry_of, read_labels
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import not_written, partial_name, remove_leftovers
+from mre_lowshot.inference.export import check_probabilities
+from mre_lowshot.inference.record import FileState, RunRecord
+from mre_lowshot.limits import gigabytes
+from mre_lowshot.locks import locked, remove_stale
+from mre_lowshot.plotting import check_png
+
+OVERLAYS = "overlays"
+DAMAGED = ".damaged"  # is added to the name of a file that is set aside
+DATA_ENDINGS = (".zraw", ".raw")  # the voxels of a .mhd file
+LISTED = 10  # files named in a message
+
+
+@contextmanager
+def only_run(folder: Path, *, num_parts: int, part_id: int) -> Iterator[None]:
+    """Hold ``folder`` for one prediction run, or for one of several parts; leftovers of killed runs are removed.
+
+    Raises:
+        UserError: another run writes into it, or it cannot be written to.
+    """
+    with ExitStack() as held:
+        if num_parts == 1:
+            held.enter_context(locked(folder, "predict", "predicts into it"))
+        else:
+            doing = f"predicts part {part_id} of {num_parts} into it"
+            held.enter_context(locked(folder, "predict", doing, shared=True))
+            held.enter_context(locked(folder, f"predict_part{part_id}", doing))
+        remove_stale(folder)
+        remove_leftovers(folder)
+        remove_leftovers(folder / OVERLAYS)
+        yield
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run shall write for each case: ``labels`` are the values that a label map may hold."""
+
+    overlays: bool
+    probabilities: bool
+    labels: frozenset[int]
+
+
+class OutputFolder:
+    """The folder that a run predicts into.
+
+    Args:
+        root: the folder; it exists.
+        record: of this run.
+        request: what is asked for.
+        overwrite: replace files that belong to the user.
+    """
+
+    def __init__(self, root: Path, record: RunRecord, request: Request, *, overwrite: bool = False) -> None:
+        self.root, self.record, self.request, self.overwrite = root, record, request, overwrite
+        self.damaged: set[Path] = set()  # files that nobody can read; they are set aside before they are replaced
+        self._unfit: dict[Path, str] = {}  # why a label map that is not listed does not count as done
+        self._images: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(root.iterdir()):
+            if ending := file_ending(path):
+                self._images[path.name[: -len(ending)]].append(path)
+        self._staging = root / partial_name(root)
+
+    def label_map(self, case: Case) -> Path:
+        """The label map of a case: in the format of its scan."""
+        return self.root / f"{case.name}{file_ending(case.images[0])}"
+
+    def targets(self, case: Case) -> list[Path]:
+        """The files that are asked for, the label map first."""
+        found = [self.label_map(case)]
+        if self.request.probabilities:
+            found.append(self.root / f"{case.name}.npz")
+        if self.request.overlays:
+            found.append(self.root / OVERLAYS / f"{case.name}.png")
+        return found
+
+    # Before the work.
+
+    def why_again(self, case: Case, crop: object = None) -> str | None:
+        """None where all that is asked for is there, whole, and from this model and these options; else the reason for
+        predicting the case (again); empty where it was not predicted yet.
+
+        A label map that a person has corrected, or that no run.json lists, counts if it can be read, lies on the scan's
+        grid and holds no other labels than the model's.
+        """
+        path = self.label_map(case)
+        if not path.is_file():
+            return ""
+        found = self.record.entry_of(path, case.name)
+        if found is None or not self._data_is_own(path, case):
+            if self.record.is_own(path, case.name) and self._data_is_own(path, case):
+                return "the last attempt failed"
+            if problem := self._unusable(path, case):
+                self._unfit[path] = problem
+                return f"its label map {problem}"
+        else:
+            entry, run = found
+            if entry.get("status") != "done":
+                return "the last attempt failed"
+            if not self.record.same_result(run):
+                return "it was predicted with another model or other options"
+            if not _same_inputs(entry, case) or entry.get("crop") != crop:
+                return "the scan has changed since it was predicted"
+        for extra in self.targets(case)[1:]:
+            if not extra.is_file():
+                return f"{self._name(extra)} is missing"
+            if not self.record.is_own(extra, case.name) and (problem := self._damage(extra, _check_of(extra))):
+                return f"{self._name(extra)} {problem}"
+        return None
+
+    def _data_is_own(self, path: Path, case: Case) -> bool:
+        """Whether the voxels beside a .mhd file are those that a run has written."""
+        return all(self.record.is_own(data, case.name) for data in _data_files(path))
+
+    def _unusable(self, path: Path, case: Case) -> str:
+        """Why a label map that is not listed does not count as done; empty where it does."""
+        if problem := self._damage(path, _readable):
+            return problem
+        labels, scan = read_labels(path), geometry_of(case.images[0])
+        if different := labels.geometry.differences(scan):
+            return f"is not on the grid of the scan: {different[0]}"
+        others = sorted({int(v) for v in np.unique(labels.array)} - self.request.labels)
+        return f"holds the labels {others}, which the model does not have" if others else ""
+
+    def _damage(self, path: Path, check: Callable[[Path], None]) -> str:
+        try:
+            if path.stat().st_size:
+                check(path)
+                return ""
+        except Exception:  # a damaged file raises anything
+            pass
+        self.damaged.add(path)
+        return "is damaged" if path.stat().st_size else "is empty"
+
+    def require_room(self, cases: Sequence[Case]) -> None:
+        """Refuse before the work what would replace a user's file, or leave two label maps of one case.
+
+        Raises:
+            UserError: lists the files.
+        """
+        self._require_distinct(cases)
+        foreign, folders, twins = [], [], []
+        for case in cases:
+            for path in (*self.targets(case), *_data_files(self.label_map(case))):
+                if path.is_dir() and not path.is_symlink():
+                    folders.append(self._name(path))
+                elif os.path.lexists(path) and not self._replaceable(path, case.name):
+                    why = f" ({self._unfit[path]})" if path in self._unfit else ""
+                    foreign.append(self._name(path) + why)
+            twins += [p.name for p in self._twins(case) if not self.record.is_own(p, case.name)]
+        if self.request.overlays and os.path.lexists(self.root / OVERLAYS) and not (self.root / OVERLAYS).is_dir():
+            folders.append(OVERLAYS)
+        if folders:
+            raise UserError(f"-o {self.root}: {_some(folders)}: a file and a folder of one name; move it away")
+        if twins:
+            raise UserError(
+                f"-o {self.root}: {_some(twins)}: would be a second label map of a case that is predicted now, in "
+                "another format, and mre_predict has not written it (or it has changed since); move it away"
+            )
+        if foreign:
+            raise UserError(
+                f"-o {self.root}: {_some(foreign)}: mre_predict has not written this, or it has changed since, so it "
+                "is not replaced; give another -o, keep what is there with --continue_prediction, or replace it with "
+                "--overwrite"
+            )
+
+    def _require_distinct(self, cases: Sequence[Case]) -> None:
+        names: dict[str, str] = {}
+        for case in cases:
+            key = unicodedata.normalize("NFC", case.name).casefold()
+            other = names.setdefault(key, case.name)
+            if other != case.name and self.ignores_case():
+                raise UserError(
+                    f"cases {other} and {case.name}: their label maps would be one file in {self.root}, where upper "
+                    "and lower case are not distinguished; rename one of the scans"
+                )
+
+    def ignores_case(self) -> bool:
+        """Whether the file system takes names for equal that differ in upper and lower case only."""
+        probe = self.root / partial_name(Path("probe"))
+        try:
+            probe.touch()
+            return probe.with_name(probe.name.upper()).exists()
+        except OSError as problem:
+            raise UserError(not_written(self.root, problem)) from None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def require_writable(self) -> None:
+        """Write and delete a small file in each folder that is written into.
+
+        Raises:
+            UserError: one of them cannot be written to.
+        """
+        folders = [self.root, *([self.root / OVERLAYS] if self.request.overlays else [])]
+        for folder in folders:
+            probe = folder / partial_name(Path("probe"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe.write_bytes(b"probe")
+                probe.unlink()
+            except OSError as problem:
+                with suppress(OSError):
+                    probe.unlink(missing_ok=True)
+                raise UserError(not_written(folder, problem)) from None
+
+    def space_warning(self, cases: Sequence[Case], classes: int) -> str:
+        """A warning where the disk is clearly too small for the files of the cases; empty otherwise. Compressed label
+        maps take about a hundredth of their scans."""
+        needed = 0.0
+        for case in cases:
+            with suppress(OSError):
+                size = sum(path.stat().st_size for path in case.images)
+                packed = self.label_map(case).suffix in (".gz", ".nrrd", ".mha", ".mhd", ".png")
+                needed += size * (0.01 if packed else 0.25) + size * classes * 0.3 * self.request.probabilities
+        free = shutil.disk_usage(self.root).free
+        if free >= needed:
+            return ""
+        return (
+            f"{self.root}: about {gigabytes(needed)} will be needed, {gigabytes(free)} are free; make space, or give a "
+            "folder on another disk"
+        )
+
+    # The files of a case.
+
+    @contextmanager
+    def staged(self) -> Iterator[Path]:
+        """An empty temporary folder, on the disk of the output folder; it is deleted afterwards."""
+        try:
+            try:
+                self._staging.mkdir()
+            except OSError as problem:
+                raise UserError(not_written(self.root, problem)) from None
+            yield self._staging
+        except UserError as problem:
+            raise UserError(str(problem).replace(str(self._staging), str(self.root))) from None
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+
+    def publish(self, case: Case, entry: Mapping[str, object]) -> list[FileState]:
+        """List the staged files of a case in run.json, then give them their names, and delete those of an earlier run
+        that they make obsolete.
+
+        Raises:
+            UserError: a user's file has appeared in their place, or they cannot be written.
+        """
+        staged = sorted(p for p in self._staging.rglob("*") if p.is_file())
+        for path in staged:
+            final = self.root / path.relative_to(self._staging)
+            if os.path.lexists(final) and not self._replaceable(final, case.name):
+                raise UserError(
+                    f"{final}: was written or changed by another program during this run; it is not replaced"
+                )
+        outputs = [FileState.of(p, p.relative_to(self._staging).as_posix()) for p in staged]
+        before = self.record.states_of(case.name)
+        kept = self._still_valid(outputs, before, case)
+        self.record.add(case.name, entry, [*outputs, *kept])
+        try:
+            for path in staged:
+                final = self.root / path.relative_to(self._staging)
+                final.parent.mkdir(exist_ok=True)
+                self._set_aside(final)
+                os.replace(path, final)
+        except OSError as problem:
+            raise UserError(not_written(final, problem)) from None
+        self._remove_obsolete(case, {state.file for state in (*outputs, *kept)}, before)
+        return outputs
+
+    def _replaceable(self, path: Path, name: str) -> bool:
+        return self.overwrite or path in self.damaged or self.record.is_own(path, name)
+
+    def _set_aside(self, path: Path) -> None:
+        """Keep a damaged file under another name: it may hold what a person has drawn."""
+        if path not in self.damaged or self.overwrite or not path.is_file() or not path.stat().st_size:
+            return
+        number = 1
+        while (aside := path.with_name(f"{path.name}{DAMAGED}{number if number > 1 else ''}")).exists():
+            number += 1
+        try:
+            os.replace(path, aside)
+        except OSError:  # the longer name is too long
+            os.replace(path, path.with_name(f"{uuid.uuid4().hex[:8]}{path.suffix}{DAMAGED}"))
+
+    def _still_valid(self, outputs: Sequence[FileState], before: Sequence[FileState], case: Case) -> list[FileState]:
+        """Overlay and probabilities of an earlier run that belong to the same label map, and are not asked for now."""
+        label, new = self._name(self.label_map(case)), {state.file for state in outputs}
+        if not any(state.file == label and state in before for state in outputs):
+            return []
+        extras = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png"} - new
+        return [s for s in dict.fromkeys(before) if s.file in extras and s.matches(self.root / s.file)]
+
+    def _remove_obsolete(self, case: Case, present: set[str], before: Sequence[FileState]) -> None:
+        names = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png", *(path.name for path in self._twins(case))}
+        names |= {f"{case.name}{ending}" for ending in DATA_ENDINGS}
+        for state in before:
+            path = self.root / state.file
+            if state.file in names - present and state.matches(path):
+                with suppress(OSError):
+                    path.unlink()
+
+    def _twins(self, case: Case) -> list[Path]:
+        """Label maps of the case in other formats."""
+        return [path for path in self._images.get(case.name, ()) if path != self.label_map(case) and path.is_file()]
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def input_states(case: Case) -> list[dict[str, object]]:
+    """Path, size, time and SHA-256 of a case's files."""
+    return [
+        {**FileState.of(path, str(path)).to_json(), "mtime": path.stat().st_mtime}
+        for image in case.images
+        for path in (image, *_data_files(image))
+    ]
+
+
+def _same_inputs(entry: Mapping[str, object], case: Case) -> bool:
+    listed = FileState.listed(entry, "inputs")
+    paths = [path for image in case.images for path in (image, *_data_files(image))]
+    if len(listed) != len(paths):
+        return False
+    times = [item.get("mtime") for item in entry["inputs"]]  # type: ignore[attr-defined]
+    return all(
+        path.is_file() and path.stat().st_size == state.size and (path.stat().st_mtime == time or state.matches(path))
+        for path, state, time in zip(paths, listed, times, strict=True)
+    )
+
+
+def _data_files(image: Path) -> list[Path]:
+    if image.suffix.lower() != ".mhd":
+        return []
+    return [path for ending in DATA_ENDINGS if (path := image.with_suffix(ending)).is_file()]
+
+
+def _readable(path: Path) -> None:
+    read_labels(path)
+
+
+def _check_of(path: Path) -> Callable[[Path], None]:
+    return check_probabilities if path.suffix == ".npz" else check_png
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,238 @@
+"""One prediction run: which cases are left to predict, and what is written for each of them."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, log_unexpected
+from mre_lowshot.files import printable
+from mre_lowshot.grid import Box
+from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.predictor import Outcome, Predictor
+from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
+from mre_lowshot.report.overlays import draw_case
+from mre_lowshot.workflows.outputs import OVERLAYS, OutputFolder, input_states
+from mre_lowshot.workflows.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Result of `predict`.
+
+    Attributes:
+        folder: with the label maps, run.json and quality.csv.
+        files: label map of each case that is segmented, those of earlier runs included.
+        qualities: of the cases segmented now.
+        failed: one line for each scan that could not be segmented.
+        warnings: of the cases segmented now, by case; only those that have any.
+        record: run.json.
+    """
+
+    folder: Path
+    files: Mapping[str, Path]
+    qualities: Mapping[str, Quality] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    record: Path | None = None
+
+
+class PredictionRun:
+    """Predicts the cases that are not done, and writes their files, run.json and the table of qualities.
+
+    Args:
+        predictor: of the model.
+        target: the output folder.
+        crops: given boxes, by case.
+        table: name of the table of qualities.
+        reporter: receives progress and messages.
+    """
+
+    def __init__(
+        self, predictor: Predictor, target: OutputFolder, *, crops: Mapping[str, Box], table: str, reporter: Reporter
+    ) -> None:
+        self.predictor, self.target, self.crops, self.table, self.reporter = predictor, target, crops, table, reporter
+        self.qualities: dict[str, Quality] = {}
+        self.warnings: dict[str, tuple[str, ...]] = {}
+        self.files: dict[str, Path] = {}
+        self.failed: list[str] = []
+        self._lost = 0  # scans without a label map
+        self._unwritten: set[str] = set()  # cases whose row is not in the table yet
+
+    def run(self, cases: Sequence[Case], problems: Sequence[str], *, continued: bool) -> PredictResult:
+        """Predict ``cases``; ``problems`` are of scans that form no case, ``continued`` skips what is done.
+
+        Raises:
+            UserError: the output folder cannot be used as it is. Nothing is predicted then.
+        """
+        self.failed += problems
+        self._lost += len(problems)
+        read_rows(self.target.root / self.table)  # another file of that name is refused before hours of work
+        self.target.require_writable()
+        todo = self._left(cases) if continued else list(cases)
+        self.target.require_room(todo)
+        self._name_unrated()
+        if warning := self.target.space_warning(todo, len(self.predictor.plan.labels)):
+            self.reporter.warning(f"warning: {warning}")
+        status = "interrupted"
+        try:
+            self._predict(todo)
+            status = "failed" if self.failed else "complete"
+        finally:
+            self._finish(status)
+        return self._report()
+
+    def _name_unrated(self) -> None:
+        """A note on the cases that are done, but have no quality score."""
+        rated: set[str] = set()
+        for path in self.target.root.glob("quality*.csv"):  # of all parts
+            with suppress(UserError):
+                rated |= set(read_rows(path))
+        if unrated := sorted(name for name in self.files if printable(name) not in rated):
+            self.reporter.info(
+                f"note: {self.table} has no quality score for {', '.join(unrated)}; to get one, delete their label "
+                "maps and predict them again"
+            )
+
+    def _left(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that are not done; the others are counted as segmented."""
+        left = []
+        for case in cases:
+            try:
+                why = self.target.why_again(case, _listed_box(self.crops.get(case.name)))
+            except (UserError, OSError) as problem:  # its scan cannot be read: the prediction reports it
+                why = describe_failure(problem)
+            if why is None:
+                self.files[case.name] = self.target.label_map(case)
+            else:
+                left.append(case)
+                if why:
+                    self.reporter.info(f"note: case {case.name} is predicted again: {why}")
+        return left
+
+    def _predict(self, todo: Sequence[Case]) -> None:
+        with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
+            for outcome in self.predictor.predict_cases(todo, crops=self.crops):
+                self._take(outcome)
+                del outcome  # its probabilities are large; free them before the next scan is segmented
+                bar.update()
+
+    def _take(self, outcome: Outcome) -> None:
+        """Write what belongs to one case; a failure is noted."""
+        case = outcome.case
+        problem = outcome.problem or self._write(outcome)
+        if problem:
+            path = self.target.label_map(case)
+            note = f" ({path.name} is of an earlier run)" if path.exists() and case.name not in self.files else ""
+            self.failed.append(problem + note)
+        if case.name not in self.files:
+            self._lost += 1
+            with suppress(UserError):  # a disk that is full is reported by the next case or at the end
+                self.target.record.add(case.name, _entry(outcome, self.crops, failed=problem), [])
+            return
+        for warning in self.warnings.get(case.name, ()):
+            self.reporter.warning(f"warning: case {case.name}: {warning}")
+        # written after each scan, so that an interrupted run has a row for each label map
+        with suppress(UserError):  # tried again at the end
+            self._write_table()
+
+    def _write(self, outcome: Outcome) -> str:
+        """Write the files of a predicted case; the problem, if there is one."""
+        case, prediction = outcome.case, outcome.prediction
+        if prediction is None:
+            return f"case {case.name}: was not predicted"
+        begun = time.monotonic()
+        path = self.target.label_map(case)
+        try:
+            with self.target.staged() as staging:
+                prediction.save(staging / path.name)
+                problem = self._write_extras(prediction, case, staging)
+                entry = _entry(outcome, self.crops, failed=problem, write_seconds=time.monotonic() - begun)
+                self.target.publish(case, entry)
+        except Exception as failure:
+            return self._described(failure, case)
+        self.files[case.name], self.qualities[case.name] = path, prediction.quality
+        self._unwritten.add(case.name)
+        if prediction.warnings:
+            self.warnings[case.name] = prediction.warnings
+        return problem
+
+    def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> str:
+        """Probabilities and overlay, if they are asked for. The label map is kept where they fail."""
+        request = self.target.request
+        try:
+            if request.probabilities:
+                prediction.save_probabilities(staging / f"{case.name}.npz")
+            if request.overlays:
+                title = f"{case.name}: quality score {prediction.quality.score:.2f}"
+                overlay = staging / OVERLAYS / f"{case.name}.png"
+                draw_case(overlay, case.images, prediction.labels, labels=prediction.label_names, title=title)
+        except Exception as failure:
+            return self._described(failure, case).replace(str(staging), str(self.target.root))
+        return ""
+
+    def _described(self, failure: Exception, case: Case) -> str:
+        log_unexpected(failure, self.reporter.warning)
+        text = describe_failure(failure, case.name)
+        if is_out_of_memory(failure):
+            from mre_lowshot import devices
+
+            devices.free_memory()
+        return text
+
+    def _write_table(self) -> None:
+        qualities = {name: self.qualities[name] for name in self.qualities if name in self._unwritten}
+        if qualities:
+            labels = self.predictor.plan.labels
+            write_qualities(self.target.root, qualities, labels, self.table, warnings=self.warnings)
+            self._unwritten.clear()
+
+    def _finish(self, status: str) -> None:
+        """The last state of the table and of run.json. What cannot be written is one more failure."""
+        for write in (self._write_table, lambda: self.target.record.finish(status)):
+            try:
+                write()
+            except UserError as problem:
+                self.failed.append(str(problem))
+
+    def _report(self) -> PredictResult:
+        root = self.target.root
+        if self.qualities:
+            first = first_to_check(self.qualities)
+            self.reporter.info(f"lowest quality scores, check these first: {first}; all scores in {root / self.table}")
+        for text in self.failed:
+            self.reporter.warning(f"failed: {text}")
+        count = len(self.files)
+        self.reporter.info(f"{count} of {count + self._lost} scans segmented, label maps in {root}")
+        record = self.target.record.path
+        return PredictResult(root, self.files, self.qualities, tuple(self.failed), self.warnings, record)
+
+
+def _entry(
+    outcome: Outcome, crops: Mapping[str, Box], *, failed: str, write_seconds: float | None = None
+) -> dict[str, Any]:
+    """The entry of a case in run.json; ``failed`` is empty where all went well."""
+    case, prediction = outcome.case, outcome.prediction
+    seconds = {**outcome.seconds, **({} if write_seconds is None else {"write": round(write_seconds, 3)})}
+    quality = prediction.quality if prediction is not None and write_seconds is not None else None
+    return {
+        "status": "failed" if failed else "done",
+        "reason": failed or None,
+        "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
+        "crop": _listed_box(crops.get(case.name)),
+        "quality": {"score": quality.score, "basis": quality.basis} if quality else None,
+        "warnings": list(prediction.warnings) if prediction is not None else [],
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _listed_box(box: Box | None) -> list[list[int]] | None:
+    """A box as it is stored in JSON."""
+    return None if box is None else [list(sides) for sides in box]
