@@ -20,7 +20,7 @@ from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import results_folder
 from mre_lowshot.data.splits import Split
 from mre_lowshot.data.volume import read_labels
-from mre_lowshot.errors import UserError, describe_failure
+from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
@@ -261,8 +261,8 @@ def validate(
             metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
             calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
         except Exception as problem:  # whatever one scan fails with, the others are scored
-            text = describe_failure(problem)
-            failed[name] = text if text.startswith("case ") else f"case {name}: {text}"
+            failed[name] = describe_failure(problem, name)
+            log_unexpected(problem, log)
             continue
         qualities[name] = prediction.quality
         results.append(CaseResult(name, metrics, str(out), str(reference)))
