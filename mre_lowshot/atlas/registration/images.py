@@ -39,9 +39,9 @@ def registration_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tupl
 
 def in_units(size: tuple[int, ...], *spacings: tuple[float, ...]) -> list[tuple[float, ...]]:
     """Spacings in a unit in which the voxels of an image of ``size``, as registered (`registration_size`), have a side
-    of `REGISTERED_SIDE` on average; ``spacings[0]`` is the image's. ITK's optimisers take steps and stop at lengths that
-    are fixed, so in mm a scan of small voxels, of mice or of embryos, would be registered worse than the same voxels
-    of 1 mm."""
+    of `REGISTERED_SIDE` on average; ``spacings[0]`` is the image's. ITK's optimisers take steps and stop at lengths
+    that are fixed, so in mm a scan of small voxels, of mice or of embryos, would be registered worse than the same
+    voxels of 1 mm."""
     coarse = registration_size(size, spacings[0])
     sides = [s * old / new for s, old, new in zip(spacings[0], size, coarse, strict=True)]
     unit = float(np.exp(np.mean(np.log(sides)))) / REGISTERED_SIDE

@@ -13,7 +13,6 @@ from typing import BinaryIO
 import numpy as np
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.limits import gigabytes
 
 CHUNK = 1 << 20
 _LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "bzip2": 50_000_000}  # of what a compressed stream may hold
@@ -214,7 +213,7 @@ def check_claim(path: Path, file: BinaryIO, *, kind: str, count: int, stored: in
     """
     left = os.fstat(file.fileno()).st_size - file.tell() if stored is None else stored
     if count > left * _LARGEST_RATIO.get(kind, 1):
-        raise damaged(path, f"its header specifies {gigabytes(count)} of voxels, the file holds {left} bytes of data")
+        raise damaged(path, f"its header specifies {count} bytes of voxels, the file holds {left}")
 
 
 def _longer(path: Path, count: int, more: int, at_least: bool = False) -> UserError:

@@ -201,7 +201,8 @@ def _geometry(path: Path, values: dict[str, str], *, count: int, size: list[int]
     if n == 3 and matrix is None and values.get("NDims") == "3":
         notes.append("the header gives no TransformMatrix: its axes are taken as left, posterior and superior")
     columns, place = np.eye(3), np.zeros(3)
-    columns[:n, :n] = direction[:n, :n] * spacing[:n]
+    with np.errstate(invalid="ignore", over="ignore"):
+        columns[:n, :n] = direction[:n, :n] * spacing[:n]
     place[:n] = 0 if origin is None else origin[:n]
     dimensions = 2 if count == 2 else 3
     if n == 2 and abs(np.linalg.det(direction[:2, :2])) < 1e-6:
