@@ -65,7 +65,13 @@ NOTES = {
     "mirrored": ({"srow_x": [0.8, 0, 0, -90]}, "sform and qform disagree"),
     "both codes 0": ({"qform_code": 0, "sform_code": 0}, "orientation unknown: qform_code and sform_code are 0"),
     "scale": ({"pixdim": [-1, 0.8, 0.8, 5, 0, 0, 0, 0]}, r"voxel size of the sform \(0\.8, 0\.8, 2\.5\) mm differs"),
-    "negative pixdim": ({"pixdim": [-1, -0.8, 0.8, 2.5, 0, 0, 0, 0], "qform_code": 0}, "values that are not above 0"),
+    "negative pixdim": (
+        {"pixdim": [-1, -0.8, 0.8, 2.5, 0, 0, 0, 0], "sform_code": 0},
+        "negative values; their amounts",
+    ),
+    "zero pixdim": ({"pixdim": [-1, 0, 0, 0, 0, 0, 0, 0], "qform_code": 0}, "holds zeros or no numbers"),
+    "qfac": ({"pixdim": [0, 0.8, 0.8, 2.5, 0, 0, 0, 0], "sform_code": 0}, r"qfac \(pixdim\[0\]\) is 0, not 1 or -1"),
+    "unknown code": ({"sform_code": 99}, "sform_code 99 is unknown; it is taken as 0"),
     "quaternion": ({"quatern_b": 3.0}, "the qform is invalid"),
 }
 
