@@ -51,7 +51,6 @@ def verify(
         label = _label(case.label, dataset, found, may_be_empty=not is_training) if case.label else None
         if image and label and (different := image.geometry.differences(label.geometry)):
             fix = "resample the label map onto the image (nearest neighbour), or export the pair again"
-            fix = image.geometry.remedy(label.geometry, fix)
             if image.geometry.dimensions == 2 and image.geometry.shape == label.geometry.shape:
                 fix = "both have the same number of pixels; give both files the same pixel size"
             found.append(f"image and label map are not on one grid: {'; '.join(different)}; {fix}")
