@@ -71,6 +71,7 @@ def parse(path: Path, start: bytes) -> NiftiHeader:
         components=components * _COLOURS.get(code, 1),
         dtype=np.dtype(np.uint8) if code in _COLOURS else dtype,
         notes=tuple(notes),
+        is_scaled=slope is not None,
     )
     return NiftiHeader(header, size, int(offset), slope, intercept, code in _COLOURS)
 
