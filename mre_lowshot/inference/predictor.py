@@ -25,7 +25,7 @@ from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
-from mre_lowshot.inference.input_checks import differences_from_training
+from mre_lowshot.inference.input_checks import Difference, differences_from_training, refuse_input
 from mre_lowshot.inference.models import Model, load_model
 from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.quality import Quality, estimate_quality
@@ -235,8 +235,14 @@ class Predictor:
                 f"case {name}: the scan has {given} channel(s), the model takes {len(channels)} "
                 f"({', '.join(channels)}); give an image with one file or one array entry per channel"
             )
-        warnings = tuple(differences_from_training(volume, self.plan))
-        return replace(prepare_case(name, volume, None, plan=self.plan, crop=crop), warnings=warnings)
+        try:
+            doubts = refuse_input(volume, self.plan)
+        except UserError as problem:
+            raise UserError(_with_case(name, problem)) from None
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        differences = differences_from_training(volume, self.plan)
+        notes = [*(doubt.sentence for doubt in doubts), *getattr(volume, "notes", ())]
+        return replace(prepared, warnings=(*map(Difference, notes), *differences))
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
         """Register a preprocessed scan to each fold's atlases, guided by a ``previous`` prediction where there is one.
