@@ -19,7 +19,9 @@ from mre_lowshot.atlas.label_fusion import atlas_prior_of
 from mre_lowshot.config import InferenceConfig, Plan
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.scan_input import ScanInput, read_scan
+from mre_lowshot.data.verification import storage_problem
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.grid import Box
@@ -211,7 +213,11 @@ class Predictor:
         """
 
         def prepare(case: Case) -> RegisteredScan:
-            prepared = self.preprocess(Volume.read(*case.images), name=case.name, crop=(crops or {}).get(case.name))
+            volume = Volume.read(*case.images)
+            if problem := storage_problem(volume, file_ending(case.images[0])):
+                raise UserError(f"case {case.name}: {problem}")
+            prepared = self.preprocess(volume, name=case.name, crop=(crops or {}).get(case.name))
+            del volume  # the largest array, and no longer needed
             return self.register(prepared)
 
         for case, get in prefetch(cases, prepare, ahead=self.device.type != "cpu"):
