@@ -123,8 +123,7 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
         return "far below air", unscale, True
     if high < -300 or (m["soft"] < 0.05 and m["below_air"] > 0.05) or _is_lowered(m):
         return "so soft tissue is not near 0", "add the offset that was subtracted (often 1024)", True
-    surrounded = m["highest"] > 0.4 and m["border_highest"] > 0.6 and m["lowest"] < m["highest"]
-    if surrounded or (m["highest"] > 0.2 and m["highest"] > 4 * m["lowest"] and m["max"] <= 300):
+    if m["highest"] > 0.2 and m["border_highest"] > 0.5 and m["lowest"] < 0.5 * m["highest"]:
         return "and the air around the body is the brightest", "invert it", True
     if low >= 0 and m["max"] <= 255.5 and (m["max"] >= 253.5 or m["above_110"] > 0.4):
         certain = m["max"] >= 253.5 or m["above_110"] > 0.6 or m["max"] % 5 > 0

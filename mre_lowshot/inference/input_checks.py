@@ -27,7 +27,8 @@ from mre_lowshot.preprocessing.padding import content_box
 # BraTS 2013 and BUSI, ranges of 1 to 3 scans then give at most 5 % of the others a warning, except for Hippocampus,
 # whose scans are stored in scales that differ by a factor of 5,000.
 FEW_SCANS = 4  # fewer scans than these are a narrow range
-TOLERANCE, FEW_TOLERANCE = 1.5, 2.0  # factor of spacing, extent and number of slices
+TOLERANCE = {1: 2.0, 2: 1.7, 3: 1.7}  # factor of spacing and extent by the number of planned scans
+LEAST_TOLERANCE = 1.5  # with more scans
 POSITION, FEW_POSITION = 0.3, 0.35  # of percentiles between the darkest (0) and the brightest (1)
 WIDTH = 20.0  # factor of the intensities' width: MRI has no scale, but a model trains on one scanner's
 SHARE = 0.25  # of padding and of constant background
@@ -125,10 +126,6 @@ def _size(image: Volume) -> str:
     return " x ".join(map(str, image.geometry.shape))
 
 
-def _factor(ranges: dict[str, Any]) -> float:
-    return FEW_TOLERANCE if ranges.get("scans", FEW_SCANS) < FEW_SCANS else TOLERANCE
-
-
 def _grid_differences(image: Volume, shape: tuple[int, ...], ranges: dict[str, Any]) -> list[Difference]:
     found = []
     spacing = np.asarray(image.geometry.spacing)
@@ -137,7 +134,7 @@ def _grid_differences(image: Volume, shape: tuple[int, ...], ranges: dict[str, A
         ("extent", "extent_mm", spacing * np.asarray(shape), " mm", (0, 1, 2)),
         ("number of voxels", "shape", np.asarray(shape, dtype=float), "", (0,)),
     )
-    factor, axes = _factor(ranges), ("z", "y", "x")
+    factor, axes = TOLERANCE.get(ranges.get("scans", FEW_SCANS), LEAST_TOLERANCE), ("z", "y", "x")
     for what, key, values, unit, which in compared:
         if key not in ranges:
             continue
