@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def case_fingerprint(
         Shape with and without constant padding, spacing, orientation code, per-channel intensity statistics, the share
         of voxels in a constant background, and the sizes of the non-zero and the body box.
     """
-    shape = list(image.shape[1:])
+    shape, original = list(image.shape[1:]), image
     image = limit_outliers(image, ct)
     mask = foreground_mask(_cut(image, content_box(image, crop="nonzero", ct=ct)))
     content = content_box(image, crop="none", ct=ct)
@@ -45,18 +46,14 @@ def case_fingerprint(
     inner_mask = mask[as_slices(content)] if list(mask.shape) == shape else mask
     channels = []
     for channel in inner:
-        low, q25, median, q75, high = np.percentile(channel, [0.5, 25, 50, 75, 99.5])
         channels.append(
             {
                 "min": float(channel.min()),
-                "percentile_00_5": float(low),
-                "percentile_25": float(q25),
-                "median": float(median),
-                "percentile_75": float(q75),
-                "percentile_99_5": float(high),
+                **percentiles(channel),
                 "max": float(channel.max()),
                 "mean": float(channel.mean(dtype=np.float64)),
                 "std": float(channel.std(dtype=np.float64)),
+                "layout": layout(channel),
             }
         )
     return {
@@ -64,12 +61,37 @@ def case_fingerprint(
         "content_shape": list(inner.shape[1:]),
         "spacing": [float(s) for s in spacing],
         "orientation": orientation,
+        "outliers": 0 if image is original else int(np.count_nonzero(image != original)),
         "background_share": float(1 - mask.mean()),
         "content_background_share": float(1 - inner_mask.mean()),
         "nonzero_shape": _shape(mask_box(mask)),
         "body_shape": _shape(body_box(inner, spacing)),
         "channels": channels,
     }
+
+
+def percentiles(channel: np.ndarray) -> dict[str, float]:
+    """The percentiles of a channel (D, H, W) that plans and warnings use."""
+    names = ("percentile_00_5", "percentile_25", "median", "percentile_75", "percentile_99_5")
+    values = np.percentile(channel, [0.5, 25, 50, 75, 99.5])
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+BLOCKS = 4  # per axis of the layout
+
+
+def layout(channel: np.ndarray) -> list[float]:
+    """Where a channel (D, H, W) is bright and dark: means of `BLOCKS` blocks per axis, as z-scores; empty for an image
+    with fewer voxels along an axis."""
+    if min(channel.shape) < BLOCKS:
+        return []
+    means = channel
+    for axis in range(3):
+        starts = np.arange(BLOCKS) * channel.shape[axis] // BLOCKS
+        counts = np.diff([*starts, channel.shape[axis]]).reshape([-1 if a == axis else 1 for a in range(3)])
+        means = np.add.reduceat(means, starts, axis=axis, dtype=np.float64) / counts
+    deviation = float(means.std())
+    return [round(float(v), 3) for v in ((means - means.mean()) / deviation).ravel()] if deviation > 0 else []
 
 
 def _cut(image: np.ndarray, box: Box) -> np.ndarray:
@@ -112,20 +134,54 @@ def training_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:
     channels = []
     for index in range(len(cases[0]["channels"])):
         of_channel = [c["channels"][index] for c in cases]
+        layouts = [c["layout"] for c in of_channel if c.get("layout")]
         channels.append(
             {
-                "median": [min(c["median"] for c in of_channel), max(c["median"] for c in of_channel)],
-                "percentile_99_5": [
-                    min(c["percentile_99_5"] for c in of_channel),
-                    max(c["percentile_99_5"] for c in of_channel),
-                ],
+                "median": _range([c["median"] for c in of_channel]),
+                "percentile_99_5": _range([c["percentile_99_5"] for c in of_channel]),
+                **{name: _range([value(c) for c in of_channel]) for name, value in SCALE_FREE.items()},
+                "layout": np.mean(layouts, axis=0).round(3).tolist() if len(layouts) == len(cases) else [],
             }
         )
+    shapes = np.array([content_shape(c) for c in cases])
     return {
+        "scans": len(cases),
         "spacing": [spacings.min(axis=0).tolist(), spacings.max(axis=0).tolist()],
         "extent_mm": [extents.min(axis=0).tolist(), extents.max(axis=0).tolist()],
+        "shape": [shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()],
+        "padding_share": _range([padding_share(c["shape"], content_shape(c)) for c in cases]),
+        "background_share": _range([c.get("content_background_share", c["background_share"]) for c in cases]),
+        "outliers": _range([c.get("outliers", 0) for c in cases]),
         "channels": channels,
     }
+
+
+def padding_share(shape: Sequence[int], content: Sequence[int]) -> float:
+    """Share of an image's voxels that are constant padding."""
+    return 1 - math.prod(content) / math.prod(shape)
+
+
+def _range(values: Sequence[float]) -> list[float]:
+    return [min(values), max(values)]
+
+
+def _position(name: str) -> Callable[[Mapping[str, float]], float]:
+    """Where a percentile lies between the 0.5th (0) and the 99.5th (1)."""
+
+    def value(channel: Mapping[str, float]) -> float:
+        low, high = channel["percentile_00_5"], channel["percentile_99_5"]
+        return (channel[name] - low) / (high - low) if high > low else 0.0
+
+    return value
+
+
+# Of a channel's percentiles, for intensities that have no absolute scale: how they are distributed, and their width.
+SCALE_FREE: dict[str, Callable[[Mapping[str, float]], float]] = {
+    "position_25": _position("percentile_25"),
+    "position_50": _position("median"),
+    "position_75": _position("percentile_75"),
+    "width": lambda channel: channel["percentile_99_5"] - channel["percentile_00_5"],
+}
 
 
 def content_shape(case: dict[str, Any]) -> list[int]:

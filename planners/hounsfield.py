@@ -35,6 +35,8 @@ def hu_histogram(channel: np.ndarray) -> dict[str, float]:
     border = np.concatenate([values[:, [0, -1]].ravel(), values[:, :, [0, -1]].ravel()])
     values = values.ravel()
     values = values[np.isfinite(values)]
+    if not values.size:  # refused as an image, whatever its unit
+        return {}
     low, high = float(values.min()), float(values.max())
     inner = values[(values > low) & (values < high)]
     constants, counts = np.unique(inner[inner < PADDING_HU], return_counts=True)
@@ -117,10 +119,11 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
         return "with a peak near 1000", offset, True
     if m["narrow"] > 0.75 and low < 0:
         return f"{m['narrow']:.0%} of the tissue within 15 of 0", unscale, True
+    if m["below_air"] > 0.05 and low < -4000:
+        return "far below air", unscale, True
     if high < -300 or (m["soft"] < 0.05 and m["below_air"] > 0.05) or _is_lowered(m):
         return "so soft tissue is not near 0", "add the offset that was subtracted (often 1024)", True
-    surrounded = m["highest"] > 0.4 and m["border_highest"] > 0.6 and m["lowest"] < m["highest"]
-    if surrounded or (m["highest"] > 0.2 and m["highest"] > 4 * m["lowest"] and m["max"] <= 300):
+    if m["highest"] > 0.2 and m["border_highest"] > 0.5 and m["lowest"] < 0.5 * m["highest"]:
         return "and the air around the body is the brightest", "invert it", True
     if low >= 0 and m["max"] <= 255.5 and (m["max"] >= 253.5 or m["above_110"] > 0.4):
         certain = m["max"] >= 253.5 or m["above_110"] > 0.6 or m["max"] % 5 > 0

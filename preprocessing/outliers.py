@@ -9,8 +9,8 @@ import numpy as np
 RANK, SHARE = 100, 1e-4  # the extreme rank: at least so many voxels from either end, and this share of all
 SAMPLE = 4_000_000  # voxels that the ranks are taken from, at most
 # In spreads beyond the extreme ranks. Vessels reach 4.4 (MRI of 41 heads and mouse brains), but their neighbours are
-# bright too; a hot pixel stands alone.
-ISOLATED, ANY = 3.0, 10.0
+# bright too; a hot pixel stands alone. Hot spots in PET, groups of voxels, reach 15.
+ISOLATED, ANY = 3.0, 30.0
 NEIGHBOURS = 2  # at most so many of its 26 neighbours are comparable to an isolated voxel
 
 
@@ -33,8 +33,8 @@ def limit_outliers(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
     """A (C, D, H, W) image whose outliers are replaced; the image itself, not a copy, where it has none.
 
     A voxel more than `ISOLATED` spreads beyond the extreme ranks and as far from all but `NEIGHBOURS` of its neighbours
-    becomes the median of its neighbours. Whatever lies more than `ANY` spreads beyond them is clipped. Channels of CT
-    (``ct``: which are) stay as they are: clipping to the HU window limits them without a copy.
+    becomes the median of its neighbours. Whatever lies more than `ANY` spreads beyond them becomes `ISOLATED` spreads.
+    Channels of CT (``ct``: which are) stay as they are: clipping to the HU window limits them without a copy.
     """
     result = image
     for index, channel in enumerate(image):
@@ -57,7 +57,8 @@ def limit_outliers(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
             result = image.copy()
         for place, value in isolated:
             result[index][place] = value
-        np.clip(result[index], *far, out=result[index])
+        for extreme, limit in ((result[index] < far[0], near[0]), (result[index] > far[1], near[1])):
+            result[index][extreme] = limit
     return result
 
 

@@ -281,10 +281,11 @@ def test_images_of_formats_that_are_not_read_are_named_and_other_files_ignored(r
         "1 more such files are not read; convert or move them",
     ]
     assert "dcm2niix" in problems[0]
-    write(tmp_path / "one_0000.nii.gz", image_array())
-    (tmp_path / "two.mgz").write_bytes(b"")
-    cases, [problem] = find_cases(tmp_path, 1, None)
-    assert ([case.name for case in cases], problem.split(" (")[0]) == (["one"], f"{tmp_path}: two.mgz is not read")
+    scans = tmp_path / "scans"
+    write(scans / "one_0000.nii.gz", image_array())
+    (scans / "two.mgz").write_bytes(b"")
+    cases, [problem] = find_cases(scans, 1, None)
+    assert ([case.name for case in cases], problem.split(" (")[0]) == (["one"], f"{scans}: two.mgz is not read")
 
 
 def test_a_black_and_white_mask_of_255_is_named_as_such(tmp_path):
@@ -314,3 +315,32 @@ def test_a_real_dataset_has_no_problem():
     assert verify(dataset, lambda case, image, label: seen.append(case.name)) == []
     assert seen == [case.name for case in dataset.cases]
     assert len(seen) == 27
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("c_seg.nii.gz", "rename it c.nii.gz"),
+        ("c.seg.nii.gz", "rename it c.nii.gz"),
+        ("c-label.nii.gz", "rename it c.nii.gz"),
+        ("a_seg.nii.gz", "a.nii.gz exists too: remove or move away the one that is not the label map"),
+        ("C.nii.gz", "is it the label map of c? Then rename it c.nii.gz"),
+        ("other.nii.gz", "add the image or remove the label map"),
+    ],
+)
+def test_a_label_map_without_an_image_gets_the_name_that_it_should_have(raw, name, fix):
+    write(raw / "labelsTr" / name, label_array(1))
+    [problem] = problems_of(raw)
+    assert problem.endswith(f"has no image in imagesTr; {fix}")
+
+
+def test_broken_links_among_labels_and_folders_are_named(raw):
+    (raw / "labelsTr/c.nii.gz").symlink_to("gone.nii.gz")
+    (raw / "imagesTs").symlink_to("gone")
+    problems = problems_of(raw)
+    assert problems[0].startswith("labelsTr/c.nii.gz: is a symbolic link to gone.nii.gz, which cannot be read")
+    assert problems[1] == "imagesTs: is a broken symbolic link; restore the folder or remove the link"
+    (raw / "imagesTs").unlink()
+    (raw / "labelsTr/c.nii.gz").unlink()
+    write(raw / "labelsTs/t.nii.gz", label_array(1))
+    assert "labelsTs: holds 1 label map(s), but imagesTs no image" in problems_of(raw)[0]

@@ -1,15 +1,19 @@
 """Warnings about a scan that differs from the training scans."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from references import tiny_plan
 
-from mre_lowshot.config import ChannelNormalization
+from mre_lowshot.config import ChannelNormalization, PatchConfig
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.synthetic import make_subject
 from mre_lowshot.data.volume import Volume
-from mre_lowshot.inference.input_checks import differences_from_training
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.input_checks import differences_from_training, refuse_input
+from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, training_ranges
 
 RANGES = {
     "spacing": [[2.0, 1.0, 1.0], [3.0, 1.0, 1.0]],
@@ -51,3 +55,75 @@ def test_values_far_outside_the_training_ranges_give_warnings(image, its_plan, w
     warnings = differences_from_training(image, its_plan)
     assert len(warnings) == len(words)
     assert all(word in line for word, line in zip(words, warnings, strict=True))
+
+
+def anatomy(seed=0, shape=(20, 30, 26)):
+    """An MRI-like volume: bright above, dark below, with structures and noise."""
+    rng = np.random.default_rng(seed)
+    z, y, x = (np.linspace(0, 1, n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(shape))
+    return (400 + 300 * (1 - y) ** 2 + 200 * np.sin(5 * x) * z + rng.normal(0, 20, shape)).astype(np.float32)[None]
+
+
+def volume(array, spacing=(1.0, 1.0, 1.0)):
+    return Volume(np.ascontiguousarray(array, np.float32), Geometry(tuple(array.shape[1:]), spacing))
+
+
+@pytest.fixture(scope="module")
+def mri_plan():
+    cases = {f"c{n}": case_fingerprint(anatomy(n), (1.0, 1.0, 1.0), "LPS") for n in range(2)}
+    ranges = training_ranges(dataset_fingerprint("D", cases))
+    return replace(plan(), training_ranges=json.loads(json.dumps(ranges)))
+
+
+VARIANTS = {
+    "another seed": (lambda a: a, []),
+    "three times as bright": (lambda a: 3 * a, []),
+    "padded": (lambda a: np.pad(a, ((0, 0), (5, 5), (5, 5), (5, 5))), ["padding_share"]),
+    "hot voxels": (lambda a: hot(a), ["outliers"]),
+    "x 100": (lambda a: 100 * a, ["width_0"]),
+    "inverted": (lambda a: a.max() - a, ["layout_0"]),
+    "half of it": (lambda a: a[:, :, :12], ["extent_y"]),
+    "a few slices": (lambda a: a[:, ::5], ["extent_z", "number_of_voxels_z"]),
+    "object in a constant background": (lambda a: np.where(INSIDE, a, 0), ["background_share"]),
+}
+INSIDE = sum(((np.arange(n) - n / 2 + 0.5) / (n / 2)).reshape([-1 if a == i else 1 for a in range(3)]) ** 2
+             for i, n in enumerate((20, 30, 26))) <= 1  # fmt: skip
+
+
+def hot(array):
+    array = array.copy()
+    array[0, 3, 4, 5] = array[0, 9, 9, 9] = array[0, 12, 20, 7] = 1e6
+    return array
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_scan_that_differs_from_the_training_scans_is_named_with_value_and_range(name, mri_plan):
+    change, expected = VARIANTS[name]
+    found = differences_from_training(volume(change(anatomy(7))), mri_plan)
+    assert set(expected) <= {difference.name for difference in found}
+    assert bool(found) == bool(expected)
+    for difference in found:
+        record = difference.to_json()
+        low, high = record["training_range"]
+        assert not low <= record["value"] <= high
+        assert record["warning"] == difference
+
+
+def test_a_plan_without_the_newer_ranges_is_compared_in_what_it_has(mri_plan):
+    assert differences_from_training(volume(anatomy(7)), replace(mri_plan, training_ranges={})) == ()
+
+
+def test_a_ct_that_is_not_in_hu_and_a_slice_for_a_3d_model_are_refused():
+    ct = replace(plan("clip"), channel_names=("CT",))
+    image = make_subject(0, (20, 36, 44), (8.0, 8.0, 8.0))[0][None]
+    assert refuse_input(volume(image), ct) == []
+    for wrong in (image - 1024, image + 1024, 10 * image, image / 10):
+        with pytest.raises(UserError, match=r"channel 'CT' is not in HU: .*(undo|add|subtract)"):
+            refuse_input(volume(wrong), ct)
+        assert refuse_input(volume(wrong), plan()) == []
+    with pytest.raises(UserError, match="a single slice of 1 x 36 x 44 voxels, the model was trained on volumes"):
+        refuse_input(volume(image[:, :1]), plan())
+    network = replace(plan().network, strides=((2, 2), (2, 2)), dilations=((6, 6), (12, 12), (18, 18)))
+    flat = replace(plan(), network=network, patch=PatchConfig((12, 12), (8, 8)))
+    with pytest.raises(UserError, match="a volume of 20 x 36 x 44 voxels, the model was trained on 2D images"):
+        refuse_input(volume(image), flat)

@@ -132,7 +132,12 @@ def test_a_broken_dataset_is_refused_with_every_problem(space, capsys):
 
 @pytest.mark.parametrize(
     ("scale", "shift", "words"),
-    [(1.0, 1024.0, "subtract the offset that it is stored with (often 1024)"), (0.001, 0.5, "undo its scaling")],
+    [
+        (1.0, 1024.0, "subtract the offset that it is stored with (often 1024)"),
+        (1.0, -1024.0, "add the offset that was subtracted (often 1024)"),
+        (10.0, 0.0, "undo its scaling"),
+        (0.001, 0.5, "undo its scaling"),
+    ],
 )
 def test_a_ct_that_is_not_in_hu_is_refused(space, scale, shift, words, capsys):
     for path in (space.raw / "imagesTr").iterdir():

@@ -327,7 +327,9 @@ def test_the_training_ranges_cover_all_scans():
     ranges = planned(CT, ("CT",)).training_ranges
     assert ranges["spacing"] == [[2.5, 0.7, 0.7], [5, 0.8, 0.8]]
     assert ranges["extent_mm"] == [[300, pytest.approx(358.4), pytest.approx(358.4)], [450, 409.6, 409.6]]
-    assert ranges["channels"] == [{"median": [100.0, 100.0], "percentile_99_5": [400.0, 400.0]}]
+    assert (ranges["scans"], ranges["shape"], ranges["padding_share"]) == (3, [[90, 512, 512], [150, 512, 512]], [0, 0])
+    assert ranges["channels"][0]["median"] == [100.0, 100.0]
+    assert [ranges["channels"][0][key] for key in ("percentile_99_5", "width")] == [[400, 400], [300, 300]]
 
 
 @pytest.mark.parametrize("cases", [CT, CUBE, BRAIN])

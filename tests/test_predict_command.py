@@ -53,6 +53,24 @@ def test_predictions_lie_on_the_inputs_grid_and_agree_with_validation(trained, t
     assert left.sum() < right.sum()
 
 
+def test_inputs_that_are_not_read_or_not_in_hu_are_named_and_the_others_are_predicted(trained, tmp_path, capsys):
+    scans = shutil.copytree(trained.raw / "imagesTr", tmp_path / "in")
+    (scans / "phantom_003_0000.nii.gz").unlink()
+    (scans / "phantom_003_0000.nii.gz").symlink_to("elsewhere.nii.gz")
+    (scans / "more").mkdir()
+    shutil.copy(scans / "phantom_001_0000.nii.gz", scans / "more")
+    image = sitk.ReadImage(str(scans / "phantom_002_0000.nii.gz"))
+    sitk.WriteImage(image - 1024, str(scans / "phantom_002_0000.nii.gz"))
+    assert trained.predict(scans, tmp_path / "out") == 1
+    output = "".join(capsys.readouterr())
+    assert "in/phantom_003_0000.nii.gz: is a symbolic link to elsewhere.nii.gz, which cannot be read" in output
+    assert "in/more: is a folder with 1 image file(s), which are not read" in output
+    assert "case phantom_002: channel 'CT' is not in HU" in output
+    assert "add the offset that was subtracted" in output
+    assert "1 of 4 scans segmented" in output
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["phantom_001.nii.gz"]
+
+
 def test_one_corrupt_scan_is_named_and_the_others_are_predicted(trained, tmp_path, capsys):
     scans = shutil.copytree(trained.raw / "imagesTr", tmp_path / "in")
     path = scans / "phantom_002_0000.nii.gz"
@@ -211,8 +229,8 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     shutil.copyfile(trained.raw / "imagesTr/phantom_002_0000.nii.gz", scans / "b_0000.nii.gz")
     assert trained.predict(scans, tmp_path / "out") == 1
     captured = capsys.readouterr()
-    assert "failed: case a: " in captured.err
-    assert f"a.tif: .tif holds one slice, not {len(array)}; use .nii.gz" in captured.err
+    words = f"failed: case a: a volume of {len(array)} slices; label maps of volumes cannot be written to .tif: convert"
+    assert words in captured.err
     assert "1 of 2 scans segmented" in captured.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv", "run.json"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]

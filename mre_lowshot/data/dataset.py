@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mre_lowshot.config.json import suggest
+from mre_lowshot.data.listing import Listing, list_images, name_problem, shown, twins
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
 from mre_lowshot.data.readers import file_ending as ending_of
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
 
-# Image formats that are not supported and are reported. Files with any other ending are skipped.
-FOREIGN_ENDINGS = (".dcm", ".dicom", ".ima", ".mgz", ".mgh", ".img", ".hdr", ".nhdr", ".mnc", ".par", ".gipl", ".vtk",
-                   ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".mat", ".h5", ".bz2")  # fmt: skip
-CONVERT = "convert it first (DICOM to NIfTI by dcm2niix, for example)"
-_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+_CHANNEL = re.compile(r"(.+)_([0-9]{4})$", re.DOTALL)
+_OTHER_DIGITS = re.compile(r"(.+)_0*([0-9]{1,3})$", re.DOTALL)  # a channel number of another number of digits
+# Endings that other tools append to the names of label maps
+_LABEL_SUFFIX = re.compile(r"[._ -](seg|segmentation|label|labels|labelmap|mask|gt|manual)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ class Dataset:
         if not _is_count(number):
             raise UserError(f"{where}: numTraining is {number!r}; must be the number of training cases")
         cases, problems = _paired(folder, "Tr", len(channels), ending)
-        unlabelled = folder / "imagesTs"  # often an empty folder in nnU-Net datasets
-        has_tests = unlabelled.is_dir() and any(p.name[0] != "." for p in unlabelled.iterdir())
-        tests, more = _paired(folder, "Ts", len(channels), ending) if has_tests else ([], [])
+        tests, more = _test_cases(folder, len(channels), ending)
         both = sorted({case.name for case in cases} & {case.name for case in tests})
         problems += more + [f"case {n}: is in imagesTr and in imagesTs; keep it in one of them" for n in both]
         if not any(case.label for case in cases):
@@ -91,7 +90,21 @@ class Dataset:
                    tuple(cases), tuple(tests), tuple(problems))  # fmt: skip
 
 
-def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[list[Case], list[str]]:
+def _test_cases(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[str]]:
+    """The cases of imagesTs, often an empty folder in nnU-Net datasets, and problems."""
+    images, labels = folder / "imagesTs", folder / "labelsTs"
+    if images.is_dir() and any(p.name[0] != "." for p in images.iterdir()):
+        return _paired(folder, "Ts", channels, ending)
+    if images.is_symlink() and not images.is_dir():
+        return [], ["imagesTs: is a broken symbolic link; restore the folder or remove the link"]
+    if labels.is_dir() and (maps := list_images(labels, ending).files):
+        return [], [f"labelsTs: holds {len(maps)} label map(s), but imagesTs no image; add the images, or move them"]
+    return [], []
+
+
+def find_cases(
+    folder: Path, channels: int, file_ending: str | None, *, ignore: Sequence[Path] = ()
+) -> tuple[list[Case], list[str]]:
     """Group ``name_0000.ext, name_0001.ext, ...`` into cases, sorted by name.
 
     With one channel, files ``name.ext`` are cases if no file name ends in ``_0000``. With several channels, a case may
@@ -101,102 +114,129 @@ def find_cases(folder: Path, channels: int, file_ending: str | None) -> tuple[li
         folder: folder with the images.
         channels: number of channels of the dataset.
         file_ending: ending of the images; None accepts every readable ending.
+        ignore: files and folders in ``folder`` that are no input (an output folder).
 
     Returns:
-        The cases without problems, and the problems, one line each.
+        The cases without problems, and the problems, one line each: also everything that looks like an image and is
+        not read.
 
     Raises:
         UserError: the folder is missing.
     """
-    groups, problems = _groups(folder, channels, file_ending)
+    return _cases(list_images(folder, file_ending, ignore=ignore), channels, file_ending)
+
+
+def _cases(listing: Listing, channels: int, ending: str | None) -> tuple[list[Case], list[str]]:
+    folder = listing.folder
+    groups, problems = _groups(listing, channels, ending)
+    bad = {name for name in groups if name_problem(name)}
+    problems += [f"case {shown(name)}: its name {name_problem(name)}; rename its files" for name in sorted(bad)]
+    for group in twins(list(groups)):
+        bad.update(group)
+        problems.append(
+            f"cases {' and '.join(group)} in {folder.name} differ only in upper and lower case or in Unicode form, so "
+            "one would overwrite the other on many disks; rename one"
+        )
     cases = []
     for name, files in groups.items():
         wanted = range(channels)
         one_colour_file = list(files) == [0] and ending_of(files[0]) in COLOUR_ENDINGS
         missing = [] if one_colour_file else [i for i in wanted if i not in files]
-        extra = [path.name for i, path in sorted(files.items()) if i not in wanted]
+        extra = [shown(path.name) for i, path in sorted(files.items()) if i not in wanted]
         if missing:
-            ending = ending_of(next(iter(files.values())))
-            names = ", ".join(f"{name}_{i:04d}{ending}" for i in missing)
+            own = ending_of(next(iter(files.values())))
+            names = ", ".join(f"{shown(name)}_{i:04d}{own}" for i in missing)
             problems.append(
-                f"case {name}: {names} missing in {folder.name} (the dataset has {channels} channels); "
+                f"case {shown(name)}: {names} missing in {folder.name} (the dataset has {channels} channels); "
                 "add it or remove the case"
             )
         if extra:
             problems.append(
-                f"case {name}: {', '.join(extra)} in {folder.name} exceeds the {channels} channel(s) of the dataset; "
-                "remove the file, or add the channel to channel_names"
+                f"case {shown(name)}: {', '.join(extra)} in {folder.name} exceeds the {channels} channel(s) of the "
+                "dataset; remove the file, or add the channel to channel_names"
             )
-        if not missing and not extra:
+        if not missing and not extra and name not in bad:
             cases.append(Case(name, tuple(files[i] for i in sorted(files))))
     return cases, problems
 
 
-def _files(folder: Path, ending: str | None) -> dict[str, list[Path]]:
-    """The readable files of ``folder`` with the given ending (None: any) by name without ending, sorted."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: the folder is missing")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        own = ending_of(path)
-        if own and (ending is None or own == ending) and not path.name.startswith(".") and path.is_file():
-            found.setdefault(path.name[: -len(own)], []).append(path)
-    return found
-
-
-def _other_endings(folder: Path, ending: str | None) -> list[str]:
-    """Problems with images of unsupported formats and with readable images of another ending."""
-    foreign = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in FOREIGN_ENDINGS and p.name[0] != "."]
-    supported = f"supported: {', '.join(READABLE_ENDINGS)}"
-    found = [f"{folder}: {name} is not read ({supported}); {CONVERT}" for name in foreign[:3]]
-    if foreign[3:]:
-        found.append(f"{folder}: {len(foreign) - 3} more such files are not read; convert or move them")
-    others = [p.name for paths in _files(folder, None).values() for p in paths if ending and ending_of(p) != ending]
-    if others:
-        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        fix = "convert or move them, or set file_ending"
-        found.append(f"{folder}: {len(others)} image(s) ({names}) do not end in {ending}; {fix}")
-    return found
-
-
-def _groups(folder: Path, channels: int, ending: str | None) -> tuple[dict[str, dict[int, Path]], list[str]]:
+def _groups(listing: Listing, channels: int, ending: str | None) -> tuple[dict[str, dict[int, Path]], list[str]]:
     """Case name -> channel number -> file, and problems."""
-    files, problems = _files(folder, ending), []
+    folder, files, problems = listing.folder, listing.files, []
     if not files:
         missing = f"{folder}: contains no image ending in {ending or ', '.join(READABLE_ENDINGS)}"
         problems.append(f"{missing}; add images, converted to this format if they are DICOM or another format")
-    problems += _other_endings(folder, ending)
+    problems += listing.problems
     plain = channels == 1 and not any(stem.endswith("_0000") for stem in files)
     groups: dict[str, dict[int, Path]] = {}
     for stem, paths in files.items():
         match = _CHANNEL.match(stem)
         if len(paths) > 1:
-            names = ", ".join(p.name for p in paths)
-            problems.append(f"case {stem}: more than one file ({names}) in {folder.name}; keep one")
+            names = ", ".join(shown(p.name) for p in paths)
+            problems.append(f"case {shown(stem)}: more than one file ({names}) in {folder.name}; keep one")
         elif plain:
             groups[stem] = {0: paths[0]}
         elif match:
             groups.setdefault(match[1], {})[int(match[2])] = paths[0]
         else:
             problems.append(
-                f"case {stem}: {paths[0].name} in {folder.name} has no channel number; "
-                f"rename it {stem}_0000{ending_of(paths[0])}"
+                f"case {shown(stem)}: {shown(paths[0].name)} in {folder.name} has no channel number; "
+                f"{_numbering(stem, paths[0], files)}"
             )
     return dict(sorted(groups.items())), problems
+
+
+def _numbering(stem: str, path: Path, files: Mapping[str, object]) -> str:
+    """How a file without a channel number (four digits) can get one without replacing another."""
+    other = _OTHER_DIGITS.match(stem)
+    wanted = f"{other[1]}_{int(other[2]):04d}" if other and f"{other[1]}_0000" not in files else f"{stem}_0000"
+    if wanted in files:
+        own = ending_of(path)
+        return (
+            f"{shown(wanted)}{own} exists too, so renaming would replace it: move away the one that is not the scan, "
+            "or give it another case name"
+        )
+    return f"rename it {shown(wanted)}{ending_of(path)}"
 
 
 def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[Case], list[str]]:
     """The cases of images{part} with their label maps in labels{part}, if any, and problems."""
     images, labels = folder / f"images{part}", folder / f"labels{part}"
-    cases, problems = find_cases(images, channels, ending)
+    listing = list_images(images, ending)
+    cases, problems = _cases(listing, channels, ending)
     if not labels.is_dir():
+        if labels.is_symlink() or labels.exists():
+            problems.append(f"{labels.name}: is a file or a broken symbolic link; make it a folder with label maps")
         return cases, problems
-    problems += _other_endings(labels, ending)
-    maps = {stem: paths[0] for stem, paths in _files(labels, ending).items()}
-    for stem in sorted(set(maps) - set(_groups(images, channels, ending)[0])):
-        fix = f"rename it {stem[:-5]}{ending}" if stem.endswith("_0000") else "add the image or remove the label map"
-        problems.append(f"case {stem}: {labels.name}/{maps[stem].name} has no image in {images.name}; {fix}")
+    found = list_images(labels, ending)
+    problems += found.problems
+    known = set(_groups(listing, channels, ending)[0])
+    for stem, paths in found.files.items():
+        if len(paths) > 1:
+            names = ", ".join(shown(p.name) for p in paths)
+            problems.append(f"case {shown(stem)}: more than one label map ({names}) in {labels.name}; keep one")
+    maps = {stem: paths[0] for stem, paths in found.files.items() if len(paths) == 1}
+    for stem in sorted(set(maps) - known):
+        problems.append(
+            f"case {shown(stem)}: {labels.name}/{shown(maps[stem].name)} has no image in {images.name}; "
+            f"{_label_fix(stem, ending, known, maps)}"
+        )
     return [Case(case.name, case.images, maps.get(case.name)) for case in cases], problems
+
+
+def _label_fix(stem: str, ending: str, known: Collection[str], maps: Mapping[str, Path]) -> str:
+    """What to do with a label map that has no image: the name it should have, where that can be guessed."""
+    wanted = stem[:-5] if stem.endswith("_0000") else _LABEL_SUFFIX.sub("", stem)
+    if wanted == stem:
+        close = [name for name in known if name.casefold() == stem.casefold()]
+        close = close or difflib.get_close_matches(stem, sorted(set(known) - set(maps)), n=1, cutoff=0.9)
+        if not close:
+            return "add the image or remove the label map"
+        wanted = close[0]
+        return f"is it the label map of {shown(wanted)}? Then rename it {shown(wanted)}{ending}"
+    if wanted in maps:
+        return f"{shown(wanted)}{ending} exists too: remove or move away the one that is not the label map"
+    return f"rename it {shown(wanted)}{ending}"
 
 
 def _is_count(value: Any) -> bool:

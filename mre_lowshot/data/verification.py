@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.pairs import pair_problems
+from mre_lowshot.data.readers import COLOUR_ENDINGS
 from mre_lowshot.data.volume import Volume, merged_notes, read_image, read_labels
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MOST_VALUES = 20  # unknown labels that are named one by one
 REPLACE = "replace them, for example with the value of the background"
 OnCase = Callable[[Case, Volume, "Volume | None"], None]
 
@@ -44,22 +47,45 @@ def verify(
             f"{len(dataset.cases)} cases, {len(dataset.labelled)} of them labelled; set it to {len(dataset.cases)}"
         )
     training = set(dataset.cases)
+    slices: list[str] = []
+    volumes: list[str] = []
     for case in progress([*dataset.cases, *(dataset.test_cases if test_cases else ())]):
         found: list[str] = []
         is_training = case in training
         image = _image(case, dataset, found)
         label = _label(case.label, dataset, found, may_be_empty=not is_training) if case.label else None
-        if image and label and (different := image.geometry.differences(label.geometry)):
-            fix = "resample the label map onto the image (nearest neighbour), or export the pair again"
-            if image.geometry.dimensions == 2 and image.geometry.shape == label.geometry.shape:
-                fix = "both have the same number of pixels; give both files the same pixel size"
-            found.append(f"image and label map are not on one grid: {'; '.join(different)}; {fix}")
-        elif image and label:
-            label = label.on_axes_of(image.geometry)
+        if image and label and case.label:
+            wrong = pair_problems(image, label, image_path=case.images[0], label_path=case.label)
+            found += wrong
+            label = label if wrong else label.on_axes_of(image.geometry)
+        if image:
+            found += [problem] if (problem := storage_problem(image, dataset.file_ending)) else []
+            (volumes if image.geometry.shape[0] > 1 else slices).append(case.name)
         problems += [f"case {case.name}: {text}" for text in found]
         if on_case and is_training and image and not found:
             on_case(case, image, label)
+    if volumes and slices:
+        problems.append(
+            f"{dataset.name}: single slices ({_named(slices)}) beside volumes ({_named(volumes)}); a model takes one "
+            "or the other: remove the slices or give their volumes"
+        )
     return problems
+
+
+def storage_problem(image: Volume, ending: str) -> str | None:
+    """Why a label map of this image cannot be written with a file ending; None where it can."""
+    slices = image.geometry.shape[0]
+    if slices == 1 or ending not in COLOUR_ENDINGS:
+        return None
+    return (
+        f"a volume of {slices} slices; label maps of volumes cannot be written to {ending}: convert images and label "
+        "maps to .nii.gz, with the voxel spacing"
+    )
+
+
+def _named(cases: Sequence[str]) -> str:
+    more = f" and {len(cases) - 3} more" if cases[3:] else ""
+    return f"{', '.join(cases[:3])}{more}"
 
 
 def raise_problems(dataset: Dataset, problems: Sequence[str]) -> None:
@@ -125,6 +151,12 @@ def _label(path: Path, dataset: Dataset, found: list[str], may_be_empty: bool) -
     values, counts = _counted(label.array)
     known = list(dataset.labels.values())
     allowed = {*known, dataset.ignore_label}
+    if len(unknown := [value for value in values if value not in allowed]) > MOST_VALUES:
+        found.append(
+            f"the label map {path.name} has {len(unknown)} values from {unknown[0]} to {unknown[-1]} that are not in "
+            f"dataset.json labels {known}; is it an image? Save the annotation in its place"
+        )
+        return label
     for value, count in zip(values, counts, strict=True):
         if value not in allowed:
             fix = "add it there or relabel"

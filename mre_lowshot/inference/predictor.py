@@ -22,13 +22,15 @@ from mre_lowshot.config.json import suggest
 from mre_lowshot.config.recipe import MIN_STEP
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.scan_input import ScanInput, read_scan
+from mre_lowshot.data.verification import storage_problem
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import NumericalError, UserError, describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
-from mre_lowshot.inference.input_checks import differences_from_training
+from mre_lowshot.inference.input_checks import Difference, differences_from_training, refuse_input
 from mre_lowshot.inference.models import Model, load_model
 from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.quality import Quality, estimate_quality
@@ -230,6 +232,8 @@ class Predictor:
         def prepare(case: Case) -> tuple[RegisteredScan, Stopwatch]:
             watch = Stopwatch()
             volume = Volume.read(*case.images)
+            if problem := storage_problem(volume, file_ending(case.images[0])):
+                raise UserError(f"case {case.name}: {problem}")
             watch.lap("read")
             prepared = self.preprocess(volume, name=case.name, crop=(crops or {}).get(case.name))
             del volume  # the largest array, and no longer needed
@@ -278,8 +282,14 @@ class Predictor:
                 f"case {name}: the scan has {given} channel(s), the model takes {len(channels)} "
                 f"({', '.join(channels)}); give an image with one file or one array entry per channel"
             )
-        warnings = tuple(differences_from_training(volume, self.plan))
-        return replace(prepare_case(name, volume, None, plan=self.plan, crop=crop), warnings=warnings)
+        try:
+            doubts = refuse_input(volume, self.plan)
+        except UserError as problem:
+            raise UserError(describe_failure(problem, name)) from None
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        differences = differences_from_training(volume, self.plan)
+        notes = [*(doubt.sentence for doubt in doubts), *getattr(volume, "notes", ())]
+        return replace(prepared, warnings=(*map(Difference, notes), *differences))
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
         """Register a preprocessed scan to each fold's atlases, guided by a ``previous`` prediction where there is one.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.config.check import require_path, require_plans_name, require_whole
-from mre_lowshot.data.dataset import CONVERT, Case, find_cases
+from mre_lowshot.data.dataset import Case, find_cases
+from mre_lowshot.data.listing import CONVERT, name_problem, shown
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.data.splits import parse_fold, parse_level
 from mre_lowshot.data.workspace import Workspace
@@ -183,13 +184,15 @@ def find_input_cases(inputs: Path, output: Path, channels: int) -> tuple[list[Ca
         UserError: a file of another format, or one that its label map would overwrite.
     """
     if inputs.is_dir():
-        return find_cases(inputs, channels, None)
+        return find_cases(inputs, channels, None, ignore=(output,))
+    if not inputs.is_file():
+        raise UserError(f"-i {inputs}: is no regular file (a pipe, socket or device); give a folder or an image file")
     ending = file_ending(inputs)
     if not ending:
         raise UserError(f"-i {inputs}: is none of {', '.join(READABLE_ENDINGS)}; {CONVERT}")
     if channels != 1 and ending not in COLOUR_ENDINGS:  # one colour image holds all channels
         raise UserError(f"-i {inputs}: the model takes {channels} channels; give a folder with case_0000, ...")
     name = inputs.name[: -len(ending) or None].removesuffix("_0000")
-    if not name.strip("."):
-        raise UserError(f"-i {inputs}: has no case name; rename it CASE{ending}")
+    if problem := name_problem(name):
+        raise UserError(f"-i {shown(inputs.name)}: the name {problem}; rename the file")
     return [Case(name, (inputs,))], []
