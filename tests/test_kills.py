@@ -153,7 +153,7 @@ def whole_files(space: Space) -> None:
             read_labels(path)
 
 
-@counts(2, 30)
+@counts(1, 30)
 def test_a_training_killed_at_any_moment_goes_on_to_the_same_bits(space, kills):
     runs = Runs(space, seed=2)
     shutil.rmtree(space.root / "results")

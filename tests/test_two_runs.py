@@ -124,6 +124,7 @@ def test_a_second_planning_of_one_plan_and_a_training_of_it_are_refused(space, m
         (["--workers", "1000000"], "--workers 1000000: must be at most"),
         (["--workers", "-1"], "--workers -1: must be 0 or more"),
         (["-device", "cuda:99"], "-device"),
+        (["--cohort", "two"], "cohorts.json: is missing"),
     ],
 )
 def test_options_are_refused_before_anything_is_written(space, arguments, words, capsys):
@@ -136,6 +137,12 @@ def test_options_are_refused_before_anything_is_written(space, arguments, words,
     assert message.count("\n") == 1
     assert content(space.root) == before
     assert not (space.root / "results").exists()
+
+
+def test_a_fold_that_does_not_exist_writes_no_splits(space, capsys):
+    assert space.train(level="2shot", fold="99") == 2
+    assert "fold 99: level 2shot has folds 0 to 2 here" in capsys.readouterr().err
+    assert not (space.prepared / "splits_2shot.json").exists()
 
 
 @pytest.mark.parametrize(

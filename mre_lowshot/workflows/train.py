@@ -18,7 +18,7 @@ from mre_lowshot import devices
 from mre_lowshot.config import Plan
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
-from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
+from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, save_splits, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
@@ -224,7 +224,7 @@ def _jobs(
     if request.cohort:
         level = with_cohort(level, request.cohort)
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
-    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info)
+    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info, save=False)
     model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
     iterations = request.iterations
     if iterations is None and request.loads and (model / "plans.json").is_file():
@@ -235,6 +235,8 @@ def _jobs(
     numbers = range(len(splits)) if fold == "all" else [fold]
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
+    if processes.first:
+        save_splits(prepared, level, splits)
     overwritten = tuple(numbers) if request.mode is TrainMode.OVERWRITE else ()
     return [
         FoldJob(
