@@ -358,3 +358,21 @@ def test_an_experiment_neither_bypasses_locks_nor_is_refused_by_itself(space, mo
     assert code == 2, error
     assert "in use by another run, which trains or scores fold 0" in error
     assert not list(space.root.rglob(".mre-*"))
+
+
+def test_what_a_killed_run_left_is_no_trained_fold_and_is_removed_by_the_next_run_of_any_fold(space, capsys):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = f".mre-partial.{processes.host_tag()}.{gone.pid}.0123abcd"
+    shutil.rmtree(space.model() / "fold_0")
+    places = [space.model() / "fold_2", space.model(), space.prepared, space.prepared / "Other",
+              space.prepared / "gt_segmentations", space.model() / "fold_1/validation"]  # fmt: skip
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.pth").write_bytes(b"half")
+    assert space.predict(space.raw / "imagesTr", space.root / "out") == 2
+    assert "no trained model" in capsys.readouterr().err
+    assert space.predict(space.raw / "imagesTr", space.root / "out", "-m", space.model()) == 2
+    assert "holds no trained fold" in capsys.readouterr().err
+    assert space.train("--no_val", "--iterations", 2) == 0  # another plan than before: no fold is trained
+    assert not list(space.root.rglob(".mre-*"))

@@ -23,11 +23,9 @@ from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
-from mre_lowshot.files import remove_leftovers
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.preprocessing.prepare import check_prepared
-from mre_lowshot.preprocessing.record import REFERENCES
-from mre_lowshot.preprocessing.references import reading
+from mre_lowshot.preprocessing.references import clean, reading
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -182,8 +180,7 @@ def _held_cases(prepared: Path, plans_name: str) -> Iterator[None]:
             "plan)"
         )
     with reading(prepared, plans_name):
-        for folder in (prepared, prepared / plans_name, prepared / REFERENCES):
-            remove_leftovers(folder)
+        clean(prepared)
         yield
 
 
