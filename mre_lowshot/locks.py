@@ -111,6 +111,7 @@ def _write_entry(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
     path = folder / f"{PREFIX}.{key}.{processes.host_tag()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.json"
     entry = {
         "host": processes.host(),
+        "boot": processes.boot(),
         "pid": os.getpid(),
         "started": processes.started(),
         "time": time.time(),
@@ -132,11 +133,12 @@ def _entries(folder: Path, key: str | None = None) -> list[tuple[Path, dict[str,
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
             here = entry["host"] == processes.host()
-            gone = here and not processes.is_running(int(entry["pid"]), float(entry["started"]))
+            running = processes.is_running(int(entry["pid"]), float(entry["started"]))
+            gone = here and not (running and entry.get("boot", processes.boot()) == processes.boot())
             float(entry["time"])
         except FileNotFoundError:
             continue  # released meanwhile
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             gone = True  # entries appear whole, so this is none
         if gone:
             with suppress(OSError):

@@ -28,9 +28,14 @@ def planning(folder: Path, plans_name: str) -> Iterator[None]:
         UserError: another run plans it, or trains with it.
     """
     with locked(folder, f"plan_{plans_name}", f"plans and preprocesses {plans_name}"):
-        for place in (folder, folder / plans_name, folder / REFERENCES):
-            remove_leftovers(place)
+        clean(folder)
         yield
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed runs left in preprocessed/DatasetXXX_Name, of all plans."""
+    for place in (folder, *folder.glob("*/")):
+        remove_leftovers(place)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from references import TINY, single_thread, tiny_case, tiny_plan  # noqa: F401
 from torch import multiprocessing
 from torch.utils.data import Dataset
 
+from mre_lowshot import signals
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.trainers.distributed import SINGLE, Processes, connected_processes
@@ -170,6 +172,30 @@ def test_a_ctrl_c_that_torchrun_repeats_is_recorded_each_time():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("always", [True, False])
+def test_sigterm_is_recorded_each_time_it_arrives(always):
+    """A batch system sends it to a process and to torchrun, which forwards it."""
+    before = signal.getsignal(signal.SIGTERM)
+    with held_interrupt(always=always) as interrupted:
+        assert not interrupted()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signals.received() == signal.SIGTERM
+    signals.forget()
+    assert signals.received() is None
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with held_interrupt() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signals.forget()
+
+
 def test_a_single_process_synchronises_nothing(tmp_path):
     trainer = MRETrainer(tiny_plan(sync_batch_norm=True), [tiny_case()], folder=tmp_path, device=CPU)
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in trainer.network.modules())
@@ -196,3 +222,29 @@ def test_torchrun_trains_a_fold(space):
     assert json.loads((fold / "debug.json").read_text())["processes"] == 2
     assert len(list(fold.glob("training_log_*.txt"))) == 1
     assert len(json.loads((fold / "validation/summary.json").read_text())["metric_per_case"]) == 2
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_the_last_iteration_and_a_second_run_is_refused(space):
+    """As batch systems end a job: torchrun forwards the signal to both processes."""
+    changes = ("recipe.sampling.batch_size=4", "network.norm=instance", "network.image_level_norm=false",
+               "recipe.atlas.registration=none", "network.atlas_prior=false",
+               "recipe.optimizer.iterations=100000")  # fmt: skip
+    assert space.plan(name="Two", settings=(*SETTINGS, *changes)) == 0
+    fold = space.model("Two") / "fold_0"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               "-m", "mre_lowshot.cli.train", "Synthetic", "1shot", "fold0", "-p", "Two",
+               "--workspace", space.root, "-device", "cpu"]  # fmt: skip
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if any("iteration 50 " in path.read_text() for path in fold.glob("training_log_*.txt")):
+            break
+        time.sleep(0.2)
+    assert space.train(name="Two") == 2
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert iterations(fold)[-1] >= 50, error[-2000:]
+    (log,) = fold.glob("training_log_*.txt")
+    assert f"interrupted after iteration {len(iterations(fold))}; --c continues" in log.read_text()
+    assert not list(space.root.rglob(".mre-*"))

@@ -6,9 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from mre_lowshot import locks, processes
@@ -90,8 +90,25 @@ def entry_of(path, **changes):
 
 def test_a_number_used_again_by_another_process_is_no_owner(tmp_path):
     with locked(tmp_path, "a", "plans"):
-        entry_of(tmp_path, started=time.time() - 86400)  # this process was not started yesterday
+        entry_of(tmp_path, started=processes.started() - 60)
         with locked(tmp_path, "a", "plans"):
+            pass
+
+
+def test_a_lock_from_before_the_machine_was_started_again_is_removed(tmp_path):
+    with locked(tmp_path, "a", "plans"):
+        entry_of(tmp_path, boot="another")
+        with locked(tmp_path, "a", "plans"):
+            pass
+
+
+def test_a_corrected_clock_does_not_end_a_lock(tmp_path, monkeypatch):
+    """Linux counts a process's start from that of the machine, whose time on the calendar moves with the clock."""
+    with held_elsewhere(tmp_path, "a") as owner:
+        create, boot = psutil.Process.create_time, psutil.boot_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: create(self) + 3600)
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot() + 3600)
+        with pytest.raises(UserError, match=f"process {owner.pid} "), locked(tmp_path, "a", "plans"):
             pass
 
 

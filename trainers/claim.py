@@ -35,7 +35,7 @@ def take_folder(
     model = folder.parent
     # the fold's own lock is held already; this one is held for a moment, against a fold that begins at the same time
     with locked(model, "model", f"takes {folder.name}", wait=WAIT):
-        for place in (model, folder, folder / "validation"):
+        for place in (model, *model.glob("fold_*"), *model.glob("fold_*/validation")):
             remove_leftovers(place)
         if not begins:
             write_or_verify(model / "plans.json", plan)
@@ -53,7 +53,7 @@ def take_folder(
 def _holds_others(model: Path, plan: Plan, replaced: set[Path]) -> bool:
     """Whether the model has other folds than those ``replaced`` that are trained or being trained; if so, refuse any
     plan but theirs."""
-    kept = {path.parent for path in model.glob("fold_*/*.pth")} - replaced
+    kept = {path.parent for path in model.glob("fold_*/checkpoint_*.pth")} - replaced
     running = {model / key for key in holders(model, "fold_")} - replaced
     if not kept and not running:
         return False

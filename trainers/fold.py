@@ -40,7 +40,7 @@ from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.symmetry import left_right_dice
-from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.trainer import MRETrainer, check_inputs
 
 
 class TrainMode(Enum):
@@ -147,6 +147,8 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     del prepared
     loads = mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
     saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if loads else None
+    if saved:
+        check_inputs(saved[1]["training"].get("inputs"), inputs, job.folder / checkpoint.LATEST)
     decisions = decide_fold(
         job.plan,
         level=job.level,

@@ -283,7 +283,7 @@ class MRETrainer:
         if not same_plan(plan, self.plan):
             raise UserError(f"{path}: was trained with another plan; use another -p, or --overwrite")
         state = content["training"]
-        _check_inputs(state.get("inputs"), self.inputs, path)
+        check_inputs(state.get("inputs"), self.inputs, path)
         total = self.plan.recipe.optimizer.iterations
         try:
             history = checked_history(state["history"], int(state["iteration"]), total)
@@ -303,8 +303,12 @@ class MRETrainer:
         self.training_log.history = history
 
 
-def _check_inputs(saved: Mapping[str, str] | None, present: Mapping[str, str], path: Path) -> None:
-    """Refuse to go on with other scans or label maps than a training began with."""
+def check_inputs(saved: Mapping[str, str] | None, present: Mapping[str, str], path: Path) -> None:
+    """Refuse to go on with other scans or label maps than a training began with.
+
+    Raises:
+        UserError: names the cases whose hashes differ; ``path`` is the checkpoint.
+    """
     changed = [name for name, found in (saved or {}).items() if present.get(name, found) != found]
     if changed:
         raise UserError(

@@ -157,6 +157,7 @@ def load_or_make(
     seed: int = 0,
     cohort: Sequence[str] | None = None,
     log: Callable[[str], None] = LOGGER.warning,
+    save: bool = True,
 ) -> list[Split]:
     """Load and check the folds in ``splits_<level>.json``; make and save them if the file does not exist.
 
@@ -169,6 +170,7 @@ def load_or_make(
         seed: of the random draws.
         cohort: use only these cases; an existing file must contain exactly these.
         log: receives a note where the file leaves labelled cases out.
+        save: write the file; without, `save_splits` does it once everything else is checked.
 
     Raises:
         UserError: as `make_splits`; or the file does not have nnU-Net's structure, contains unknown cases, has a case
@@ -192,8 +194,16 @@ def load_or_make(
     if name and cohort is None:
         raise UserError(f"level {level}: {path} is missing; name the cohort once (--cohort {name})")
     splits = make_splits(base, names, seed, cohort)
-    write_json(path, splits)
+    if save:
+        save_splits(folder, level, splits)
     return splits
+
+
+def save_splits(folder: Path, level: str, splits: Sequence[Split]) -> None:
+    """Write the folds to ``splits_<level>.json`` in ``folder``, unless the file exists. Two runs write the same."""
+    path = folder / f"splits_{level}.json"
+    if not path.is_file():
+        write_json(path, list(splits))
 
 
 def _train_count(level: str, cases: int) -> int:

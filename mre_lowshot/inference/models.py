@@ -100,7 +100,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         if folds is not None:
             raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
         return _loaded(folder, [single], device)
-    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and list(p.glob("*.pth"))}
+    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and _newest(p).is_file()}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
     if not trained:
         raise UserError(

@@ -20,17 +20,15 @@ from mre_lowshot.config.check import require_path, require_plans_name, require_w
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
 from mre_lowshot.config.recipe import MAX_ITERATIONS
-from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
+from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, save_splits, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
-from mre_lowshot.files import remove_leftovers
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import check_prepared
-from mre_lowshot.preprocessing.record import REFERENCES
-from mre_lowshot.preprocessing.references import reading
+from mre_lowshot.preprocessing.references import clean, reading
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -180,8 +178,7 @@ def _held_cases(prepared: Path, plans_name: str) -> Iterator[None]:
             "plan)"
         )
     with reading(prepared, plans_name):
-        for folder in (prepared, prepared / plans_name, prepared / REFERENCES):
-            remove_leftovers(folder)
+        clean(prepared)
         yield
 
 
@@ -222,7 +219,7 @@ def _jobs(
     if request.cohort:
         level = with_cohort(level, request.cohort)
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
-    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info)
+    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info, save=False)
     model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
     iterations = request.iterations
     if iterations is None and request.loads and (model / "plans.json").is_file():
@@ -233,6 +230,8 @@ def _jobs(
     numbers = range(len(splits)) if fold == "all" else [fold]
     if max(numbers) >= len(splits):
         raise UserError(f"fold {max(numbers)}: level {level} has folds 0 to {len(splits) - 1} here; choose one of them")
+    if processes.first:
+        save_splits(prepared, level, splits)
     overwritten = tuple(numbers) if request.mode is TrainMode.OVERWRITE else ()
     return [
         FoldJob(
