@@ -13,6 +13,7 @@ from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.files import atomic_write
+from mre_lowshot.inference.probabilities import write_probabilities
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
@@ -96,8 +97,12 @@ class Prediction:
         path = Path(path)
         self.labels.save(path)
         if probabilities:
+            if (refined := self.refined) is None:
+                raise ValueError("this prediction was made without its probabilities")
             with atomic_write(path.parent / f"{path.name.removesuffix(file_ending(path))}.npz") as npz:
-                np.savez_compressed(npz, probabilities=self._native_probabilities())
+                write_probabilities(
+                    npz, refined.probabilities, transform=refined.transform, temperature=refined.temperature
+                )
 
 
 def export_scan(

@@ -29,6 +29,7 @@ from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.input_checks import differences_from_training
+from mre_lowshot.inference.memory import require_prediction_memory
 from mre_lowshot.inference.models import Model, load_model
 from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.quality import Quality, estimate_quality
@@ -243,7 +244,15 @@ class Predictor:
                 f"({', '.join(channels)}); give an image with one file or one array entry per channel"
             )
         warnings = tuple(differences_from_training(volume, self.plan))
-        return replace(prepare_case(name, volume, None, plan=self.plan, crop=crop), warnings=warnings)
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        require_prediction_memory(
+            name,
+            prepared.transform,
+            channels=len(channels),
+            classes=self.plan.network.classes,
+            atlases=sum(map(len, self.model.atlases)),
+        )
+        return replace(prepared, warnings=warnings)
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
         """Register a preprocessed scan to each fold's atlases, guided by a ``previous`` prediction where there is one.
