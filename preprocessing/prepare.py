@@ -36,13 +36,20 @@ def read_crops(folder: Path) -> dict[str, Box]:
     for name, box in data.items() if isinstance(data, dict) else [("crops.json", data)]:
         low_high: Box
         try:
-            low_high = tuple((int(low), int(high)) for low, high in box)
+            low_high = tuple((_whole(low), _whole(high)) for low, high in box)
         except (TypeError, ValueError):
             low_high = ()
         if len(low_high) != 3:
             raise UserError(f"{path}: box of case {name} is {box!r}; write [[z0, z1], [y0, y1], [x0, x1]] in voxels")
         boxes[name] = low_high
     return boxes
+
+
+def _whole(value: object) -> int:
+    """A voxel number; a fraction or truth value is refused, not rounded."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("no whole number")
+    return value
 
 
 def prepare_case(

@@ -178,7 +178,7 @@ def _jobs(
     plan = load_plan(prepared / f"{request.plans_name}.json")
     names = check_prepared(plan, prepared)
     cohort = None
-    if request.cohort:
+    if request.cohort is not None:
         level = with_cohort(level, request.cohort)
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
     splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info)
