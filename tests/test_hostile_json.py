@@ -217,7 +217,8 @@ def test_any_text_as_level_fold_or_json(text):
 
 
 @pytest.mark.parametrize("level", ["99999shot", "-5shot", "0shot", "nan pct", "101pct", "9" * 5000 + "shot",
-                                   "1shot_a/b", "1shot_a\n", "1shot_" + "a" * 300, "", "1.5shot", "\u0661shot", None, 1])  # fmt: skip
+                                   "1shot_a/b", "1shot_a\n", "1shot_" + "a" * 300, "", "1.5shot", "\u0661shot",
+                                   None, 1])  # fmt: skip
 def test_levels_that_are_none(trained, level):
     with pytest.raises(UserError):
         load_or_make(trained.prepared, level, ["a", "b"])

@@ -202,11 +202,11 @@ def test_tiles_are_counted_without_making_them(size, patch, step, centre):
 
 OPTIONS = {
     "plan": ["-d", "-p", "--recipe", "--set", "-device", "--memory", "--keep_plan", "--overwrite", "--no_pp"],
-    "train": ["-p", "--iterations", "--seed", "--workers", "--cohort", "--cohorts", "--c", "--val", "--overwrite", "nope",
+    "train": ["-p", "--iterations", "--seed", "--workers", "--cohort", "--cohorts", "--c", "--val", "nope",
               "1shot", "fold0"],
-    "predict": ["-i", "-o", "-m", "-d", "-c", "-p", "-f", "-step_size", "--centre", "-num_parts", "-part_id", "-device"],
+    "predict": ["-i", "-o", "-m", "-d", "-c", "-p", "-f", "-step_size", "--centre", "-num_parts", "-part_id"],
     "evaluate": ["-djfile", "-o", "--profile", "--ignore", "gt", "pred"],
-    "experiment": ["table2", "-d", "--rows", "--folds", "--level", "--iterations", "--workers", "--reference"],
+    "experiment": ["table2", "-d", "--rows", "--folds", "--level", "--iterations", "--workers"],
 }  # fmt: skip
 WORDS = st.one_of(
     st.sampled_from(["", "nan", "inf", "-1", "0", "1e-9", "1e999", "9" * 30, "..", "/", "a\0b", "x=1", "recipe=", "=",
