@@ -29,7 +29,7 @@ from mre_lowshot.grid import IGNORE
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.losses import MRELoss
-from mre_lowshot.network.build import build
+from mre_lowshot.network.build import build, require_patch_memory
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
@@ -133,6 +133,9 @@ class MRETrainer:
         recipe, optimizer = plan.recipe, plan.recipe.optimizer
         torch.manual_seed(self.seed)
         self.processes, self.dataset, self.inputs = processes, dataset, dict(inputs or {})
+        if device.type == "cpu":
+            batch = plan.recipe.sampling.batch_size
+            require_patch_memory(plan.network, plan.patch.size, batch=batch, what="training")
         network = build(plan.network)
         network.recompute(optimizer.recompute)
         self.precision = Precision(plan, network, device)

@@ -15,6 +15,7 @@ from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
+from mre_lowshot.inference.probabilities import write_probabilities
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
@@ -109,8 +110,12 @@ class Prediction:
         Raises:
             UserError: it cannot be written.
         """
+        if (refined := self.refined) is None:
+            raise ValueError("this prediction was made without its probabilities")
         with atomic_write(Path(path), check=check_probabilities) as npz:
-            np.savez_compressed(npz, probabilities=self._native_probabilities())
+            write_probabilities(
+                npz, refined.probabilities, transform=refined.transform, temperature=refined.temperature
+            )
 
 
 def check_probabilities(path: Path) -> None:

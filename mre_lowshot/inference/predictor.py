@@ -31,6 +31,7 @@ from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.input_checks import Difference, differences_from_training, refuse_input
+from mre_lowshot.inference.memory import require_prediction_memory
 from mre_lowshot.inference.models import Model, load_model
 from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.quality import Quality, estimate_quality
@@ -287,6 +288,13 @@ class Predictor:
         except UserError as problem:
             raise UserError(describe_failure(problem, name)) from None
         prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
+        require_prediction_memory(
+            name,
+            prepared.transform,
+            channels=len(channels),
+            classes=self.plan.network.classes,
+            atlases=sum(map(len, self.model.atlases)),
+        )
         differences = differences_from_training(volume, self.plan)
         notes = [*(doubt.sentence for doubt in doubts), *getattr(volume, "notes", ())]
         return replace(prepared, warnings=(*map(Difference, notes), *differences))

@@ -124,7 +124,7 @@ def experiment(
     for fold in folds or ():
         require_whole("--folds", fold, 0, MAX_FOLD)
     found_table = named(table)
-    level = with_cohort(level, cohort) if cohort else parse_level(level)
+    level = with_cohort(level, cohort) if cohort is not None else parse_level(level)
     run = _Run(
         table=found_table,
         rows=_chosen_rows(found_table, rows, base),
@@ -170,7 +170,7 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
     write_fingerprint(folder, fingerprint)
     plans = [plan_row(row, run.setting, facts_of(dataset), fingerprint, planned_for) for row in run.rows]
     cohort = None
-    if run.cohort:
+    if run.cohort is not None:
         cohort = read_cohort(run.cohorts_file or folder / "cohorts.json", dataset.name, run.cohort)
     level = run.setting.level
     splits = load_or_make(folder, level, [case.name for case in dataset.labelled], cohort=cohort, log=run.reporter.info)

@@ -216,7 +216,7 @@ def _jobs(
     check_options(iterations=plan.recipe.optimizer.iterations, seed=None, workers=0)
     names = check_prepared(plan, prepared, log=reporter.info)
     cohort = None
-    if request.cohort:
+    if request.cohort is not None:
         level = with_cohort(level, request.cohort)
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
     splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info, save=False)
