@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 
 import torch
 
 from mre_lowshot.errors import UserError
+from mre_lowshot.plain import shown
+
+_NAME = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 def resolve(name: str) -> torch.device:
     """The torch device ``name``; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        UserError: the device is not available.
+        UserError: the name is none of auto, cpu, cuda, cuda:N, mps, or the device is not available.
     """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"-device {shown(name)}: not a device of mre_lowshot; use cuda, cuda:1, mps, cpu or auto")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -23,8 +29,8 @@ def resolve(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise UserError(f"-device {name}: not available ({reason}); use cpu or auto") from None
     return device
 

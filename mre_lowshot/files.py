@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -9,6 +10,8 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +20,10 @@ from typing import Any
 from mre_lowshot import processes
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import gigabytes
+from mre_lowshot.plain import parse_json
 
 _PARTIAL = re.compile(r"\.mre-partial\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}(\..*)?$")
+MAX_JSON = 32 << 20  # bytes of a JSON file
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -93,6 +98,51 @@ def remove_leftovers(folder: Path) -> int:
     return count
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, atomically.
+
+    Raises:
+        UserError: ``source`` cannot be read or ``target`` cannot be written.
+    """
+    try:
+        with source.open("rb") as content, atomic_write(target) as temporary, temporary.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
+    except OSError as problem:
+        raise UserError(f"{source}: cannot be read ({problem.strerror}); make it readable, or restore it") from None
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that no half of it is ever taken for whole: it first gets a temporary name, which
+    `remove_leftovers` recognises.
+
+    Raises:
+        UserError: it cannot be moved or deleted.
+    """
+    if not path.exists():
+        return
+    temporary = path.parent / partial_name(path)
+    try:
+        os.rename(path, temporary)
+        shutil.rmtree(temporary)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be deleted ({problem.strerror}); delete it and try again") from None
+
+
+def verify_zip(path: Path) -> None:
+    """Read a zip file (.npz, .pth) to its end and compare all checksums.
+
+    Raises:
+        OSError: it is not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError) as problem:
+        raise OSError(errno.EIO, f"read back, it is damaged: {problem}") from None
+    if bad is not None:
+        raise OSError(errno.EIO, f"read back, {bad} in it has another checksum")
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
@@ -138,14 +188,30 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; ``what`` describes it in messages, for example "dataset.json of Dataset017_BTCV".
+    """Read a JSON file (UTF-8), strictly (`plain.parse_json`); ``what`` describes it in messages, for example
+    "dataset.json of Dataset017_BTCV".
 
     Raises:
-        UserError: the file is missing or is not valid JSON; the message gives line and column.
+        UserError: the file is missing, cannot be read, is larger than `MAX_JSON`, or is not valid JSON; the message
+            gives line and column.
     """
+    where = f"{what}: {path}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what}: {path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise UserError(f"{what}: {path} is not valid JSON ({problem}); correct or restore it") from None
+        if not path.exists():
+            raise UserError(f"{where} is missing")
+        if not path.is_file():  # a folder; or a pipe or device, which might never end
+            raise UserError(f"{where} is not a file; give a JSON file")
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+    except (OSError, ValueError) as problem:  # ValueError: a path with a NUL character
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise UserError(f"{where} cannot be read ({reason}); check the path and its permissions") from None
+    if len(content) > MAX_JSON:
+        raise UserError(f"{where} is larger than {MAX_JSON >> 20} MB; no such file is written here, restore it")
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content[:64]:
+        raise UserError(f"{where} is not valid JSON (UTF-16 or binary); save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")  # some editors write a byte-order mark
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{where} is not valid JSON ({problem}); save it as UTF-8") from None
+    return parse_json(text, where)

@@ -32,6 +32,18 @@ def union_box(boxes: Iterable[Box]) -> Box:
     return tuple((min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*boxes, strict=True))
 
 
+ORDINARY_MM = (0.1, 10.0)  # finest spacing of the scans that rules in mm are made for
+
+
+def nominal_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
+    """The spacing that rules in mm use: the scan's own, or, where the finest spacing lies outside `ORDINARY_MM`
+    (micro-CT, histology, a wrong unit), scaled so that the finest is 1 mm. The rules then depend on voxels alone."""
+    finest = min(spacing)
+    if ORDINARY_MM[0] <= finest <= ORDINARY_MM[1]:
+        return tuple(float(s) for s in spacing)
+    return tuple(float(f"{s / finest:.9g}") for s in spacing)  # rounded: the same for every scale
+
+
 def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
     """Voxel indices (axes, *patch) of a patch whose first voxel is ``corner``; they may lie outside the volume."""
     lines = [np.arange(c, c + n, dtype=np.float64) for c, n in zip(corner, patch, strict=True)]

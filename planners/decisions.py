@@ -17,11 +17,13 @@ from mre_lowshot.config import NetworkConfig, PatchConfig, PreprocessingConfig, 
 from mre_lowshot.config.presets import UNET_NETWORK, for_images
 from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.vocabulary import is_ct
+from mre_lowshot.grid import nominal_spacing
 from mre_lowshot.planners import hardware, rules
-from mre_lowshot.planners.fingerprint import constant_background
+from mre_lowshot.planners.fingerprint import constant_background, content_shape
 from mre_lowshot.preprocessing.pipeline import grid_size
 
 _NOTHING_DECIDED = PreprocessingConfig("none", (), grid="native")
+MIN_ROUNDED_MM = 0.1  # a smaller margin is not rounded: it would be another number of voxels
 PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
 
 
@@ -87,6 +89,11 @@ class Draft:
         """(n, 3) mm, of the scans."""
         return np.array([case["spacing"] for case in self.cases])
 
+    @property
+    def shapes(self) -> np.ndarray:
+        """(n, 3) voxels, of the scans without constant padding."""
+        return np.array([content_shape(case) for case in self.cases])
+
     def cropped_shapes(self) -> np.ndarray:
         """(n, 3) voxels, of the scans after cropping."""
         return np.array([_cropped_shape(case, self.preprocessing) for case in self.cases])
@@ -110,8 +117,9 @@ Decision = Callable[[Draft], Draft]
 
 def _cropped_shape(case: dict[str, Any], config: PreprocessingConfig) -> list[int]:
     if config.crop == "centre":
-        return [round(n * f) for n, f in zip(case["shape"], config.centre_fraction, strict=True)]
-    shape: list[int] = case[f"{config.crop}_shape" if config.crop in ("nonzero", "body") else "shape"]
+        return [round(n * f) for n, f in zip(content_shape(case), config.centre_fraction, strict=True)]
+    key = {"nonzero": "nonzero_shape", "body": "body_shape", "given": "shape"}.get(config.crop)
+    shape: list[int] = case[key] if key else content_shape(case)
     return shape
 
 
@@ -126,7 +134,7 @@ def decide_normalization(draft: Draft) -> Draft:
 
 def decide_crop(draft: Draft) -> Draft:
     """Which box each scan is cropped to."""
-    filled = [np.prod(c["body_shape"]) / np.prod(c["shape"]) for c in draft.cases]
+    filled = [np.prod(c["body_shape"]) / np.prod(content_shape(c)) for c in draft.cases]
     crop, reason = rules.crop_rule(draft.is_ct, draft.stripped, float(np.median(filled)), draft.is_2d)
     margin = 3 * float(np.median(draft.spacings)) if crop == "nonzero" else 0.0
     if draft.recipe.is_literal and not draft.is_2d:
@@ -134,7 +142,8 @@ def decide_crop(draft: Draft) -> Draft:
             crop, reason = "given", f"recipe {draft.recipe.name!r}: boxes of crops.json"
         elif not draft.is_ct and crop != "nonzero":
             crop, reason = "centre", f"recipe {draft.recipe.name!r}: MRI, the central 100 % x 90 % x 90 %"
-    config = replace(draft.preprocessing, crop=crop, crop_margin_mm=round(margin, 4))
+    margin = round(margin, 4) if margin >= MIN_ROUNDED_MM else margin
+    config = replace(draft.preprocessing, crop=crop, crop_margin_mm=margin)
     return draft.decided({"preprocessing": config}, crop=reason)
 
 
@@ -142,7 +151,7 @@ def decide_bias_field(draft: Draft) -> Draft:
     """Whether an MRI's bias field is corrected (adaptive planning)."""
     if draft.recipe.planning != "adaptive" or draft.is_2d or draft.is_ct:
         return draft
-    extents = draft.spacings * np.array([c["shape"] for c in draft.cases])
+    extents = np.array([nominal_spacing(c["spacing"]) for c in draft.cases]) * draft.shapes
     channels = [channel for c in draft.cases for channel in c["channels"]]
     lowest = min(c["percentile_00_5"] / max(abs(c["percentile_99_5"]), 1e-6) for c in channels)
     correct, reason = rules.bias_field_rule(draft.facts.channel_names, draft.stripped, extents, lowest)
@@ -185,7 +194,7 @@ def decide_grid(draft: Draft) -> Draft:
     registrable = rules.registration_rule("deformable", draft.label_names, median)[0] != "none"
     limit = None if recipe.is_literal else hardware.scan_voxels_rule(draft.size, registrable)
     target, reason = rules.spacing_rule(spacings, shapes * spacings, limit)
-    if np.allclose(spacings, target, rtol=1e-3):
+    if np.allclose(spacings, target, rtol=1e-3, atol=0):
         reason = "all scans have this spacing and keep their own grid; a scan with another spacing is resampled"
     return draft.decided({"preprocessing": replace(config, grid="spacing", spacing=target)}, grid=reason)
 

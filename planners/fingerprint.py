@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mre_lowshot.files import read_json, write_json
+from mre_lowshot.grid import Box, as_slices, nominal_spacing
 from mre_lowshot.preprocessing.cropping import body_box, foreground_mask, mask_box
+from mre_lowshot.preprocessing.outliers import limit_outliers
+from mre_lowshot.preprocessing.padding import content_box
 
 # A scan counts as skull-stripped (constant background) from this share of background voxels on. Measured: stripped
 # scans 81-88 %, others below 1 % (MRI) or, exported with clipped air, up to 76 % (CT, which is decided by name).
 CONSTANT_BACKGROUND_SHARE = 0.5
+# Inside its own bounding box a brain leaves 35 to 50 % to the background; an image that was padded leaves nothing.
+PADDED_SHARE = 0.1
 BRAIN_MM = 200.0  # longer than any brain, shorter than an adult's head or body
 
 
-def case_fingerprint(image: np.ndarray, spacing: tuple[float, ...], orientation: str) -> dict[str, Any]:
-    """Measure one LPS image (C, D, H, W) of ``spacing`` (z, y, x) mm.
+def case_fingerprint(
+    image: np.ndarray, spacing: tuple[float, ...], orientation: str, *, ct: Sequence[bool] = ()
+) -> dict[str, Any]:
+    """Measure one LPS image as preprocessing sees it: outliers limited, constant padding left out.
+
+    Args:
+        image: (C, D, H, W).
+        spacing: (z, y, x) mm.
+        orientation: the file's axis code.
+        ct: for each channel whether it is a CT.
 
     Returns:
-        Shape, spacing, orientation code, per-channel intensity statistics, the share of voxels in a constant
-        background, and the sizes of the non-zero and the body box.
+        Shape with and without constant padding, spacing, orientation code, per-channel intensity statistics, the share
+        of voxels in a constant background, and the sizes of the non-zero and the body box.
     """
-    mask = foreground_mask(image)
+    shape = list(image.shape[1:])
+    image = limit_outliers(image, ct)
+    mask = foreground_mask(_cut(image, content_box(image, crop="nonzero", ct=ct)))
+    content = content_box(image, crop="none", ct=ct)
+    inner = _cut(image, content)
+    inner_mask = mask[as_slices(content)] if list(mask.shape) == shape else mask
     channels = []
-    for channel in image:
+    for channel in inner:
         low, q25, median, q75, high = np.percentile(channel, [0.5, 25, 50, 75, 99.5])
         channels.append(
             {
@@ -41,14 +60,20 @@ def case_fingerprint(image: np.ndarray, spacing: tuple[float, ...], orientation:
             }
         )
     return {
-        "shape": list(image.shape[1:]),
+        "shape": shape,
+        "content_shape": list(inner.shape[1:]),
         "spacing": [float(s) for s in spacing],
         "orientation": orientation,
         "background_share": float(1 - mask.mean()),
+        "content_background_share": float(1 - inner_mask.mean()),
         "nonzero_shape": _shape(mask_box(mask)),
-        "body_shape": _shape(body_box(image, spacing)),
+        "body_shape": _shape(body_box(inner, spacing)),
         "channels": channels,
     }
+
+
+def _cut(image: np.ndarray, box: Box) -> np.ndarray:
+    return image[(slice(None), *as_slices(box))]
 
 
 def _shape(box: tuple[tuple[int, int], ...]) -> list[int]:
@@ -83,7 +108,7 @@ def training_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:
     prediction."""
     cases = list(fingerprint["cases"].values())
     spacings = np.array([c["spacing"] for c in cases])
-    extents = np.array([np.multiply(c["spacing"], c["shape"]) for c in cases])
+    extents = np.array([np.multiply(c["spacing"], content_shape(c)) for c in cases])
     channels = []
     for index in range(len(cases[0]["channels"])):
         of_channel = [c["channels"][index] for c in cases]
@@ -103,6 +128,12 @@ def training_ranges(fingerprint: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def content_shape(case: dict[str, Any]) -> list[int]:
+    """Size (z, y, x) of a measured scan without constant padding."""
+    shape: list[int] = case.get("content_shape", case["shape"])
+    return shape
+
+
 def constant_background(fingerprint: dict[str, Any]) -> bool:
     """Whether every scan has a constant background around an object no larger than a brain (skull-stripped and alike).
     Around a larger object it is air that the scanner wrote as 0, perhaps in this scan only."""
@@ -110,6 +141,8 @@ def constant_background(fingerprint: dict[str, Any]) -> bool:
 
 
 def _stripped(case: dict[str, Any]) -> bool:
-    longest = max(n * s for n, s in zip(case["nonzero_shape"], case["spacing"], strict=True))
+    sides = nominal_spacing(case["spacing"])  # in voxels alone where the unit cannot be that of a patient
+    longest = max(n * s for n, s in zip(case["nonzero_shape"], sides, strict=True))
     brain = case["shape"][0] == 1 or longest <= BRAIN_MM
-    return bool(brain and case["background_share"] >= CONSTANT_BACKGROUND_SHARE)
+    padded = case.get("content_background_share", 1.0) < PADDED_SHARE
+    return bool(brain and case["background_share"] >= CONSTANT_BACKGROUND_SHARE and not padded)

@@ -37,28 +37,6 @@ def normalization_rule(channel: str, stripped: bool) -> tuple[ChannelNormalizati
     return ChannelNormalization("zscore", foreground_only=stripped), reason
 
 
-# A CT without values below 0 (no air, no fat) and this bright is stored with an offset; one with a narrower range than
-# the second number is scaled.
-OFFSET_HU, MIN_RANGE_HU = 800.0, 20.0
-
-
-def hu_rule(channel: str, low: float, high: float) -> str | None:
-    """Why a CT channel is not in HU, from the scan's 0.5th and 99.5th percentiles; None where it is, and for others.
-
-    Nothing below water and much above bone: stored with an offset (often 1024). Hardly any range: scaled to 0 to 1.
-    Clipping to the HU window would leave little of either.
-    """
-    if not is_ct(channel):
-        return None
-    if (low < 0 or high < OFFSET_HU) and high - low >= MIN_RANGE_HU:
-        return None
-    fix = "subtract the offset that it is stored with (often 1024)" if high >= OFFSET_HU else "undo its scaling"
-    return (
-        f"channel {channel!r} is not in HU: most values lie between {low:.4g} and {high:.4g}; {fix}, "
-        "or give the channel another name (it is then z-scored)"
-    )
-
-
 BIAS_FIELD_MM = 100.0  # in a smaller image anatomy varies as smoothly as a bias field
 MAX_UNDERSHOOT = 0.05  # share of the maximum that interpolation leaves below 0; z-scored images reach further
 
@@ -125,7 +103,7 @@ def image_spacing_rule(
     target, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     pixels = float(np.prod(np.median(spacings * shapes, axis=0)[1:] / target[1:]))
     factor = min(MAX_DOWNSAMPLING, max(1.0, (pixels / pixel_limit) ** 0.5))
-    if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3):
+    if factor == 1 and np.allclose(spacings, spacings[0], rtol=1e-3, atol=0):
         return None, "2D images of one pixel spacing, small enough for one patch: each keeps its own grid"
     target[1:] *= factor
     reason = f"2D images of {shape[1]:.0f} x {shape[2]:.0f} pixels (median)"

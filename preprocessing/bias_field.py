@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from mre_lowshot.grid import nominal_spacing
+
 SIDE = 32  # voxels per axis that the image is downsampled towards: the field is smooth, and N4's time grows with them
 ITERATIONS = (50, 50, 50)  # at most, with meshes of 1, 2 and 4 spans per axis
 
@@ -30,7 +32,7 @@ def correct_bias_field(channel: np.ndarray, inside: np.ndarray, spacing: tuple[f
     if not known.any() or min(known.shape) < 2 or np.ptp(channel[every][known]) == 0:
         return np.asarray(channel, dtype=np.float32)
     image = sitk.GetImageFromArray(np.ascontiguousarray(channel[every], dtype=np.float32))
-    image.SetSpacing([float(a * b) for a, b in zip(spacing, step, strict=True)][::-1])
+    image.SetSpacing([float(a * b) for a, b in zip(nominal_spacing(spacing), step, strict=True)][::-1])
     mask = sitk.GetImageFromArray(known.astype(np.uint8))
     mask.CopyInformation(image)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from mre_lowshot.grid import Box, full_box
+from mre_lowshot.grid import Box, full_box, nominal_spacing
+from mre_lowshot.preprocessing.outliers import limit_outliers
 
 AIR_HU = -1024.0  # lowest value of air; scanners pad with less
 # An object that is less than this share of what it encloses is a ring: lungs and bowel leave more.
 RING = 0.6
+COARSE_MM = 4.0  # of the grid that the body is found on
 RINGING = 1e-4  # share of the range by which spline resampling, or storing with a slope, changes a constant
 
 
@@ -55,8 +57,11 @@ def _coarse_object(image: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.nd
 
     With several channels the union of their objects: PET beside CT shows hot spots only. None where no channel has one.
     """
-    step = tuple(max(1, min(int(4.0 // s), n // 48)) for s, n in zip(spacing, image.shape[1:], strict=True))
-    coarse = image[(slice(None), *(slice(None, None, s) for s in step))]
+    step = tuple(
+        max(1, min(int(COARSE_MM // s), n // 48))
+        for s, n in zip(nominal_spacing(spacing), image.shape[1:], strict=True)
+    )
+    coarse = limit_outliers(image[(slice(None), *(slice(None, None, s) for s in step))])
     found = [mask for channel in coarse if (mask := _object(channel)) is not None]
     return (np.logical_or.reduce(found), step) if found else None
 

@@ -13,6 +13,8 @@ from mre_lowshot.grid import Box, argmax_resized, as_slices, full_box, resize_im
 from mre_lowshot.preprocessing.bias_field import correct_bias_field
 from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, nonzero_box
 from mre_lowshot.preprocessing.normalization import normalize
+from mre_lowshot.preprocessing.outliers import limit_outliers
+from mre_lowshot.preprocessing.padding import content_box
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,19 @@ class GridTransform:
 def find_box(
     image: np.ndarray, spacing: tuple[float, ...], config: PreprocessingConfig, given: Box | None = None
 ) -> Box:
-    """The box of the plan's crop rule for one image (C, D, H, W).
+    """The box of the plan's crop rule for one image (C, D, H, W), applied to the image without constant padding.
 
     Raises:
         UserError: the rule is ``given`` and no box was given, or the box does not lie inside the image.
     """
+    content = full_box(image.shape[1:])
+    if not config.keep_padding:
+        content = content_box(image, crop=config.crop, ct=config.is_ct)
+    found = _rule_box(image[(slice(None), *as_slices(content))], spacing, config, given)
+    return tuple((low + start, high + start) for (low, high), (start, _) in zip(found, content, strict=True))
+
+
+def _rule_box(image: np.ndarray, spacing: tuple[float, ...], config: PreprocessingConfig, given: Box | None) -> Box:
     shape = image.shape[1:]
     if config.crop == "nonzero":
         return nonzero_box(image, spacing, config.crop_margin_mm)
@@ -93,6 +103,7 @@ def forward(
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
+    image = limit_outliers(image, config.is_ct)
     box = find_box(image, spacing, config, given)
     cropped, inside = image[(slice(None), *as_slices(box))], None
     if config.bias_field and len(cropped) == len(config.normalization):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mre_lowshot.config import Plan
-from mre_lowshot.config.json import to_json
 from mre_lowshot.data.dataset import Case, Dataset
-from mre_lowshot.data.volume import Volume, read_channels, read_labels, write_volume
+from mre_lowshot.data.volume import Volume, read_channels, read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import read_json, write_json
+from mre_lowshot.files import read_json
 from mre_lowshot.grid import IGNORE, Box, as_slices
 from mre_lowshot.preprocessing.pipeline import GridTransform, forward, forward_labels
+from mre_lowshot.preprocessing.record import (
+    RECORD,
+    CaseSource,
+    Record,
+    check_sources,
+    crops_hash,
+    fix_of,
+    read_record,
+    settings_hash,
+    settings_of,
+    source_of,
+)
+from mre_lowshot.preprocessing.references import shared_files
 from mre_lowshot.preprocessing.store import PreparedCase, save_case
-
-REFERENCES = "gt_segmentations"  # nnU-Net's name for the copies of the label maps
 
 
 def read_crops(folder: Path) -> dict[str, Box]:
@@ -36,10 +47,10 @@ def read_crops(folder: Path) -> dict[str, Box]:
     for name, box in data.items() if isinstance(data, dict) else [("crops.json", data)]:
         low_high: Box
         try:
-            low_high = tuple((int(low), int(high)) for low, high in box)
+            low_high = tuple((low, high) for low, high in box)
         except (TypeError, ValueError):
             low_high = ()
-        if len(low_high) != 3:
+        if len(low_high) != 3 or not all(type(side) is int for pair in low_high for side in pair):
             raise UserError(f"{path}: box of case {name} is {box!r}; write [[z0, z1], [y0, y1], [x0, x1]] in voxels")
         boxes[name] = low_high
     return boxes
@@ -64,6 +75,11 @@ def prepare_case(
             marked = np.where(marked == plan.ignore_label, IGNORE, marked)
         if plan.preprocessing.crop != "given":
             _check_crop(name, marked, transform, plan.labels)
+        elif (marked > 0).any() and not (marked[as_slices(transform.box)] > 0).any():
+            raise UserError(
+                f"case {name}: the box {[list(side) for side in transform.box]} (z, y, x) of crops.json contains no "
+                f"labelled voxel, {int((marked > 0).sum())} lie outside; correct the box"
+            )
         target = forward_labels(marked, transform).astype(np.int16)
     return PreparedCase(name, array, target, transform, image.geometry.to_json())
 
@@ -83,7 +99,8 @@ def _check_crop(name: str, marked: np.ndarray, transform: GridTransform, labels:
         if count - kept > limit * count:
             raise UserError(
                 f"case {name}: {count - kept} of {count} {label} voxels lie outside the box {transform.box} "
-                "(z, y, x) that the image is cropped to; plan with -p NAME --set preprocessing.crop=none"
+                "(z, y, x) that the image is cropped to; plan with -p NAME --set preprocessing.crop=none "
+                "preprocessing.keep_padding=true"
             )
 
 
@@ -94,32 +111,58 @@ def prepare_dataset(
     progress: Callable[[Sequence[Case]], Iterable[Case]] = iter,
 ) -> list[str]:
     """Preprocess all labelled cases into ``folder/<plan's name>/`` and copy their label maps to
-    ``folder/gt_segmentations/``, and record the settings in ``preprocessing.json``.
+    ``folder/gt_segmentations/``, and record settings and source files in ``preprocessing.json``.
 
     Returns:
         Notes for the user: structures too small for the plan's grid.
+
+    Raises:
+        UserError: a scan does not fit the plan, a file changed meanwhile, or a label map that another run trains with
+            would change.
     """
     cases = folder / plan.plans_name
-    record = cases / "preprocessing.json"
-    record.unlink(missing_ok=True)  # until all cases are written, the folder does not count as preprocessed
+    record = cases / RECORD
     crops = read_crops(dataset.folder)
-    (folder / REFERENCES).mkdir(parents=True, exist_ok=True)
+    used_crops = crops_hash(dataset.folder) if plan.preprocessing.crop == "given" else None
     notes: list[str] = []
-    for case in progress(dataset.labelled):
-        if case.label is None:
-            continue
-        image, label = read_channels(list(case.images)), read_labels(case.label)
-        prepared = prepare_case(case.name, image, label, plan=plan, crop=crops.get(case.name))
-        save_case(cases, prepared)
-        notes += _lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)
-        reference = folder / REFERENCES / f"{case.name}{dataset.file_ending}"  # a file's own ending may be .PNG
-        if reference.suffix.lower() == ".mhd":  # a header only: the voxels are in another file
-            write_volume(reference, label.array, label.geometry)
-        else:
-            shutil.copyfile(case.label, reference)
-    shutil.copyfile(dataset.folder / "dataset.json", folder / "dataset.json")
-    write_json(record, {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]})
+    sources: dict[str, CaseSource] = {}
+    with shared_files(dataset, folder) as references:
+        record.unlink(missing_ok=True)  # until all cases are written, the folder does not count as preprocessed
+        for case in progress(dataset.labelled):
+            if case.label is None:
+                continue
+            source = source_of(case, references[case.name], raw=dataset.folder, folder=folder)
+            image = read_channels(list(case.images))
+            label = read_labels(case.label, like=image.geometry)
+            prepared = prepare_case(case.name, image, label, plan=plan, crop=crops.get(case.name))
+            prepared = replace(prepared, settings=settings_hash(plan), source=source.content)
+            save_case(cases, prepared)
+            notes += _lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)
+            sources[case.name] = source
+        _check_unchanged(dataset, sources, folder)
+        for path in cases.glob("*.npz"):  # of cases that the dataset no longer has
+            if path.stem not in sources:
+                path.unlink()
+        Record(
+            settings=settings_of(plan),
+            raw=str(dataset.folder),
+            raw_relative=os.path.relpath(dataset.folder, folder.resolve()),
+            cases=sources,
+            crops=used_crops,
+        ).write(record)
     return notes
+
+
+def _check_unchanged(dataset: Dataset, sources: Mapping[str, CaseSource], folder: Path) -> None:
+    """Refuse a dataset that was changed while it was read."""
+    for name, source in sources.items():
+        pairs = [(f, dataset.folder) for f in (*source.images, *source.label)] + [(f, folder) for f in source.reference]
+        for file, where in pairs:
+            if not file.is_same(where):
+                raise UserError(
+                    f"case {name}: {where / file.file} was changed during preprocessing; run mre_plan_and_preprocess "
+                    "again"
+                )
 
 
 def _lost_on_grid(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> list[str]:
@@ -133,17 +176,17 @@ def _lost_on_grid(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> lis
     ]
 
 
-def check_prepared(plan: Plan, folder: Path) -> list[str]:
-    """The names of the preprocessed cases in ``folder``.
+def check_prepared(plan: Plan, folder: Path, log: Callable[[str], None] = lambda _: None) -> list[str]:
+    """The names of the preprocessed cases in ``folder`` (preprocessed/DatasetXXX_Name), after comparing them with the
+    plan and with the files that they were made from; ``log`` receives notes.
 
     Raises:
-        UserError: there is no complete set, or it was preprocessed with other settings.
+        UserError: there is no complete set, it was preprocessed with other settings, or a label map or scan has changed
+            since.
     """
-    record = folder / plan.plans_name / "preprocessing.json"
-    fix = f"run mre_plan_and_preprocess -d {plan.dataset_name} -p {plan.plans_name} --keep_plan"
-    if not record.is_file():
-        raise UserError(f"{record.parent}: holds no complete set of preprocessed cases; {fix}")
-    found = read_json(record, "record of preprocessing")
-    if found.get("preprocessing") != to_json(plan.preprocessing):
-        raise UserError(f"{record}: the cases were preprocessed with other settings than the plan's; {fix}")
-    return list(found["cases"])
+    record = read_record(plan, folder)
+    for name in record.cases:
+        if not (folder / plan.plans_name / f"{name}.npz").is_file():
+            raise UserError(f"case {name}: {folder / plan.plans_name / f'{name}.npz'} is missing; {fix_of(plan)}")
+    check_sources(record, plan, folder, log=log)
+    return list(record.cases)

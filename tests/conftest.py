@@ -86,6 +86,18 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(MRETrainer, "step", limited)
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print the counts that tests recorded with ``record_property``: inputs tried, kills survived, wrong results."""
+    counts: dict[str, int] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ():
+                if isinstance(value, int):
+                    counts[name] = counts.get(name, 0) + value
+    if counts:
+        terminalreporter.write_line("counts: " + ", ".join(f"{name}: {value}" for name, value in counts.items()))
+
+
 @dataclass(frozen=True)
 class Space:
     """A workspace with the dataset Dataset900_Synthetic, and the commands run in it."""

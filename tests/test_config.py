@@ -69,11 +69,11 @@ def test_a_plan_is_read_as_it_was_written(plan, tmp_path):
     rate=st.floats(1e-9, 1e3),
     shares=st.floats(0, 1),
     batch=st.integers(1, 999),
-    axes=st.lists(st.sampled_from([0, 1, 2]), max_size=3),
+    axes=st.lists(st.sampled_from([0, 1, 2]), max_size=3, unique=True),
     majority=st.lists(st.text(max_size=9), max_size=3),
     low=st.floats(0.01, 1),
     high=st.floats(1, 9),
-    step=st.floats(0.01, 1),
+    step=st.floats(0.05, 1),
     ohem=st.booleans(),
 )
 @settings(max_examples=60, derandomize=True)

@@ -145,7 +145,7 @@ def test_all_problems_of_all_cases_are_reported_at_once(raw):
     problems = verify(dataset, lambda case, image, label: seen.append(case.name))
     expected = [
         "case e: labelsTr/e.nii.gz has no image in imagesTr; add the image or remove the label map",
-        "case a: imagesTr/a_0000.nii.gz has 3 voxel(s) that are NaN or infinite and would be read as 0; replace them",
+        "case a: imagesTr/a_0000.nii.gz has 3 voxel(s) that are NaN or infinite; replace them",
         "case a: label 3 (2 voxels) is not in dataset.json labels [0, 1, 2]; add it there or relabel",
         "case a: label 7 (1 voxels) is not in dataset.json labels [0, 1, 2]; add it there or relabel",
         "case b: the label map b.nii.gz has no voxel of any class of dataset.json; annotate it, or remove",
@@ -170,7 +170,9 @@ def test_nan_is_reported_in_a_format_that_keeps_it(raw):
     describe(folder, file_ending=".nrrd", numTraining=1)
     count = int((image_array() > 1).sum())
     [problem] = problems_of(folder)
-    assert problem.startswith(f"case a: channel 0 (CT) has {count} voxel(s) that are NaN or infinite; replace them")
+    assert problem.startswith(
+        f"case a: imagesTr/a_0000.nrrd has {count} voxel(s) that are NaN or infinite; replace them"
+    )
 
 
 def test_a_wrong_number_of_training_cases_is_reported(raw):

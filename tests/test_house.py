@@ -19,7 +19,20 @@ COMMANDS = dict(re.findall(r'^(mre_\w+) = "(mre_lowshot\.cli\.\w+):main"', (ROOT
 
 # Each line may import from itself and the lines above.
 LAYERS = [
-    {"", "errors", "signals", "processes", "limits", "files", "locks", "signed", "config", "plotting", "devices"},
+    {
+        "",
+        "errors",
+        "processes",
+        "limits",
+        "plain",
+        "files",
+        "locks",
+        "signed",
+        "signals",
+        "config",
+        "plotting",
+        "devices",
+    },
     {"data"},
     {"grid"},
     {"losses", "sampling", "augmentation", "network"},

@@ -96,10 +96,13 @@ def test_a_microscopic_spacing_is_kept():
 def test_the_fingerprint_of_a_case_is_measured_in_its_image():
     image = np.full((1, 10, 20, 20), -5.0, np.float32)
     image[0, 2:8, 4:16, 5:19] = np.linspace(10, 110, 6 * 12 * 14).reshape(6, 12, 14)
+    image[0, 2:5, 4:10, 5:12] = -5.0
     measured = case_fingerprint(image, (2.0, 1.0, 1.0), "RAS")
     assert measured["nonzero_shape"] == [6, 12, 14]
-    assert measured["background_share"] == pytest.approx(1 - 6 * 12 * 14 / 4000)
+    assert measured["background_share"] == pytest.approx(1 - 7 / 8 * 6 * 12 * 14 / 4000)
+    assert measured["content_background_share"] == pytest.approx(1 / 8)
     assert (measured["channels"][0]["min"], measured["channels"][0]["max"]) == (-5, 110)
+    assert measured["content_shape"] == [6, 12, 14]
     assert (measured["shape"], measured["spacing"], measured["orientation"]) == ([10, 20, 20], [2, 1, 1], "RAS")
     other = {**measured, "background_share": 0.1}
     assert constant_background(dataset_fingerprint("D", {"a": measured}))
@@ -123,17 +126,6 @@ def test_an_image_of_oblong_pixels_is_downsampled_by_its_number_of_pixels():
     assert rules.image_spacing_rule(spacings, shapes, 20_000)[0] == (1.0, 1.0, 4.0)
     assert rules.image_spacing_rule(spacings, shapes, 100)[0] == (1.0, 2.0, 8.0)
     assert rules.image_spacing_rule(spacings, shapes, 80_000)[0] is None
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0, 1, "undo its scaling"), (0, 3000, "subtract the offset"), (-1, 18.9, "undo its scaling"), (-1, 800, None),
-     (0, 799, None), (0, 800, "subtract the offset"), (-1024, 3000, None)],
-)  # fmt: skip
-def test_a_ct_that_is_not_in_hu_is_named_with_the_fix(low, high, words):
-    found = rules.hu_rule("CT", low, high)
-    assert found is None if words is None else words in found
-    assert rules.hu_rule("T1", low, high) is None
 
 
 def test_iterations_state_what_the_recipe_alone_would_cover():

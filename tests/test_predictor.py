@@ -211,7 +211,7 @@ def test_a_model_or_option_that_does_not_exist_is_refused_with_the_fix(trained, 
         Predictor.load(trained.model() / FOLD, folds=[0], device="cpu")
     with pytest.raises(UserError, match="exclude each other; choose one tiling"):
         Predictor.load(trained.model(), device="cpu", step_size=0.5, centre_tiles=True)
-    with pytest.raises(UserError, match=r"step_size 1\.5: must lie in \(0, 1\]"):
+    with pytest.raises(UserError, match=r"step_size 1\.5: must lie in \[0\.05, 1\]"):
         Predictor.load(trained.model(), device="cpu", step_size=1.5)
 
 

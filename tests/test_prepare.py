@@ -131,7 +131,7 @@ def test_labels_that_the_crop_would_remove_are_reported(dataset, tmp_path):
         prepare_dataset(dataset, plan_for(config("nonzero")), tmp_path / "out")
     with pytest.raises(UserError, match=r"case c[01]: \d+ of \d+ labelled voxels lie outside the box .*crop=none"):
         prepare_dataset(dataset, plan_for(config("centre")), tmp_path / "out")
-    assert prepare_dataset(dataset, plan_for(config("none")), tmp_path / "whole") == []
+    assert prepare_dataset(dataset, plan_for(config("none", keep_padding=True)), tmp_path / "whole") == []
 
 
 def test_a_small_class_that_the_crop_would_remove_is_reported_however_few_voxels_it_has(dataset, tmp_path):
@@ -150,7 +150,7 @@ def test_a_class_without_a_voxel_on_the_grid_is_reported(dataset, tmp_path):
     marked.array[:] = 1
     marked.array[7, 12, 12] = 2
     write_volume(path, marked.array, marked.geometry)
-    coarse = config("none", grid="spacing", spacing=tuple(4 * s for s in marked.geometry.spacing))
+    coarse = config("none", keep_padding=True, grid="spacing", spacing=tuple(4 * s for s in marked.geometry.spacing))
     (note,) = prepare_dataset(dataset, plan_for(coarse), tmp_path / "out")
     assert note.startswith("case c1: y (1 voxels) has no voxel on the plan's grid and cannot be learned")
 

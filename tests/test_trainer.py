@@ -224,7 +224,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         trainer.save(checkpoint.LATEST)
     assert (tmp_path / checkpoint.LATEST).read_bytes() == before
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".pth"] == [checkpoint.LATEST]

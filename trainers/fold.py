@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -17,10 +17,10 @@ from mre_lowshot.atlas.atlas import make_atlases
 from mre_lowshot.atlas.mirrored import with_mirrored
 from mre_lowshot.config import FoldDecisions, Plan
 from mre_lowshot.config.json import to_json
-from mre_lowshot.config.plan_files import results_folder, write_or_verify
+from mre_lowshot.config.plan_files import results_folder
 from mre_lowshot.data.splits import Split
 from mre_lowshot.data.volume import read_labels
-from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
@@ -30,11 +30,14 @@ from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.inference.sliding_window import log_to_stderr
+from mre_lowshot.locks import locked
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide_fold
-from mre_lowshot.preprocessing.prepare import REFERENCES
+from mre_lowshot.preprocessing.record import read_record, reference_of
+from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
+from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.symmetry import left_right_dice
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -86,11 +89,37 @@ class FoldJob:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the fold was trained, or begun."""
-        return (self.folder / checkpoint.LATEST).is_file()
+        return any((self.folder / name).is_file() for name in (checkpoint.LATEST, checkpoint.FINAL))
 
     def case(self, name: str) -> PreparedCase:
-        """A preprocessed case of the dataset."""
-        return load_case(self.prepared / self.plan.plans_name, name)
+        """A preprocessed case of the dataset, made for the job's plan."""
+        return load_case(self.prepared / self.plan.plans_name, name, self.plan)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the fold for writing. Only the first of several processes does.
+
+        Raises:
+            UserError: another run trains or scores it.
+        """
+        if not self.processes.first:
+            yield
+            return
+        with locked(self.folder.parent, self.folder.name, f"trains or scores fold {self.fold}"):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the preprocessed cases for reading. Only the first of several processes does.
+
+        Raises:
+            UserError: another run preprocesses them.
+        """
+        if not self.processes.first:
+            yield
+            return
+        with reading(self.prepared, self.plan.plans_name):
+            yield
 
 
 def training_case(case: PreparedCase, axes: int) -> TrainingCase:
@@ -112,7 +141,10 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
             f"{job.folder}: was trained already, or begun; --c continues, --val only validates, --overwrite trains it "
             "again"
         )
-    cases = [training_case(job.case(name), job.plan.network.axes) for name in job.split["train"]]
+    prepared = [job.case(name) for name in job.split["train"]]
+    inputs = {case.name: case.source for case in prepared}
+    cases = [training_case(case, job.plan.network.axes) for case in prepared]
+    del prepared
     loads = mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
     saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if loads else None
     decisions = decide_fold(
@@ -130,13 +162,29 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
         decisions = _with_saved(decisions, saved[0])
     plan = replace(job.plan, fold=decisions)
     if job.processes.first:
-        _take_folder(job, plan, overwrite=mode is TrainMode.OVERWRITE)
+        others = {job.folder.parent / f"fold_{n}" for n in job.overwritten} - {job.folder}
+        overwritten = (job.folder, *sorted(others)) if mode is TrainMode.OVERWRITE else ()
+        take_folder(
+            job.folder,
+            job.plan,
+            plan,
+            dataset_json=job.prepared / "dataset.json",
+            begins=mode in (TrainMode.NEW, TrainMode.OVERWRITE),
+            overwritten=overwritten,
+        )
     atlases = make_atlases(cases, plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
     if mode is not TrainMode.VALIDATE:
         cases = align_training_cases(cases, atlases, plan=plan, names=job.split["train"])
     trainer = MRETrainer(
-        plan, cases, folder=job.folder, device=job.device, atlases=atlases, dataset=dataset, processes=job.processes
+        plan,
+        cases,
+        folder=job.folder,
+        device=job.device,
+        atlases=atlases,
+        dataset=dataset,
+        processes=job.processes,
+        inputs=inputs,
     )
     if saved:
         trainer.resume(saved)
@@ -157,22 +205,6 @@ def _with_saved(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:
         crf_weight=begun.fold.crf_weight,
         reasons={**decisions.reasons, **kept},
     )
-
-
-def _take_folder(job: FoldJob, plan: Plan, *, overwrite: bool) -> None:
-    """Write the plan into the model's and the fold's folder, or refuse where they hold another plan's results; with
-    ``overwrite`` delete what the fold holds first."""
-    model = job.folder.parent
-    if overwrite:  # only now that all inputs were read
-        gone = {job.folder.name, *(f"fold_{n}" for n in job.overwritten)}
-        if any(path.parent.name not in gone for path in model.glob("fold_*/*.pth")):
-            write_or_verify(model / "plans.json", job.plan)  # refuses before anything is deleted
-        else:
-            (model / "plans.json").unlink(missing_ok=True)
-        shutil.rmtree(job.folder, ignore_errors=True)
-    write_or_verify(model / "plans.json", job.plan)
-    shutil.copyfile(job.prepared / "dataset.json", model / "dataset.json")
-    write_or_verify(job.folder / "plans.json", plan)
 
 
 def _write_debug(job: FoldJob, trainer: MRETrainer, cases: Sequence[TrainingCase]) -> None:
@@ -215,23 +247,24 @@ def validate(
     predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, calibration = [], {}, {}, Calibration()
+    record = read_record(plan, job.prepared)
     for name in names:
-        case = job.case(name)
         out = folder / f"{name}{plan.file_ending}"
         try:
+            case = job.case(name)
+            reference = reference_of(plan, job.prepared, name, record)
             refined = predictor.refine(predictor.run_network(predictor.register(case)))
-        except (UserError, NumericalError) as problem:  # the others are scored all the same
-            text = str(problem)
+            prediction = predictor.export(refined)
+            prediction.save(out)
+            truth = read_labels(reference, like=prediction.labels.geometry)
+            predicted, spacing = prediction.labels.array, truth.geometry.spacing
+            metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
+            calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
+        except Exception as problem:  # whatever one scan fails with, the others are scored
+            text = describe_failure(problem)
             failed[name] = text if text.startswith("case ") else f"case {name}: {text}"
             continue
-        prediction = predictor.export(refined)
         qualities[name] = prediction.quality
-        calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
-        prediction.save(out)
-        reference = job.prepared / REFERENCES / f"{name}{plan.file_ending}"
-        truth = read_labels(reference)
-        predicted = prediction.labels.array
-        metrics = case_metrics(truth.array, predicted, labels, truth.geometry.spacing, ignore_label=plan.ignore_label)
         results.append(CaseResult(name, metrics, str(out), str(reference)))
         if on_case:
             on_case(name)

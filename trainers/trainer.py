@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,10 +31,11 @@ from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.losses import MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.sampling import BatchSampler, TrainingCase
+from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
 from mre_lowshot.trainers.precision import Precision
-from mre_lowshot.trainers.training_log import TrainingLog
+from mre_lowshot.trainers.training_log import TrainingLog, checked_history
 from mre_lowshot.trainers.tune_fusion import tune_weights
 
 SAVE_SECONDS = 60.0  # between two latest checkpoints, at most
@@ -48,24 +49,38 @@ def schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch
 
 
 @contextmanager
-def held_interrupt(always: bool = False) -> Iterator[Callable[[], bool]]:
-    """Record Ctrl-C instead of raising it, once (``always``: each time, as torchrun repeats it); yields a function that
-    returns whether there was one. Outside the main thread, where signals do not arrive, nothing is changed."""
+def held_interrupt(always: bool = False) -> Iterator[Callable[[], int]]:
+    """Record Ctrl-C and SIGTERM instead of ending; yields a function that returns the first one's number, 0 for none.
+
+    A second Ctrl-C ends immediately (``always``: is recorded too, as torchrun repeats it). SIGTERM is recorded each
+    time, because batch systems send it to a process and to its parent, which forwards it. Outside the main thread,
+    where signals do not arrive, nothing is changed.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    before, received = signal.getsignal(signal.SIGINT), []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
 
-    def record(*_: object) -> None:
-        received.append(True)
-        if not always:
-            signal.signal(signal.SIGINT, before)
+    def record(number: int, _: object) -> None:
+        received.append(number)
+        if number == signal.SIGINT and not always:
+            signal.signal(number, before[signal.SIGINT] or signal.SIG_DFL)
 
-    signal.signal(signal.SIGINT, record)
+    for number in before:
+        signal.signal(number, record)
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def ignore_signals(_: int) -> None:
+    """In a data-loading process: the training process decides when to end. Ctrl-C and batch systems send their signal
+    to all processes, and a loader that ends by it would stop the training within an iteration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @torch.no_grad()
@@ -93,6 +108,8 @@ class MRETrainer:
         atlases: the fold's, without mirrored ones; kept in the checkpoints.
         dataset: content of dataset.json, kept in the checkpoints.
         processes: that train together, each on its shard of every mini-batch; the first one writes.
+        inputs: hash of each training case's scan and label map, kept in the checkpoints: a training goes on with the
+            same ones only.
 
     Raises:
         UserError: the device does not support the plan's precision, or the batch cannot be divided among the processes.
@@ -108,13 +125,14 @@ class MRETrainer:
         atlases: Atlases = (),
         dataset: dict[str, Any] | None = None,
         processes: Processes = SINGLE,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         if plan.fold is None:
             raise ValueError("a fold's plan is needed: planners.fold.decide_fold fills it")
         self.plan, self.folder, self.device, self.seed = plan, folder, device, plan.fold.seed
         recipe, optimizer = plan.recipe, plan.recipe.optimizer
         torch.manual_seed(self.seed)
-        self.processes, self.dataset = processes, dataset
+        self.processes, self.dataset, self.inputs = processes, dataset, dict(inputs or {})
         network = build(plan.network)
         network.recompute(optimizer.recompute)
         self.precision = Precision(plan, network, device)
@@ -146,15 +164,15 @@ class MRETrainer:
     def fit(self, workers: int = 0, on_step: Callable[[MRETrainer], None] | None = None) -> None:
         """Train from the present iteration to the last one of the recipe; ``on_step`` is called after each iteration.
 
-        Ctrl-C lets the present iteration finish (half an iteration would change the running statistics), saves
-        ``checkpoint_latest.pth`` and is raised again; a second one stops immediately. At the end the fusion weights are
-        tuned (`trainers.tune_fusion`), and the last state is saved as latest and final.
+        Ctrl-C or SIGTERM lets the present iteration finish (half an iteration would change the running statistics),
+        saves ``checkpoint_latest.pth`` and raises KeyboardInterrupt; a second Ctrl-C stops immediately. At the end the
+        fusion weights are tuned (`trainers.tune_fusion`), and the last state is saved as latest and final.
 
         Raises:
             NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
         """
         rest = Subset(self.sampler, range(self.iteration, self.plan.recipe.optimizer.iterations))
-        loader = DataLoader(rest, batch_size=None, num_workers=workers, persistent_workers=False)
+        loader = DataLoader(rest, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
         saved = time.monotonic()
         self.network.train()
         with held_interrupt(always=self.processes.count > 1) as interrupted:
@@ -162,11 +180,11 @@ class MRETrainer:
                 self.step(images, location, targets)
                 if on_step:
                     on_step(self)
-                if self.processes.any_rank(interrupted(), self.device):
+                if self.processes.any_rank(bool(interrupted()), self.device):
                     self.save(checkpoint.LATEST)
                     self.processes.any_rank(True, self.device)  # no process leaves before the first one has saved
                     self.training_log.log(f"interrupted after iteration {self.iteration}; --c continues")
-                    raise KeyboardInterrupt
+                    raise Terminated(signal.SIGTERM) if interrupted() == signal.SIGTERM else KeyboardInterrupt
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save(checkpoint.LATEST)
                     self.training_log.draw()
@@ -242,6 +260,7 @@ class MRETrainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "history": self.training_log.history,
+            "inputs": self.inputs,
         }
         weights = self.inference_network.state_dict()
         checkpoint.save(
@@ -264,12 +283,31 @@ class MRETrainer:
         if not same_plan(plan, self.plan):
             raise UserError(f"{path}: was trained with another plan; use another -p, or --overwrite")
         state = content["training"]
-        self.network.load_state_dict(state["network"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.precision.scaler.is_enabled():
-            self.precision.scaler.load_state_dict(state["scaler"])
-        self.iteration = state["iteration"]
-        self.training_log.history = {key: list(values) for key, values in state["history"].items()}
+        _check_inputs(state.get("inputs"), self.inputs, path)
+        total = self.plan.recipe.optimizer.iterations
+        try:
+            history = checked_history(state["history"], int(state["iteration"]), total)
+            self.network.load_state_dict(state["network"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.precision.scaler.is_enabled():
+                self.precision.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise UserError(
+                f"{path}: its training state is damaged or of another network ({reason}); train again (--overwrite)"
+            ) from None
+        self.iteration = int(state["iteration"])
+        self.training_log.history = history
+
+
+def _check_inputs(saved: Mapping[str, str] | None, present: Mapping[str, str], path: Path) -> None:
+    """Refuse to go on with other scans or label maps than a training began with."""
+    changed = [name for name, found in (saved or {}).items() if present.get(name, found) != found]
+    if changed:
+        raise UserError(
+            f"{path}: scan or label map of {', '.join(changed)} changed since this training began; train again "
+            "(--overwrite), or restore the files and preprocess them again"
+        )

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import not_written
 from mre_lowshot.plotting import new_figure, save_figure
 
+KEYS = ("iteration", "loss", "dice", "learning_rate")
 SMOOTHING = 0.97  # weight of the past in the curves' running mean
 
 
@@ -19,17 +22,23 @@ class TrainingLog:
 
     def __init__(self, folder: Path, history: dict[str, list[float]] | None = None, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
-        self.history = history or {"iteration": [], "loss": [], "dice": [], "learning_rate": []}
+        self.history = history or {key: [] for key in KEYS}
         if writes:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as problem:
+                raise UserError(not_written(folder, problem)) from None
         self.path = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
 
     def log(self, line: str) -> None:
         """Add a line, with the time, to the text log."""
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as out:
+                out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        except OSError as problem:
+            raise UserError(not_written(self.path, problem)) from None
 
     def add(self, iteration: int, loss: float, dice: float, learning_rate: float) -> None:
         """Record one iteration (NaN Dice: no foreground in the batch)."""
@@ -45,6 +54,28 @@ class TrainingLog:
         """Write ``progress.png``."""
         if self.writes:
             draw_progress(self.folder / "progress.png", self.history)
+
+
+def checked_history(data: Mapping[str, Sequence[float]], iteration: int, total: int) -> dict[str, list[float]]:
+    """A copy of the history of a training, as read from a checkpoint.
+
+    Args:
+        data: the history.
+        iteration: the last one that was trained.
+        total: iterations of the recipe.
+
+    Raises:
+        ValueError: it does not have one row of numbers for each iteration.
+    """
+    if not 0 <= iteration <= total:
+        raise ValueError(f"iteration {iteration} of {total}")
+    history = {key: list(data[key]) for key in KEYS}
+    if history["iteration"] != list(range(1, iteration + 1)):
+        raise ValueError(f"the history does not have the iterations 1 to {iteration}")
+    for key, values in history.items():
+        if len(values) != iteration or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"the history of {key} does not have {iteration} numbers")
+    return history
 
 
 def smoothed(values: np.ndarray, weight: float = SMOOTHING) -> np.ndarray:

@@ -31,9 +31,18 @@ def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentPa
         description=description,
         epilog=(epilog + "\n\n" if epilog else "") + DISCLAIMER,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --over must not mean --overwrite
     )
     made.add_argument("--version", action="version", version=f"mre_lowshot {__version__}")
     return made
+
+
+def path(text: str) -> Path:
+    """The type of options that take a path: an empty text (an unset variable of the shell) would mean the current
+    folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("the path is empty" if not text else "a path has no NUL character")
+    return Path(text)
 
 
 def add_workspace(made: argparse.ArgumentParser) -> None:
@@ -64,7 +73,7 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
         "LEVEL_NAME",
     )
     made.add_argument(
-        "--cohorts", type=Path, metavar="FILE", help='JSON, {"NAME": [cases]} (default: cohorts.json beside the plan)'
+        "--cohorts", type=path, metavar="FILE", help='JSON, {"NAME": [cases]} (default: cohorts.json beside the plan)'
     )
 
 

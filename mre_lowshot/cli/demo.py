@@ -19,7 +19,9 @@ and draws an overlay. Nothing is downloaded."""
 
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_demo", "Try the whole pipeline on synthetic scans: no data needed.", EPILOG)
-    made.add_argument("-o", type=Path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)")
+    made.add_argument(
+        "-o", type=common.path, default=Path("mre_demo"), metavar="DIR", help="folder (default: %(default)s)"
+    )
     made.add_argument(
         "--iterations",
         type=int,
@@ -62,6 +64,8 @@ def _dataset(root: Path, seed: int) -> tuple[Path, Path, list[str]]:
 def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     root: Path = options.o
+    if not 1 <= options.iterations <= 10_000_000:
+        raise UserError(f"--iterations {options.iterations}: must be at least 1 (at most 10000000)")
 
     from mre_lowshot.locks import locked
     from mre_lowshot.workflows.demo_folder import DemoFolder

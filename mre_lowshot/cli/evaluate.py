@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mre_lowshot.cli import common
 
@@ -25,10 +24,12 @@ def _parser() -> argparse.ArgumentParser:
     made = common.parser(
         "mre_evaluate", "Compare predicted label maps with their references: Dice, HD95, volumes.", EPILOG
     )
-    made.add_argument("reference", metavar="GT", type=Path, help="folder with the reference label maps")
-    made.add_argument("prediction", metavar="PRED", type=Path, help="folder with the predicted label maps")
-    made.add_argument("-djfile", metavar="FILE", type=Path, help="dataset.json that lists the labels")
-    made.add_argument("-o", metavar="DIR", type=Path, help="where summary.json and summary.csv go (default: PRED)")
+    made.add_argument("reference", metavar="GT", type=common.path, help="folder with the reference label maps")
+    made.add_argument("prediction", metavar="PRED", type=common.path, help="folder with the predicted label maps")
+    made.add_argument("-djfile", metavar="FILE", type=common.path, help="dataset.json that lists the labels")
+    made.add_argument(
+        "-o", metavar="DIR", type=common.path, help="where summary.json and summary.csv go (default: PRED)"
+    )
     made.add_argument(
         "--profile",
         choices=PROFILES,

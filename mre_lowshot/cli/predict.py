@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
@@ -30,9 +29,11 @@ interrupted by Ctrl-C or SIGTERM (what is finished is kept; go on with --continu
 
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_predict", "Segment every scan in a folder with a trained model.", EPILOG)
-    made.add_argument("-i", required=True, type=Path, metavar="DIR", help="folder with the scans (or one scan file)")
-    made.add_argument("-o", required=True, type=Path, metavar="DIR", help="folder for the label maps")
-    made.add_argument("-m", type=Path, metavar="PATH",
+    made.add_argument(
+        "-i", required=True, type=common.path, metavar="DIR", help="folder with the scans (or one scan file)"
+    )
+    made.add_argument("-o", required=True, type=common.path, metavar="DIR", help="folder for the label maps")
+    made.add_argument("-m", type=common.path, metavar="PATH",
                       help="model folder (.../MRETrainer__MREPlans__1shot), or one checkpoint file")  # fmt: skip
     made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")

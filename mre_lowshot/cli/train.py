@@ -17,14 +17,15 @@ Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_l
 plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json and quality.csv (the test scans,
 lowest quality score first).
 
-Ctrl-C leaves a usable checkpoint_latest.pth; --c continues from it.
+Ctrl-C and SIGTERM (batch systems) leave a usable checkpoint_latest.pth; --c continues from it.
 With two or three annotated scans: `loo all` estimates the accuracy by leave-one-out; `all fold0` then trains on all of
 them.
 
 Several GPUs (or, with -device cpu, processes) train one fold together, each on its shard of every mini-batch:
   torchrun --standalone --nproc_per_node=2 -m mre_lowshot.cli.train BTCV 1shot fold0
 
-Exit code: 0 done, 1 a training diverged or test scans failed (named), 2 wrong use, 130 interrupted."""
+Exit code: 0 done, 1 a training diverged or test scans failed (named), 2 wrong use, 130 interrupted,
+143 ended by SIGTERM."""
 
 
 def _parser() -> argparse.ArgumentParser:

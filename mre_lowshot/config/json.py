@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from typing import Any, TypeVar
 
 from mre_lowshot.errors import UserError
+from mre_lowshot.plain import MAX_INTEGER, parse_json, require_plain, shown
 
 T = TypeVar("T")
 
@@ -36,14 +38,14 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
             breaks a rule of the dataclass.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{where}: must be a JSON object with named fields, found {data!r}")
+        raise UserError(f"{where}: must be a JSON object with named fields, found {shown(data)}")
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
     if "format_version" in fields:
         _check_version(data, where)
     hints = typing.get_type_hints(kind)
     for key in data:
         if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}; {suggest(key, fields)}")
+            raise UserError(f"{where}: unknown key {shown(key)}; {suggest(key, fields)}")
     missing = [
         n
         for n, f in fields.items()
@@ -67,10 +69,10 @@ def _check_version(data: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: {wrong_version(found)}")
 
 
-def suggest(key: str, known: typing.Iterable[str]) -> str:
+def suggest(key: object, known: typing.Iterable[str]) -> str:
     """The end of an error message: the known key most similar to ``key``, or the list of all known keys."""
     known = list(known)
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(str(key)[:100], known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
@@ -97,25 +99,25 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         return _value(next(a for a in arguments if a is not type(None)), value, where)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise UserError(f"{where}: is {value!r}; must be one of {', '.join(map(repr, arguments))}")
+        if not isinstance(value, str) or value not in arguments:
+            raise UserError(f"{where}: is {shown(value)}; must be one of {', '.join(map(repr, arguments))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where}: is {value!r}; must be a list")
+            raise UserError(f"{where}: is {shown(value)}; must be a list")
         return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where}: is {value!r}; must be a JSON object")
+            raise UserError(f"{where}: is {shown(value)}; must be a JSON object")
         return {_value(arguments[0], k, where): _value(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(Any, hint), value, where)
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) <= MAX_INTEGER else math.inf  # which the record refuses
     if hint in (bool, int, float, str) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise UserError(f"{where}: is {value!r}; must be {'an' if hint is int else 'a'} {hint.__name__}")
+        raise UserError(f"{where}: is {shown(value)}; must be {'an' if hint is int else 'a'} {hint.__name__}")
     return value
 
 
@@ -132,6 +134,18 @@ def changed(value: T, path: str, text: str, where: str) -> T:
         UserError: ``path`` is not a field, or the new value breaks a rule.
     """
     return all_changed(value, {path: text}, where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    """``text`` as JSON, or as it is where it is no JSON at all: a plan that is written can be read again."""
+    try:
+        json.loads(text, parse_int=str, parse_float=str)
+    except json.JSONDecodeError:
+        require_plain(text, where)
+        return text
+    except RecursionError:
+        pass  # named below
+    return parse_json(text, where)
 
 
 def all_changed(value: T, changes: dict[str, str], where: str) -> T:
@@ -151,8 +165,5 @@ def all_changed(value: T, changes: dict[str, str], where: str) -> T:
                 raise UserError(f"{where}: {path!r} is not a field; {_suggest_path(names[-1], name, section, data)}")
             if depth + 1 < len(names):
                 section = section[name]
-        try:
-            section[names[-1]] = json.loads(text)
-        except json.JSONDecodeError:
-            section[names[-1]] = text
+        section[names[-1]] = _parsed(text, f"{where}: {path}")
     return from_json(type(value), data, where)

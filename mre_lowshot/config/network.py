@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mre_lowshot.config.check import require
+from mre_lowshot.config.check import require, require_fields
+
+# Limits of what is built, far above any sensible network: a file from a stranger must not occupy the machine.
+MAX_STAGES, MAX_CONVS, MAX_WIDTH, MAX_BRANCHES, MAX_STRIDE, MAX_DILATION = 8, 16, 4096, 16, 8, 128
+MAX_CHANNELS, MAX_CLASSES, MAX_PROTOTYPES = 64, 1024, 256
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,21 @@ class NetworkConfig:
     logit_scale_learned: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "se_reduction", "aspp_channels", "prototypes_per_class", "mixing_dim"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
-        require(
-            self.embedding_dim >= (1 if self.prototype_head else 0),
-            f"embedding_dim is {self.embedding_dim}; must be at least 1 (0, no embedding, only without prototype_head)",
-        )
+        require_fields(self)
+        limits = {
+            "in_channels": (1, MAX_CHANNELS),
+            "classes": (2, MAX_CLASSES),
+            "se_reduction": (1, MAX_WIDTH),
+            "aspp_channels": (1, MAX_WIDTH),
+            "prototypes_per_class": (1, MAX_PROTOTYPES),
+            "mixing_dim": (1, 16 * MAX_WIDTH),
+            # 0, no embedding, only without prototype_head
+            "embedding_dim": (1 if self.prototype_head else 0, 16 * MAX_WIDTH),
+        }
+        for name, (low, high) in limits.items():
+            found = getattr(self, name)
+            require(low <= found <= high, f"{name} is {found}; must be at least {low} and at most {high}")
+        require(0 < self.logit_scale <= 1000, f"logit_scale is {self.logit_scale}; must be above 0, at most 1000")
         require(
             self.norm == "batch" or not self.pooled_norm,
             "image_level_norm needs norm 'batch' (an instance norm of a single value is always 0); set it to false",
@@ -61,21 +74,29 @@ class NetworkConfig:
             not self.atlas_prior or self.coordinates == "volume",
             f"atlas_prior needs coordinates 'volume', not {self.coordinates!r}",
         )
-        require(self.classes >= 2, f"classes is {self.classes}; background and at least one label are needed")
-        require(self.logit_scale > 0, f"logit_scale is {self.logit_scale}; must be above 0")
         require(len(self.widths) == len(self.convs), f"widths {self.widths} and convs {self.convs} differ in length")
         require(
             len(self.strides) == len(self.widths) - 1 >= 1,
             f"strides {self.strides}: {len(self.widths)} encoder blocks need {len(self.widths) - 1} poolings (>= 1)",
         )
-        require(all(w >= 4 for w in self.widths), f"widths {self.widths}; each must be at least 4")
-        require(all(c >= 1 for c in self.convs), f"convs {self.convs}; each must be at least 1")
+        require(len(self.widths) <= MAX_STAGES, f"widths {self.widths}; at most {MAX_STAGES} encoder blocks are built")
+        require(
+            all(4 <= w <= MAX_WIDTH for w in self.widths),
+            f"widths {self.widths}; each must be at least 4, at most {MAX_WIDTH}",
+        )
+        require(
+            all(1 <= c <= MAX_CONVS for c in self.convs),
+            f"convs {self.convs}; each must be at least 1, at most {MAX_CONVS}",
+        )
+        require(
+            len(self.dilations) <= MAX_BRANCHES, f"dilations has {len(self.dilations)} rows; at most {MAX_BRANCHES}"
+        )
         require(self.axes in (2, 3), f"strides {self.strides}; must have two (2D) or three (3D) numbers each")
-        for name in ("strides", "dilations"):
+        for name, most in (("strides", MAX_STRIDE), ("dilations", MAX_DILATION)):
             rows = getattr(self, name)
             require(
-                all(len(r) == self.axes and all(v >= 1 for v in r) for r in rows),
-                f"{name} {rows}; every entry needs {self.axes} whole numbers >= 1, one per axis",
+                all(len(r) == self.axes and all(1 <= v <= most for v in r) for r in rows),
+                f"{name} {rows}; every entry needs {self.axes} whole numbers from 1 to {most}, one per axis",
             )
 
     @property

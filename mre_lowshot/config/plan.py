@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mre_lowshot.config.check import require, require_range
+from mre_lowshot.config.check import (
+    require,
+    require_fields,
+    require_file_name,
+    require_plans_name,
+    require_range,
+    require_text,
+)
 from mre_lowshot.config.network import NetworkConfig
 from mre_lowshot.config.recipe import Recipe
+from mre_lowshot.plain import require_plain, shown
 
 FORMAT_VERSION = 2
+MAX_SIDE = 65_535  # voxels: no medical image format in use has more along an axis
+MAX_PATCH = 2048  # voxels along an axis
+MAX_SEED = 2**32 - 1  # of what numpy and torch take alike
+_ENDING = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}")
 CropRule = Literal["none", "nonzero", "body", "centre", "given"]
 
 
@@ -24,6 +37,7 @@ class ChannelNormalization:
     upper: float = 290.0  # HU
 
     def __post_init__(self) -> None:
+        require_fields(self)
         require(self.lower < self.upper, f"lower {self.lower} must be below upper {self.upper}")
 
     @property
@@ -45,26 +59,40 @@ class PreprocessingConfig:
     size: tuple[int, ...] = ()  # voxels
     centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)
     crop_margin_mm: float = 0.0  # added to boxes nonzero and body
+    keep_padding: bool = False  # crop rules apply to the image without constant border planes, unless true
     bias_field: bool = False  # estimate an MRI's bias field and divide by it before normalisation
 
     def __post_init__(self) -> None:
+        require_fields(self)
         require(
-            self.grid != "spacing" or _three(self.spacing), f"spacing is {self.spacing}; three numbers above 0 (mm)"
+            (self.grid != "spacing" and not self.spacing) or _three(self.spacing, 1e-6, 1e6),
+            f"spacing is {self.spacing}; three numbers above 0, within 1e-6 to 1e6 (mm)",
         )
-        require(self.grid != "size" or _three(self.size), f"size is {self.size}; three numbers above 0 (voxels)")
         require(
-            _three(self.centre_fraction) and max(self.centre_fraction) <= 1,
+            (self.grid != "size" and not self.size) or _three(self.size, 1, MAX_SIDE),
+            f"size is {self.size}; three numbers above 0, at most {MAX_SIDE} (voxels)",
+        )
+        require(
+            _three(self.centre_fraction, 1e-6, 1),
             f"centre_fraction is {self.centre_fraction}; three numbers in (0, 1]",
         )
         require(
             not self.bias_field or all(channel.scheme == "zscore" for channel in self.normalization),
             "bias_field is for MRI: every channel's normalisation must be zscore",
         )
-        require(self.crop_margin_mm >= 0, f"crop_margin_mm is {self.crop_margin_mm}; must not be negative")
+        require(
+            0 <= self.crop_margin_mm <= 1e4,
+            f"crop_margin_mm is {self.crop_margin_mm}; must not be negative, nor above 1e4",
+        )
+
+    @property
+    def is_ct(self) -> tuple[bool, ...]:
+        """For each channel, whether it is a CT, in HU."""
+        return tuple(channel.scheme == "clip" for channel in self.normalization)
 
 
-def _three(values: tuple[float, ...]) -> bool:
-    return len(values) == 3 and all(v > 0 for v in values)
+def _three(values: tuple[float, ...], low: float, high: float) -> bool:
+    return len(values) == 3 and all(low <= v <= high for v in values)
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,11 @@ class PatchConfig:
     centre: tuple[int, ...] = (8, 28, 28)
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        require(
+            len(self.size) in (2, 3) and max(self.size) <= MAX_PATCH,
+            f"patch {self.size}: must have two (2D) or three (3D) sides of at most {MAX_PATCH} voxels",
+        )
         require(
             len(self.size) == len(self.centre) and all(0 < c <= s for c, s in zip(self.centre, self.size, strict=True)),
             f"centre {self.centre} must fit into the patch {self.size}, axis by axis",
@@ -89,6 +122,9 @@ class MinHu:
     label: int
     channel: int
     value: float
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
 
 @dataclass(frozen=True)
@@ -110,6 +146,12 @@ class FoldDecisions:
     crf_weight: float | None = None  # likewise
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        require_file_name("level", self.level, 100)
+        for name in (*self.train, *self.test):
+            require_file_name("a case of train or test", name, 255)
+        for field in ("fold", "seed"):
+            require(0 <= getattr(self, field) <= MAX_SEED, f"{field} is {getattr(self, field)}; must lie in [0, 2^32)")
         if self.atlas_weight is not None:
             require_range("atlas_weight", self.atlas_weight, 0, 1, open_end=True)
         if self.crf_weight is not None:
@@ -136,6 +178,7 @@ class Plan:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        require_fields(self)
         require(self.format_version == FORMAT_VERSION, wrong_version(self.format_version))
         recipe, size, divisor = self.recipe, self.patch.size, self.network.divisor
         require(len(size) == len(divisor), f"patch {size} and network strides differ in dimensions")
@@ -169,7 +212,64 @@ class Plan:
             f"0 to {len(size) - 1}",
         )
         unknown = [name for name in recipe.loss.majority if name not in self.labels]
+        self._require_names()
+        self._require_fold()
+        _require_ranges(self.training_ranges, len(self.channel_names))
         require(not unknown, f"recipe.loss.majority names {unknown}, which are not labels; labels are {[*self.labels]}")
+
+    def _require_names(self) -> None:
+        """What becomes part of a path must not lead elsewhere; what is printed must fit on a line."""
+        require_file_name("dataset_name", self.dataset_name)
+        require_plans_name("plans_name", self.plans_name)
+        require(
+            _ENDING.fullmatch(self.file_ending) is not None,
+            f"file_ending is {shown(self.file_ending)}; must be the ending of an image file, as .nii.gz",
+        )
+        for name in (*self.labels, *self.channel_names):
+            require_text("the name of a label or channel", name)
+        ignored = self.ignore_label
+        require(
+            ignored is None or self.network.classes <= ignored < 2**31,
+            f"ignore_label is {ignored}; must be above the classes' values",
+        )
+
+    def _require_fold(self) -> None:
+        """The fold's decisions name classes and channels that exist."""
+        if self.fold is None:
+            return
+        classes, channels = range(self.network.classes), range(self.network.in_channels)
+        for name in ("majority", "single_component"):
+            labels = getattr(self.fold, name)
+            require(all(k in classes for k in labels), f"fold.{name} {labels} names classes that do not exist")
+        require(
+            all(limit.label in classes and limit.channel in channels for limit in self.fold.min_hu),
+            f"fold.min_hu {shown(self.fold.min_hu)} names classes or channels that do not exist",
+        )
+
+
+def _require_ranges(ranges: dict[str, Any], channels: int) -> None:
+    """Require the form of training_ranges that prediction reads: lowest and highest values."""
+    require_plain(ranges, "training_ranges")
+
+    def pair(value: Any, length: int) -> bool:
+        rows = value if isinstance(value, list | tuple) and len(value) == 2 else [None]
+        if length:
+            return all(isinstance(row, list | tuple) and len(row) == length and all(map(_is_real, row)) for row in rows)
+        return all(map(_is_real, rows))
+
+    for key in ("spacing", "extent_mm"):
+        require(key not in ranges or pair(ranges[key], 3), f"training_ranges.{key} must be two lists of three numbers")
+    listed = ranges.get("channels", [])
+    require(
+        isinstance(listed, list | tuple)
+        and all(isinstance(of, dict) and all(pair(v, 0) for v in of.values()) for of in listed)
+        and len(listed) <= channels,
+        "training_ranges.channels must list an object for each channel, with two numbers for each property",
+    )
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def wrong_version(found: object) -> str:

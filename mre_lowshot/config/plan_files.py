@@ -49,15 +49,23 @@ def write_or_verify(path: Path, plan: Plan) -> None:
         UserError: the folder contains results of another plan; results of different plans are never mixed.
     """
     if path.is_file():
-        existing = load_plan(path)
-        if not same_plan(existing, plan):
-            why = first_difference(_before_training(existing), _before_training(plan))
-            raise UserError(
-                f"{path.parent}: holds results of another plan ({why}); "
-                "give this plan another name (-p), or move the folder away"
-            )
-        return
-    write_json(path, to_json(plan))
+        require_same(path, load_plan(path), plan)
+    else:
+        write_json(path, to_json(plan))
+
+
+def require_same(path: Path, existing: Plan, plan: Plan) -> None:
+    """Refuse ``existing``, the plan of the results in the folder of ``path``, where it is not ``plan``.
+
+    Raises:
+        UserError: they differ; names the first field.
+    """
+    if not same_plan(existing, plan):
+        why = first_difference(_before_training(existing), _before_training(plan))
+        raise UserError(
+            f"{path.parent}: holds results of another plan ({why}); "
+            "give this plan another name (-p), or move the folder away"
+        )
 
 
 def same_plan(one: Plan, other: Plan) -> bool:

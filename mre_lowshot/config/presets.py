@@ -17,6 +17,7 @@ from mre_lowshot.config.recipe import (
     SamplingConfig,
 )
 from mre_lowshot.errors import UserError
+from mre_lowshot.plain import shown
 
 PAPER = Recipe()
 
@@ -131,6 +132,6 @@ def preset(name: str) -> Recipe:
     Raises:
         UserError: there is none; the message names the nearest, or all.
     """
-    if name not in PRESETS:
-        raise UserError(f"--recipe {name!r} is unknown; {suggest(name, PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UserError(f"--recipe {shown(name)} is unknown; {suggest(name, PRESETS)}")
     return PRESETS[name]

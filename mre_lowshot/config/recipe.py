@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mre_lowshot.config.check import require, require_mirror_axes, require_range
+from mre_lowshot.config.check import require, require_fields, require_mirror_axes, require_range, require_text
 
 Registration = Literal["none", "affine", "deformable"]
+MAX_ITERATIONS = 10_000_000
+MAX_BATCH = 1024
+MIN_STEP = 0.05  # at a step of 5 % of the patch side a voxel is already predicted 8,000 times
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,15 @@ class OptimizerConfig:
     sync_batch_norm: bool = False  # batch-norm statistics over all processes of a training (CUDA), not per process
 
     def __post_init__(self) -> None:
+        require_fields(self)
         for name in ("iterations", "step_every"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; must be above 0")
+            found = getattr(self, name)
+            require(1 <= found <= MAX_ITERATIONS, f"{name} is {found}; must be at least 1, at most {MAX_ITERATIONS}")
+        require(0 < self.learning_rate <= 1000, f"learning_rate is {self.learning_rate}; must be above 0, at most 1000")
         require(0 < self.step_factor <= 1, f"step_factor is {self.step_factor}; must lie in (0, 1]")
-        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; must not be negative")
+        require(
+            0 <= self.weight_decay <= 10, f"weight_decay is {self.weight_decay}; must not be negative, nor above 10"
+        )
         require_range("ema", self.ema, 0, 1, open_end=True)
 
 
@@ -49,9 +56,13 @@ class LossConfig:
     dice_weight: float = 0.0  # weight of the soft Dice loss, summed over classes
 
     def __post_init__(self) -> None:
-        for name in ("ohem_ratio", "ohem_min_kept"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; must be at least 1")
-        require(self.dice_weight >= 0, f"dice_weight is {self.dice_weight}; must not be negative")
+        require_fields(self)
+        for name, most in (("ohem_ratio", 1_000_000), ("ohem_min_kept", 1_000_000_000)):
+            found = getattr(self, name)
+            require(1 <= found <= most, f"{name} is {found}; must be at least 1, at most {most}")
+        require(
+            0 <= self.dice_weight <= 1000, f"dice_weight is {self.dice_weight}; must not be negative, nor above 1000"
+        )
         require_range("class_balance", self.class_balance, 0, 1)
 
 
@@ -63,7 +74,11 @@ class SamplingConfig:
     foreground_fraction: float = 0.0  # share of patches centred on a voxel of a random foreground class
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; must be at least 1")
+        require_fields(self)
+        require(
+            1 <= self.batch_size <= MAX_BATCH,
+            f"batch_size is {self.batch_size}; must be at least 1, at most {MAX_BATCH}",
+        )
         require_range("foreground_fraction", self.foreground_fraction, 0, 1)
 
 
@@ -97,17 +112,20 @@ class AugmentationConfig:
     low_resolution: tuple[float, ...] = (0.5, 1.0)  # zoom factor
 
     def __post_init__(self) -> None:
+        require_fields(self)
         for name, value in self.__dict__.items():
             if name.endswith("_probability"):
                 require(0 <= value <= 1, f"{name} is {value}; must lie between 0 and 1")
         for name in ("scaling", "brightness", "contrast", "gamma", "blur", "low_resolution"):
             value = getattr(self, name)
             require(
-                len(value) == 2 and 0 < value[0] <= value[1], f"{name} is {value}; must be two numbers 0 < low <= high"
+                len(value) == 2 and 0.01 <= value[0] <= value[1] <= 100,
+                f"{name} is {value}; must be two numbers 0 < low <= high, within 0.01 to 100",
             )
         for name in ("elastic", "shift", "location_jitter"):
             require_range(name, getattr(self, name), 0, 0.5, open_end=True)
         require(0 <= self.rotation <= 180, f"rotation is {self.rotation}; must lie in [0, 180] degrees")
+        require_range("noise_variance", self.noise_variance, 0, 1000)
         require_mirror_axes(self.mirror_axes)
 
 
@@ -118,6 +136,9 @@ class AtlasConfig:
     registration: Registration = "none"  # of each scan to the atlases, so that coordinates mean anatomy
     # The mirror image of each training scan is an atlas too, in folds whose labels are left-right symmetric.
     mirrored_atlases: bool = False
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,7 @@ class RefinementConfig:
     temperature_scaling: bool = False  # saved probabilities are no more confident than the quality estimate
 
     def __post_init__(self) -> None:
+        require_fields(self)
         require_range("atlas_weight", self.atlas_weight, 0, 1, open_end=True)
         require_range("em_weight", self.em_weight, 0, 2)
         require_range("crf_weight", self.crf_weight, 0, 9)
@@ -156,7 +178,11 @@ class InferenceConfig:
     skip_empty: bool = False  # tiles in which every channel is constant are background without computing them
 
     def __post_init__(self) -> None:
-        require(0 < self.step <= 1, f"step is {self.step}; must lie in (0, 1]")
+        require_fields(self)
+        require(
+            MIN_STEP <= self.step <= 1,
+            f"step is {self.step}; must lie in [{MIN_STEP}, 1] (time grows with its inverse, cubed)",
+        )
         require_mirror_axes(self.mirror_axes)
 
 
@@ -177,6 +203,10 @@ class Recipe:
     atlas: AtlasConfig = field(default_factory=AtlasConfig)
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def __post_init__(self) -> None:
+        require_fields(self)
+        require_text("name", self.name)
 
     @property
     def is_literal(self) -> bool:

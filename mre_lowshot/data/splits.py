@@ -19,12 +19,14 @@ from typing import Any, Literal
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
+from mre_lowshot.plain import shown
 
 LOGGER = logging.getLogger("mre_lowshot")
 Split = dict[str, list[str]]  # {"train": [...], "val": [...]} as in nnU-Net
 DRAWS = 7  # repetitions of two- and three-shot in the paper
-_COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]*$")
-_COUNTED = re.compile(r"0*([1-9]\d*)[-_]?(shot|pct)s?$")
+_COHORT = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,99}\Z")
+_COUNTED = re.compile(r"0{0,8}([1-9][0-9]{0,8})[-_]?(shot|pct)s?\Z")
+_FOLD = re.compile(r"(?:fold_?)?([0-9]{1,9})\Z")
 
 
 def parse_level(text: str) -> str:
@@ -35,6 +37,8 @@ def parse_level(text: str) -> str:
     Raises:
         UserError: not a level.
     """
+    if not isinstance(text, str):
+        raise UserError(f"level {shown(text)}: must be a text, as 1shot")
     plain = text.strip().lower()
     base, _, cohort = text.strip().rpartition("_")
     if base and _COHORT.match(cohort) and cohort.lower() not in ("shot", "shots", "pct", "pcts", "out"):
@@ -45,7 +49,7 @@ def parse_level(text: str) -> str:
     if plain in ("loo", "all"):
         return plain
     raise UserError(
-        f"level {text!r}: must be 1shot, 2shot, 3shot (any number from 1), 5pct (percent of the cases, 1 to 100), "
+        f"level {shown(text)}: must be 1shot, 2shot, 3shot (any number from 1), 5pct (percent of the cases, 1 to 100), "
         "loo (leave one out) or all"
     )
 
@@ -59,9 +63,9 @@ def parse_fold(text: str) -> int | Literal["all"]:
     plain = text.strip().lower()
     if plain == "all":
         return "all"
-    match = re.match(r"(?:fold_?)?(\d+)$", plain)
+    match = _FOLD.match(plain)
     if not match:
-        raise UserError(f"fold {text!r}: must be fold0 (or 0), fold1, ... or all")
+        raise UserError(f"fold {shown(text)}: must be fold0 (or 0), fold1, ... or all")
     return int(match[1])
 
 
@@ -116,8 +120,8 @@ def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
         UserError: the file is missing or has another structure, the cohort is missing, or its name is not valid in
             folder names.
     """
-    if not _COHORT.match(name):
-        raise UserError(f"--cohort {name!r}: use letters, digits and -, a letter first (it names folders)")
+    if not isinstance(name, str) or not _COHORT.match(name):
+        raise UserError(f"--cohort {shown(name)}: use letters, digits and -, a letter first (it names folders)")
     if not path.is_file():
         raise UserError(f'{path}: is missing; create it with {{"{name}": [case names]}}, or give another (--cohorts)')
     data = read_json(path, "cohorts")
@@ -138,6 +142,8 @@ def with_cohort(level: str, name: str) -> str:
         UserError: the level already contains a cohort.
     """
     level = parse_level(level)
+    if not isinstance(name, str) or not _COHORT.match(name):
+        raise UserError(f"--cohort {shown(name)}: use letters, digits and -, a letter first (it names folders)")
     if "_" in level:
         raise UserError(f"level {level} names a cohort already; omit --cohort, or give {level.partition('_')[0]}")
     return f"{level}_{name}"

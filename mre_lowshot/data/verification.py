@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.dataset import Case, Dataset
-from mre_lowshot.data.volume import Volume, read_image, read_labels
+from mre_lowshot.data.volume import Volume, merged_notes, read_image, read_labels
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def verify(
             if image.geometry.dimensions == 2 and image.geometry.shape == label.geometry.shape:
                 fix = "both have the same number of pixels; give both files the same pixel size"
             found.append(f"image and label map are not on one grid: {'; '.join(different)}; {fix}")
+        elif image and label:
+            label = label.on_axes_of(image.geometry)
         problems += [f"case {case.name}: {text}" for text in found]
         if on_case and is_training and image and not found:
             on_case(case, image, label)
@@ -73,7 +75,8 @@ def _image(case: Case, dataset: Dataset, found: list[str]) -> Volume | None:
     if len(volumes) < len(case.images):
         return None
     first, count = volumes[0], sum(len(volume.array) for volume in volumes)
-    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
+    for number, (path, volume) in enumerate(zip(case.images[1:], volumes[1:], strict=True), start=1):
+        volumes[number] = volume.on_axes_of(first.geometry)
         if different := first.geometry.differences(volume.geometry):
             found.append(
                 f"{path.name} is not on the grid of {case.images[0].name}: {'; '.join(different)}; "
@@ -98,7 +101,9 @@ def _image(case: Case, dataset: Dataset, found: list[str]) -> Volume | None:
             f"size {size} (z, y, x): a single slice that is not axial; save it as a 2D image (.png, .tif), "
             "or provide the full volume"
         )
-    return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path) if volumes[1:] else first
+    if not volumes[1:]:
+        return first
+    return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path, merged_notes(volumes))
 
 
 def _intensities(name: str, channel: np.ndarray) -> list[str]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mre_lowshot.data.axes import IDENTITY, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers import read_array, write_array
+from mre_lowshot.data.readers import read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 class Volume:
     """An image (C, D, H, W) float32, or a label map (D, H, W) of integers, in LPS, with its geometry.
 
+    ``notes`` lists what is contradictory or missing in the header of its file, and what was taken: one sentence each.
+
     >>> import numpy as np
     >>> volume = Volume.from_array(np.zeros((4, 5, 6), np.float32), spacing=(3.0, 1.0, 1.0))
     >>> volume.array.shape, volume.geometry.spacing
@@ -34,6 +37,7 @@ class Volume:
     array: np.ndarray
     geometry: Geometry
     path: Path | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         shape, grid = self.array.shape, tuple(self.geometry.shape)
@@ -82,7 +86,7 @@ class Volume:
         """
         from mre_lowshot.data.readers.simpleitk import from_sitk
 
-        return _image(*from_sitk(image), None)
+        return _image(*from_sitk(image))
 
     def to_sitk(self) -> sitk.Image:
         """A label map or single-channel image as a SimpleITK image in the orientation that it was read in.
@@ -100,6 +104,15 @@ class Volume:
                 )
             array = array[0]
         return to_sitk(storable(array), self.geometry)
+
+    def on_axes_of(self, geometry: Geometry) -> Volume:
+        """This volume with the axes of its array in the order of ``geometry``. Needed wherever the arrays of two files
+        are combined: of a grid turned by 45 degrees, two files may be read with different orders of LPS axes."""
+        turn = geometry.turn_from(self.geometry)
+        if turn == IDENTITY:
+            return self
+        array = np.ascontiguousarray(turn_array(self.array, turn, first=self.array.ndim - 3))
+        return Volume(array, self.geometry.turned(turn), self.path, self.notes)
 
     def save(self, path: str | Path) -> None:
         """Write a label map or single-channel image on its grid, in the orientation it was read in.
@@ -119,14 +132,19 @@ def read_image(path: Path) -> Volume:
     """Read one channel file (or a colour image: its components become channels) as float32 (C, D, H, W) in LPS.
 
     Raises:
-        UserError: missing, unreadable, or neither 2D nor 3D.
+        UserError: missing, unreadable, neither 2D nor 3D, or values that float32 cannot hold.
     """
-    return _image(*read_array(path), path)
+    array, header = read_array(path)
+    volume = _image(array, header.geometry, path, header.notes)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and not np.isfinite(volume.array).all():
+        raise UserError(f"{path}: has values beyond {np.finfo(np.float32).max:.3g}; divide them, or clip them")
+    return volume
 
 
-def _image(array: np.ndarray, geometry: Geometry, path: Path | None) -> Volume:
+def _image(array: np.ndarray, geometry: Geometry, path: Path | None = None, notes: tuple[str, ...] = ()) -> Volume:
     array = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), geometry, path)
+    with np.errstate(over="ignore"):
+        return Volume(np.ascontiguousarray(array, dtype=np.float32), geometry, path, notes)
 
 
 def read_channels(paths: Sequence[Path]) -> Volume:
@@ -135,24 +153,34 @@ def read_channels(paths: Sequence[Path]) -> Volume:
     Raises:
         UserError: a file cannot be read, or two channels do not lie on one grid.
     """
-    volumes = [read_image(path) for path in paths]
-    first = volumes[0]
-    for path, volume in zip(paths[1:], volumes[1:], strict=True):
+    first = read_image(paths[0])
+    volumes = [first]
+    for path in paths[1:]:
+        volume = read_image(path)
         different = first.geometry.differences(volume.geometry)
         if different:
             raise UserError(
                 f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; resample one onto the other"
             )
-    return Volume(np.concatenate([v.array for v in volumes]), first.geometry, paths[0])
+        volumes.append(volume.on_axes_of(first.geometry))
+    array = np.concatenate([v.array for v in volumes]) if len(volumes) > 1 else first.array
+    return Volume(array, first.geometry, paths[0], merged_notes(volumes))
 
 
-def read_labels(path: Path) -> Volume:
-    """Read a label map as integers (D, H, W) in LPS.
+def merged_notes(volumes: Sequence[Volume]) -> tuple[str, ...]:
+    """The notes of several files, each once; with the file's name where there are several files."""
+    notes = (f"{v.path.name}: {note}" if v.path and len(volumes) > 1 else note for v in volumes for note in v.notes)
+    return tuple(dict.fromkeys(notes))
+
+
+def read_labels(path: Path, like: Geometry | None = None) -> Volume:
+    """Read a label map as integers (D, H, W) in LPS; with the axes of ``like`` where it is given, whose array it is
+    combined with (`Volume.on_axes_of`).
 
     Raises:
-        UserError: missing, unreadable, several components, or values that are not whole numbers.
+        UserError: missing, unreadable, several components, values that are not whole numbers or exceed 32 bits.
     """
-    array, geometry = read_array(path)
+    array, header = read_array(path)
     if array.ndim != 3:
         raise UserError(
             f"{path}: a label map must be scalar, not a colour image with {array.shape[-1]} components; save it in "
@@ -167,12 +195,25 @@ def read_labels(path: Path) -> Volume:
                 "was the label map resampled with interpolation? Resample with nearest neighbour"
             )
         array = whole
-    return Volume(array.astype(np.int32), geometry, path)
+    limits = np.iinfo(np.int32)
+    if array.dtype.itemsize >= 4 and array.dtype != np.int32:
+        low, high = array.min(), array.max()
+        if low < limits.min or high > limits.max:
+            raise UserError(
+                f"{path}: label value {int(low if low < limits.min else high)} is beyond 32 bits; relabel with small "
+                "numbers, 0 for background"
+            )
+    volume = Volume(np.ascontiguousarray(array, dtype=np.int32), header.geometry, path, header.notes)
+    return volume if like is None else volume.on_axes_of(like)
 
 
 def geometry_of(path: Path) -> Geometry:
-    """The geometry of an image or label file (of its LPS form)."""
-    return read_array(path)[1]
+    """The geometry of an image or label file (of its LPS form), from its header.
+
+    Raises:
+        UserError: missing or unreadable.
+    """
+    return read_header(path).geometry
 
 
 def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -182,7 +223,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     stored as uint8 (uint16 above 255 labels), anything else as float32.
 
     Raises:
-        UserError: the ending is not a format written here.
+        UserError: the ending is not a format written here, or labels that it cannot hold.
     """
     if tuple(array.shape) != tuple(geometry.shape):
         raise ValueError(f"array {array.shape} does not fit the grid {geometry.shape}")
@@ -190,7 +231,14 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 
 def storable(array: np.ndarray) -> np.ndarray:
-    """The smallest of the types that are stored: uint8 or uint16 for labels, float32 for anything else."""
+    """The smallest of the types that are stored: uint8 or uint16 for labels, float32 for anything else.
+
+    Raises:
+        UserError: labels below 0 or above 65535.
+    """
     if np.issubdtype(array.dtype, np.integer) or array.dtype == bool:
-        return array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        if low < 0 or high > 65535:
+            raise UserError(f"label value {low if low < 0 else high}: a label map holds 0 to 65535; relabel")
+        return array.astype(np.uint8 if high < 256 else np.uint16)
     return array.astype(np.float32)

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mre_lowshot.config.check import require_path
 from mre_lowshot.errors import UserError
 
 _ROOTS = {"raw": ("MRE_RAW", "nnUNet_raw"), "preprocessed": ("MRE_PREPROCESSED", "nnUNet_preprocessed"),
           "results": ("MRE_RESULTS", "nnUNet_results")}  # fmt: skip
-_FULL_NAME = re.compile(r"Dataset(\d+)_(.+)$")
+_FULL_NAME = re.compile(r"Dataset([0-9]{1,9})_(.+)\Z", re.DOTALL)
+_ID = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,17 @@ class Workspace:
         In order of precedence: ``root`` (the ``--workspace`` flag); the variables MRE_RAW, MRE_PREPROCESSED and
         MRE_RESULTS; those of nnU-Net; MRE_WORKSPACE; ./mre_data.
         """
+        if root is not None:
+            require_path("--workspace", root)
         roots = {}
         for kind, variables in _ROOTS.items():
             given = None if root else next((os.environ[v] for v in variables if os.environ.get(v)), None)
             base = Path(root or os.environ.get("MRE_WORKSPACE") or "mre_data")
-            roots[kind] = Path(given).expanduser() if given else base.expanduser() / kind
+            roots[kind] = _absolute_home(Path(given)) if given else _absolute_home(base) / kind
+            if roots[kind].exists() and not roots[kind].is_dir():
+                raise UserError(f"{roots[kind]}: is a file; the folder {kind} of the workspace is expected there")
+            if not given and base.is_file():
+                raise UserError(f"--workspace {base}: is a file; give a folder")
         return cls(**roots)
 
     def find(self, name: str, kind: str) -> Path:
@@ -44,30 +52,42 @@ class Workspace:
         Raises:
             UserError: no folder or several folders match; the message lists the existing folders.
         """
+        require_path("the dataset's name", name)
         if kind == "raw" and Path(name, "dataset.json").is_file():
-            return Path(name).resolve()
+            found = Path(name).resolve()
+            if not found.name:
+                raise UserError(f"dataset {name!r}: the root folder has no name; move the dataset into a folder")
+            return found
         if kind == "raw" and os.sep in name and Path(name).is_dir():
             content = ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
             raise UserError(f"{name}: has no dataset.json (found: {content}); write one, see the README")
         root: Path = getattr(self, kind)
         wanted = Path(name).name if os.sep in name else name
         folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        found = [p for p in folders if _fits(p.name, wanted)]
-        if len(found) == 1:
-            return found[0]
+        fitting = [p for p in folders if names_dataset(p.name, wanted)]
+        if len(fitting) == 1:
+            return fitting[0]
         existing = ", ".join(p.name for p in folders if not p.name.startswith(".")) or "nothing"
-        if found:
-            both = ", ".join(p.name for p in found)
+        if fitting:
+            both = ", ".join(p.name for p in fitting)
             raise UserError(f"dataset {name!r} matches several folders in {root}: {both}; give the full name")
         fix = "give a path, --workspace, or set MRE_RAW" if kind == "raw" else "run mre_plan_and_preprocess first"
         raise UserError(f"dataset {name!r} is not in {root} (found: {existing}); {fix}")
 
 
-def _fits(folder: str, wanted: str) -> bool:
+def _absolute_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user; write the path out") from None
+
+
+def names_dataset(folder: str, wanted: str) -> bool:
+    """Whether ``wanted`` (17, BTCV or Dataset017_BTCV) names the dataset of ``folder``."""
     if folder == wanted:
         return True
     match = _FULL_NAME.match(folder)
     if not match:
         return False
     number, short = match.groups()
-    return short == wanted or (wanted.isdigit() and int(number) == int(wanted))
+    return short == wanted or (_ID.fullmatch(wanted) is not None and int(number) == int(wanted))

@@ -301,7 +301,7 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
             f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
             "first); resample it onto the reference with nearest-neighbour interpolation"
         )
-    return reference, prediction
+    return reference, prediction.on_axes_of(reference.geometry)
 
 
 def _metrics(

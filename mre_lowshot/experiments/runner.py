@@ -7,7 +7,6 @@ a row, resume its training and predict with its models.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -23,15 +22,15 @@ from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.tables import Base, Row, plan_name
-from mre_lowshot.files import read_json, write_json
+from mre_lowshot.files import copy, partial_name, write_json
 from mre_lowshot.planners.decisions import DatasetFacts
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
-from mre_lowshot.preprocessing.prepare import prepare_dataset
+from mre_lowshot.preprocessing.prepare import check_prepared, prepare_dataset
+from mre_lowshot.preprocessing.record import RECORD
+from mre_lowshot.preprocessing.references import reading, shared_files
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer
 from mre_lowshot.trainers.trainer import MRETrainer
-
-RECORD = "preprocessing.json"
 
 
 @dataclass(frozen=True)
@@ -106,31 +105,41 @@ def prepare_row(
         folder: preprocessed/DatasetXXX_Name.
         progress: wraps the sequence of cases, for a progress bar.
     """
-    wanted = {"preprocessing": to_json(plan.preprocessing), "cases": [c.name for c in dataset.labelled]}
     own = folder / plan.plans_name
-    if _record(own) == wanted:
+    if is_prepared(plan, dataset, folder):
         return
-    for other in sorted(path.parent for path in folder.glob(f"*/{RECORD}")):
-        if other != own and _record(other) == wanted:
+    with shared_files(dataset, folder):
+        for other in sorted(path.parent for path in folder.glob(f"*/{RECORD}")):
+            twin = replace(plan, plans_name=other.name)
+            if other == own or not is_prepared(twin, dataset, folder):
+                continue
             own.mkdir(exist_ok=True)
-            for case in dataset.labelled:
-                _link(other / f"{case.name}.npz", own / f"{case.name}.npz")
-            write_json(own / RECORD, wanted)
+            (own / RECORD).unlink(missing_ok=True)
+            with reading(folder, other.name):
+                for case in dataset.labelled:
+                    _link(other / f"{case.name}.npz", own / f"{case.name}.npz")
+                copy(other / RECORD, own / RECORD)
             return
     prepare_dataset(dataset, plan, folder, progress)
 
 
-def _record(folder: Path) -> Any:
-    path = folder / RECORD
-    return read_json(path, "preprocessing record") if path.is_file() else None
+def is_prepared(plan: Plan, dataset: Dataset, folder: Path) -> bool:
+    """Whether all labelled cases are preprocessed for ``plan``, from the present files."""
+    try:
+        return sorted(check_prepared(plan, folder)) == sorted(case.name for case in dataset.labelled)
+    except UserError:
+        return False
 
 
 def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
+    temporary = target.parent / partial_name(target)
     try:
-        os.link(source, target)
+        os.link(source, temporary)
+        os.replace(temporary, target)
     except OSError:
-        shutil.copyfile(source, target)
+        copy(source, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # rename leaves it where both names were the same file
 
 
 def summary_path(results: Path, dataset_name: str, name: str, level: str, fold: int) -> Path:

@@ -5,6 +5,8 @@ They hold tensors and plain values only, so that they load with ``weights_only=T
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -20,7 +22,10 @@ from mre_lowshot.config import FORMAT_VERSION, Plan
 from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.config.plan import wrong_version
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import atomic_write
+from mre_lowshot.files import atomic_write, verify_zip
+from mre_lowshot.inference.archive import read_claims
+from mre_lowshot.inference.checkpoint_check import check_claims, check_values
+from mre_lowshot.plain import require_plain
 
 LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
 
@@ -58,6 +63,9 @@ def save(
         training: state to continue the training from.
         atlases: the fold's, without mirrored ones.
         dataset: content of dataset.json.
+
+    Raises:
+        UserError: it cannot be written, or what was written differs; an earlier file stays.
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -68,28 +76,49 @@ def save(
         "versions": versions(),
         "atlases": [atlas.to_tensors() for atlas in atlases],
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path, check=verify_zip) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as problem:  # how torch reports a file that cannot be written
+            raise _as_os_error(temporary, problem) from None
+
+
+def _as_os_error(path: Path, problem: RuntimeError) -> OSError:
+    """The reason why ``path`` could not be written, found by writing some more."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        return found
+    return OSError(errno.EIO, str(problem).splitlines()[0] if str(problem) else "torch.save failed")
 
 
 def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
     """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``,
     ``atlases``, ``dataset``).
 
+    What the file claims is compared with the plan's network and with the bytes there before tensors are allocated.
+
     Raises:
-        UserError: missing, damaged, of another format, or holding more than tensors and plain values.
+        UserError: missing, damaged (one changed bit is noticed), of another format, holding more than tensors and plain
+            values, tensors that do not fit the plan, or weights that are not finite.
     """
+    claims = read_claims(path)
+    found = claims.get("format_version")
+    if found != FORMAT_VERSION:
+        raise UserError(f"{path}: {wrong_version(found)}")
+    missing = sorted({"plan", "weights", "training", "atlases"} - claims.keys())
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}: not of mre_lowshot, or damaged; train the fold again")
+    require_plain(claims["plan"], f"{path}: plan")
+    plan = from_json(Plan, claims["plan"], f"{path}: plan")
+    check_claims(claims, plan, path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the checkpoint is missing; train the fold first") from None
     except Exception as problem:  # torch raises many kinds for a damaged or foreign file
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again") from None
-    found = content.get("format_version") if isinstance(content, dict) else None
-    if found != FORMAT_VERSION:
-        raise UserError(f"{path}: {wrong_version(found)}")
-    missing = sorted({"plan", "weights", "training", "atlases"} - content.keys())
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(missing)}: not of mre_lowshot, or damaged; train the fold again")
-    return from_json(Plan, content["plan"], f"{path}: plan"), content
+    check_values(content, plan, path)
+    return plan, content

@@ -13,11 +13,16 @@ from torch import nn
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.mirrored import with_mirrored
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_path, require_whole
 from mre_lowshot.config.plan_files import TRAINER
+from mre_lowshot.data.workspace import names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
-from mre_lowshot.network.build import build
+from mre_lowshot.network.build import outline
+
+MAX_FOLD = 999_999_999
+_FOLD = re.compile(r"fold_[0-9]{1,9}$")
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,8 @@ def find_folder(
 
 def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None) -> bool:
     _, its_plans, its_level = path.name.split("__", 2)
-    if dataset is not None:
-        match = re.match(r"Dataset(\d+)_(.+)$", path.parent.name)
-        names = {path.parent.name, *(match.groups() if match else ())}
-        if dataset not in names and not (match and dataset.isdigit() and int(dataset) == int(match[1])):
-            return False
+    if dataset is not None and not names_dataset(path.parent.name, dataset):
+        return False
     return (level is None or its_level == level) and (plans is None or its_plans == plans)
 
 
@@ -88,6 +90,9 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
     Raises:
         UserError: no such folder or fold, or a checkpoint cannot be used.
     """
+    require_path("-m", folder)
+    for fold in folds or ():
+        require_whole("fold", fold, 0, MAX_FOLD)
     if not folder.exists():
         raise UserError(f"model {folder}: does not exist; give .../MRETrainer__MREPlans__1shot or a checkpoint file")
     single = _single_checkpoint(folder)
@@ -95,7 +100,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         if folds is not None:
             raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
         return _loaded(folder, [single], device)
-    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if p.name[5:].isdigit() and list(p.glob("*.pth"))}
+    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and list(p.glob("*.pth"))}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
     if not trained:
         raise UserError(
@@ -125,9 +130,9 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
     folds, plans, networks, atlases, unfinished = [], [], [], [], []
     for path in paths:
         plan, content = checkpoint.load(path, device)
-        fold = int(path.parent.name[5:]) if path.parent.name.startswith("fold_") else plan.fold.fold if plan.fold else 0
-        network = build(plan.network)
-        network.load_state_dict(content["weights"])
+        fold = int(path.parent.name[5:]) if _FOLD.match(path.parent.name) else plan.fold.fold if plan.fold else 0
+        network = outline(plan.network)  # without initialising weights, which the checkpoint's replace
+        network.load_state_dict(content["weights"], assign=True)
         folds.append(fold)
         plans.append(plan)
         networks.append(network)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mre_lowshot import devices
 from mre_lowshot.atlas.alignment import PreviousPass, align
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
 from mre_lowshot.config import InferenceConfig, Plan
+from mre_lowshot.config.check import require_number, require_path
+from mre_lowshot.config.json import suggest
+from mre_lowshot.config.recipe import MIN_STEP
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.scan_input import ScanInput, read_scan
@@ -38,6 +41,7 @@ from mre_lowshot.inference.sliding_window import (
     without_slice_axis,
 )
 from mre_lowshot.inference.stopwatch import Stopwatch
+from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import prepare_case
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.refinement.pipeline import refine
@@ -163,7 +167,7 @@ class Predictor:
                 or a checkpoint file.
             folds: numbers of the folds to average; None: all that are trained.
             device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else the CPU).
-            step_size: distance of overlapping tiles, as a fraction of the patch side, in (0, 1]; None: the plan's
+            step_size: distance of overlapping tiles, as a fraction of the patch side, in [0.05, 1]; None: the plan's
                 tiling.
             centre_tiles: the paper's tiling, which predicts each voxel once. Excludes ``step_size``.
             mirroring: test-time mirroring, if the plan has it.
@@ -175,6 +179,9 @@ class Predictor:
             UserError: no such model, fold or device, or an option out of range.
         """
         inference_with(InferenceConfig(), step_size=step_size, centre_tiles=centre_tiles)  # refused before loading
+        require_path("model", path)
+        if precision not in get_args(Precision):
+            raise UserError(f"--precision {shown(precision)}: {suggest(precision, get_args(Precision))}")
         chosen = devices.resolve(device)
         model = load_model(Path(path), [folds] if isinstance(folds, int) else folds, chosen)
         inference = inference_with(
@@ -376,8 +383,8 @@ def inference_with(
     """
     if centre_tiles and step_size is not None:
         raise UserError("centre tiling and a step size exclude each other; choose one tiling")
-    if step_size is not None and not 0 < step_size <= 1:
-        raise UserError(f"-step_size {step_size}: must lie in (0, 1]")
+    if step_size is not None:
+        require_number("-step_size", step_size, MIN_STEP, 1)
     changes: dict[str, Any] = {}
     if centre_tiles:
         changes["tiling"] = "centre"

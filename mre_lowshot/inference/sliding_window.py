@@ -16,11 +16,12 @@ from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
-from mre_lowshot.inference.tiles import Tile, centre_tiles, gaussian_weight, overlap_tiles
+from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs
 from mre_lowshot.sampling import LocationPrior, location_maps
 
+MAX_TILES = 1_000_000  # of a scan: weeks on a CPU
 CONSTANT = 1e-4  # range of normalised intensities up to which a channel counts as constant
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 AtlasCoordinates = Sequence[np.ndarray | None]
@@ -130,6 +131,12 @@ class SlidingWindow:
     def _cover(self, image: np.ndarray, frame: _Frame, progress: Progress | None) -> np.ndarray:
         size, patch, rule = image.shape[1:], self.patch.size, self.inference
         overlapped = rule.tiling == "overlap"
+        count = count_tiles(size, patch, centre=None if overlapped else self.patch.centre, step=rule.step)
+        if count > MAX_TILES:
+            raise UserError(
+                f"a scan of {size} voxels on the plan's grid needs {count} tiles, at most {MAX_TILES} are computed; "
+                "take a larger -step_size, or plan a coarser grid or a larger patch"
+            )
         tiles = list(
             overlap_tiles(size, patch, rule.step) if overlapped else centre_tiles(size, patch, self.patch.centre)
         )

@@ -7,6 +7,7 @@ the caller).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -65,6 +66,14 @@ def overlap_tiles(size: tuple[int, ...], patch: tuple[int, ...], step: float) ->
     keep = tuple((0, p) for p in patch)
     for start in product(*starts):
         yield Tile(tuple(start), keep)
+
+
+def count_tiles(
+    size: tuple[int, ...], patch: tuple[int, ...], *, centre: tuple[int, ...] | None = None, step: float = 1.0
+) -> int:
+    """How many tiles `centre_tiles` (with ``centre``) or `overlap_tiles` make at most, without making them."""
+    sides = centre or tuple(max(1, int(p * step)) for p in patch)
+    return math.prod(1 + math.ceil(max(0, n - p) / s) for n, p, s in zip(size, patch, sides, strict=True))
 
 
 def gaussian_weight(patch: tuple[int, ...]) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from mre_lowshot.config import NetworkConfig
+from mre_lowshot.limits import require_memory
 from mre_lowshot.network.backbone import CONV, Backbone
 from mre_lowshot.network.embedding import ASPP, Embedding
 from mre_lowshot.network.head import PrototypeHead
@@ -64,8 +68,37 @@ def build(spec: NetworkConfig, plain: bool = False) -> MRENet:
 
     ``plain`` uses torch's dilated convolutions and computes the embedding explicitly, as a reference: state-dict keys
     and initial values are those of the optimized network, outputs are equal up to rounding.
+
+    Raises:
+        UserError: its parameters need more memory than there is.
     """
+    count = parameter_count(outline(spec))
+    require_memory(4 * count, f"a network of {count:.3g} parameters (plan: network)", "plan a smaller one")
     return MRENet(spec, plain)
+
+
+def outline(spec: NetworkConfig) -> MRENet:
+    """The network with names, shapes and types of its weights, on torch's ``meta`` device: nothing is allocated."""
+    with torch.device("meta"):
+        return MRENet(spec)
+
+
+def require_patch_memory(spec: NetworkConfig, patch: tuple[int, ...], *, batch: int, what: str) -> None:
+    """Refuse a patch whose first encoder block alone does not fit into memory: the input, and input and output of one
+    of its convolutions (float32). What is accepted may still be too much.
+
+    Args:
+        spec: the network.
+        patch: its sides, voxels.
+        batch: patches computed at once.
+        what: begins the message.
+
+    Raises:
+        UserError: it needs more memory than there is.
+    """
+    voxels = math.prod(patch)
+    needed = 4 * batch * voxels * (spec.in_channels + spec.location_channels + 2 * spec.widths[0])
+    require_memory(needed, f"{what}: a batch of {batch} patches {patch}", "plan a smaller patch or batch")
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -34,11 +34,12 @@ def draw_case(
         UserError: a file cannot be read.
     """
     image = read_channels(list(images))
-    predicted = (prediction if isinstance(prediction, Volume) else read_labels(prediction)).array
+    volume = prediction if isinstance(prediction, Volume) else read_labels(prediction, like=image.geometry)
+    predicted = volume.array
     spacing = image.geometry.spacing
     truth = scores = None
     if reference is not None:
-        truth = read_labels(reference).array
+        truth = read_labels(reference, like=image.geometry).array
         foreground = {name: value for name, value in labels.items() if value}
         metrics = case_metrics(truth, predicted, foreground, spacing)
         scores = {name: metrics[value]["Dice"] for name, value in foreground.items()}

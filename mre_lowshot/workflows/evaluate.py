@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mre_lowshot.config.check import require_path, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import validate_labels
 from mre_lowshot.data.volume import read_labels
@@ -83,10 +84,15 @@ def evaluate(
             would be replaced. A case that cannot be compared is named in the summary instead.
     """
     reporter = reporter or Reporter()
+    for name, folder in (("GT", reference), ("PRED", prediction), ("-djfile", dataset_json), ("-o", output)):
+        if folder is not None or name in ("GT", "PRED"):
+            require_path(name, folder)
+    if ignore is not None:
+        require_whole("--ignore", ignore, 0, 2**31 - 1)
     reference, prediction = Path(reference), Path(prediction)
     if profile not in EVALUATION_PROFILES:
         raise UserError(f"--profile {profile!r}: {suggest(profile, EVALUATION_PROFILES)}")
-    out = Path(output) if output else prediction
+    out = Path(output) if output is not None else prediction
     if out.suffix == ".json":
         raise UserError(f"-o {out}: give a folder, not a file; summary.json and summary.csv are written into it")
     for folder in (reference, prediction):
@@ -153,7 +159,7 @@ def _labels(
     """The labels to evaluate and the one to ignore; reports where they come from."""
     folders = [prediction, prediction / "..", reference, reference / ".."]
     candidates = (folder / "dataset.json" for folder in folders)
-    found = Path(dataset_json) if dataset_json else next((p for p in candidates if p.is_file()), None)
+    found = Path(dataset_json) if dataset_json is not None else next((p for p in candidates if p.is_file()), None)
     own_ignore: int | None = None
     if found:
         labels, own_ignore = labels_from_dataset_json(found)

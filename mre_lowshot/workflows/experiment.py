@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot import devices
+from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.paper_datasets import groups_of
@@ -22,6 +23,7 @@ from mre_lowshot.experiments.report import RowResult
 from mre_lowshot.experiments.runner import (
     Setting,
     is_done,
+    is_prepared,
     plan_row,
     prepare_row,
     summary_path_of,
@@ -31,13 +33,16 @@ from mre_lowshot.experiments.runner import (
 from mre_lowshot.experiments.tables import Base, Row, Table, named
 from mre_lowshot.experiments.text import format_overview, format_rows
 from mre_lowshot.files import read_json
+from mre_lowshot.inference.models import MAX_FOLD
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
+from mre_lowshot.preprocessing.prepare import check_prepared
+from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.trainers.fold import FoldJob, validate
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
-from mre_lowshot.workflows.train import training_progress
+from mre_lowshot.workflows.train import check_options, training_progress
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,9 @@ def experiment(
     Raises:
         UserError: an option is wrong.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
-    if folds and min(folds) < 0:
-        raise UserError(f"--folds {min(folds)}: folds count from 0")
+    check_options(iterations=iterations, seed=seed, workers=workers)
+    for fold in folds or ():
+        require_whole("--folds", fold, 0, MAX_FOLD)
     found_table = named(table)
     level = with_cohort(level, cohort) if cohort else parse_level(level)
     run = _Run(
@@ -180,8 +182,10 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
     failed = 0
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
     for row, plan in zip(run.rows, plans, strict=True):
-        write_plan(plan, folder)
-        prepare_row(plan, dataset, folder, bar)
+        if not (is_prepared(plan, dataset, folder) and (folder / f"{plan.plans_name}.json").is_file()):
+            with planning(folder, plan.plans_name):
+                write_plan(plan, folder)
+                prepare_row(plan, dataset, folder, bar)
         for fold in folds:
             job = FoldJob(
                 plan,
@@ -193,7 +197,10 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
                 device=device,
                 seed=run.setting.seed,
             )
-            failed += _run_fold(run, row, job)
+            with job.reading(), job.locked():
+                write_plan(plan, folder)
+                check_prepared(plan, folder)
+                failed += _run_fold(run, row, job)
     return failed
 
 

@@ -11,19 +11,23 @@ from typing import Any
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_number, require_path, require_plans_name
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.verification import raise_problems, verify
+from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_json
+from mre_lowshot.plain import shown
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
 from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
 from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
-from mre_lowshot.planners.rules import hu_rule
 from mre_lowshot.preprocessing.prepare import prepare_dataset
+from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.workflows.reporting import Reporter
 
 DEFAULT_NAME = "MREPlans"
@@ -81,37 +85,48 @@ def plan(
         UserError: an option, the dataset or a file of it is wrong; all problems of a dataset are listed at once.
     """
     reporter = reporter or Reporter()
-    changes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (changes or {}).items()}
+    changes = _texts(changes or {})
     _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb)
+    require_path("-d", str(dataset))
     space = Workspace.resolve(workspace)
     raw = space.find(str(dataset), "raw")
     folder = space.preprocessed / raw.name
     reporter.info(f"{raw.name}: raw data in {raw}, output in {folder}")
-    found, fingerprint = verified_dataset(raw, reporter)
-    write_fingerprint(folder, fingerprint)
-    path = folder / f"{plans_name}.json"
-    if keep_plan:
-        made = load_plan(path)
-        _check_kept_plan(made, path, found)
-    else:
-        target = devices.resolve(device)
-        planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
-        first, rest = split_changes(changes)
-        chosen = preset_with(recipe, first)
-        made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
-        made = with_changes(made, rest)
-        _write_plan(made, path, overwrite=overwrite)
-    _report_plan(made, path, found, reporter)
-    notes: tuple[str, ...] = ()
-    if preprocess:
-        bar = partial(reporter.iterate, description="preprocess", unit="scan")
-        notes = tuple(prepare_dataset(found, made, folder, bar))
-        for note in notes:
-            reporter.info(f"  NOTE {note}")
-        labelled = len(found.labelled)
-        more = f"; or on all of them: mre_train {raw.name} all fold0" if labelled in (2, 3) else ""
-        reporter.info(f"  {labelled} cases preprocessed; next: mre_train {raw.name} 1shot fold0{more}")
+    if keep_plan and not (folder / f"{plans_name}.json").is_file():
+        load_plan(folder / f"{plans_name}.json")  # refuses before every scan was read
+    target = devices.resolve(device)
+    planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
+    first, rest = split_changes(changes)
+    chosen = preset_with(recipe, first)
+    with planning(folder, plans_name):
+        found, fingerprint = verified_dataset(raw, reporter)
+        path = folder / f"{plans_name}.json"
+        if keep_plan:
+            made = load_plan(path)
+            _check_kept_plan(made, path, found)
+        else:
+            made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
+            made = with_changes(made, rest)
+            _check_plan(made, path, overwrite=overwrite)
+            write_json(path, to_json(made))
+        write_fingerprint(folder, fingerprint)
+        _report_plan(made, path, found, reporter)
+        notes: tuple[str, ...] = ()
+        if preprocess:
+            notes = _preprocess(found, made, folder, reporter)
     return PlanResult(made, path, found, folder, notes)
+
+
+def _preprocess(dataset: Dataset, plan: Plan, folder: Path, reporter: Reporter) -> tuple[str, ...]:
+    """Preprocess all labelled cases, and report; returns the notes."""
+    bar = partial(reporter.iterate, description="preprocess", unit="scan")
+    notes = tuple(prepare_dataset(dataset, plan, folder, bar))
+    for note in notes:
+        reporter.info(f"  NOTE {note}")
+    labelled = len(dataset.labelled)
+    more = f"; or on all of them: mre_train {dataset.name} all fold0" if labelled in (2, 3) else ""
+    reporter.info(f"  {labelled} cases preprocessed; next: mre_train {dataset.name} 1shot fold0{more}")
+    return notes
 
 
 def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, Any]]:
@@ -122,18 +137,37 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
     """
     dataset = Dataset.load(raw)
     measured: dict[str, dict[str, Any]] = {}
+    ct = [is_ct(name) for name in dataset.channel_names]
+    not_hu: list[str] = []
+    notes: list[str] = []
 
     def measure(case: Case, image: Volume, label: Volume | None) -> None:
         geometry = image.geometry
-        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation)
+        measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation, ct=ct)
+        for name, channel in zip(dataset.channel_names, image.array, strict=True):
+            if problem := hu_rule(name, hu_histogram(channel) if is_ct(name) else None):
+                (not_hu if problem.certain else notes).append(f"case {case.name}: {problem.sentence}")
+        for what, volume in (("", image), ("label map: ", label)):
+            notes.extend(f"case {case.name}: {what}{note}" for note in getattr(volume, "notes", ()))
 
     problems = verify(dataset, measure, partial(reporter.iterate, description="verify", unit="scan"))
-    for case, found in measured.items():
-        for channel, its in zip(dataset.channel_names, found["channels"], strict=True):
-            if problem := hu_rule(channel, its["percentile_00_5"], its["percentile_99_5"]):
-                problems.append(f"case {case}: {problem}")
-    raise_problems(dataset, problems)
+    raise_problems(dataset, [*problems, *not_hu])
+    for note in notes:
+        reporter.warning(f"  NOTE {note}")
     return dataset, dataset_fingerprint(dataset.name, measured)
+
+
+def _texts(changes: Mapping[str, Any]) -> dict[str, str]:
+    """Changes as the command line gives them."""
+    texts = {}
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            raise UserError(f"changes: {shown(key)} is no field; write recipe.optimizer.iterations, for example")
+        try:
+            texts[key] = value if isinstance(value, str) else json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as problem:
+            raise UserError(f"changes: {key} is {shown(value)}, which is no JSON value ({problem})") from None
+    return texts
 
 
 def _check_options(
@@ -143,13 +177,9 @@ def _check_options(
         raise UserError("--set makes another plan; give it its own name with -p NAME (not MREPlans)")
     if keep_plan and (changes or overwrite):
         raise UserError("--keep_plan uses the existing plan; leave out --set and --overwrite")
-    if memory_gb is not None and memory_gb <= 0:
-        raise UserError(f"--memory {memory_gb}: must be above 0 (GB)")
-    if not plans_name.replace("_", "").replace("-", "").isalnum() or "__" in f"_{plans_name}_":
-        raise UserError(
-            f"-p {plans_name!r}: use letters, digits, - and _ only, and no leading, trailing or double _ "
-            "(the name is part of folder names)"
-        )
+    if memory_gb is not None:
+        require_number("--memory", memory_gb, 0.1, 1e5)
+    require_plans_name("-p", plans_name)
 
 
 def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:
@@ -169,8 +199,8 @@ def _check_kept_plan(plan: Plan, path: Path, dataset: Dataset) -> None:
             )
 
 
-def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
-    """Write the plan; refuse an existing one that differs, unless ``overwrite``."""
+def _check_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
+    """Refuse an existing plan that differs, unless ``overwrite``."""
     existing = load_plan(path) if path.is_file() and not overwrite else plan
     if existing != plan:
         why = first_difference(existing, plan)
@@ -178,7 +208,6 @@ def _write_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
             f"{path}: already exists and differs from the new plan ({why}; possible causes: edited by hand, "
             "other options, other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
         )
-    write_json(path, to_json(plan))
 
 
 def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -> None:

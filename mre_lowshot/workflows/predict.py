@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.data.dataset import CONVERT, Case, find_cases
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.data.splits import parse_fold, parse_level
@@ -70,8 +71,12 @@ def predict(
             be replaced. A scan that fails is reported in the result instead.
     """
     reporter = reporter or Reporter()
+    for name, path in (("-i", inputs), ("-o", output)):
+        require_path(name, path)
     inputs, output = Path(inputs), Path(output)
-    if model is not None and (dataset or level or plans_name):
+    if plans_name is not None:
+        require_plans_name("-p", plans_name)
+    if model is not None and any(option is not None for option in (dataset, level, plans_name)):
         raise UserError("-m names the model folder itself; leave out -d, -c and -p")
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
     folder, how = _find_model(model, dataset, level, plans_name, workspace)
@@ -109,6 +114,8 @@ def predict(
 
 
 def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int, overwrite: bool) -> None:
+    require_whole("-num_parts", num_parts, 1, 1_000_000)
+    require_whole("-part_id", part_id, 0, 999_999)
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id {part_id}: must lie in 0 to {num_parts - 1} (-num_parts)")
     if not inputs.exists():
@@ -143,7 +150,10 @@ def _find_model(
     if model is None:
         results = Workspace.resolve(workspace).results
         return find_folder(
-            results, str(dataset) if dataset is not None else None, parse_level(level) if level else None, plans_name
+            results,
+            str(dataset) if dataset is not None else None,
+            parse_level(level) if level is not None else None,
+            plans_name,
         )
     return Path(model), "-m"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +16,21 @@ import torch
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
+from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
+from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
+from mre_lowshot.files import remove_leftovers
 from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import check_prepared
+from mre_lowshot.preprocessing.record import REFERENCES
+from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -109,12 +117,13 @@ def train(
         UserError: an option is wrong, the dataset is not planned, or the fold was trained before (mode ``new``).
         NumericalError: the training diverged; the last good checkpoint is kept.
     """
-    if iterations is not None and iterations < 1:
-        raise UserError(f"--iterations {iterations}: must be at least 1")
-    if workers < 0:
-        raise UserError(f"--workers {workers}: must be 0 or more")
+    check_options(iterations=iterations, seed=seed, workers=workers)
+    require_plans_name("-p", plans_name)
+    require_path("the dataset", str(dataset))
+    if cohorts_file is not None:
+        require_path("--cohorts", cohorts_file)
     if mode not in (modes := [m.value for m in TrainMode]):
-        raise UserError(f"mode {mode!r}: {suggest(mode, modes)}")
+        raise UserError(f"mode {shown(mode)}: {suggest(mode, modes)}")
     reporter = reporter or Reporter()
     if deterministic:
         devices.make_deterministic()
@@ -132,15 +141,48 @@ def train(
             cohorts_file=Path(cohorts_file) if cohorts_file else None,
         )
         space = Workspace.resolve(workspace)
-        jobs = _jobs(request, space, processes=processes, device=found, reporter=reporter)
-        results = []
-        for job in jobs:
-            results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
+        prepared = space.find(str(dataset), "preprocessed")
+        with ExitStack() as held:
+            if processes.first:
+                held.enter_context(_held_cases(prepared, plans_name))
+            jobs = _jobs(request, space, prepared, processes=processes, device=found, reporter=reporter)
+            for job in jobs:  # all at once: a fold in use is refused before others were trained for hours
+                held.enter_context(job.locked())
+            results = []
+            for job in jobs:
+                results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
     dice = [r.summary["foreground_mean"]["Dice"] for r in results if r.summary]
     if len(dice) > 1:
         spread = statistics.stdev(dice)
         reporter.info(f"{len(dice)} folds: mean Dice {statistics.mean(dice):.4f}, SD over folds {spread:.4f}")
     return TrainResult(jobs[0].folder.parent, tuple(results))
+
+
+def check_options(*, iterations: int | None, seed: int | None, workers: int) -> None:
+    """Refuse numbers that no training can use, before anything is written.
+
+    Raises:
+        UserError: names the option.
+    """
+    if iterations is not None:
+        require_whole("--iterations", iterations, 1, MAX_ITERATIONS)
+    if seed is not None:
+        require_whole("--seed", seed, 0, 2**32 - 1)
+    require_whole("--workers", workers, 0, max(64, 4 * (os.cpu_count() or 1)))
+
+
+@contextmanager
+def _held_cases(prepared: Path, plans_name: str) -> Iterator[None]:
+    """Hold the plan's preprocessed cases for reading, and remove what killed runs left."""
+    if not (prepared / f"{plans_name}.json").is_file() or not re.fullmatch(r"[\w-]+", plans_name):
+        raise UserError(
+            f"plan {prepared / f'{plans_name}.json'} is missing; run mre_plan_and_preprocess first (-p names another "
+            "plan)"
+        )
+    with reading(prepared, plans_name):
+        for folder in (prepared, prepared / plans_name, prepared / REFERENCES):
+            remove_leftovers(folder)
+        yield
 
 
 @dataclass(frozen=True)
@@ -164,12 +206,18 @@ class _Request:
 
 
 def _jobs(
-    request: _Request, workspace: Workspace, *, processes: Processes, device: torch.device, reporter: Reporter
+    request: _Request,
+    workspace: Workspace,
+    prepared: Path,
+    *,
+    processes: Processes,
+    device: torch.device,
+    reporter: Reporter,
 ) -> list[FoldJob]:
     level, fold = parse_level(request.level), parse_fold(request.fold)
-    prepared = workspace.find(request.dataset, "preprocessed")
     plan = load_plan(prepared / f"{request.plans_name}.json")
-    names = check_prepared(plan, prepared)
+    check_options(iterations=plan.recipe.optimizer.iterations, seed=None, workers=0)
+    names = check_prepared(plan, prepared, log=reporter.info)
     cohort = None
     if request.cohort:
         level = with_cohort(level, request.cohort)

@@ -1,14 +1,15 @@
 """Image formats: one module for each reader, chosen by file ending through `READERS`.
 
-A reader module has ``read(path) -> (array, Geometry)``, the array (D, H, W) or (D, H, W, components) in LPS, and
-``write(path, array, geometry)``. It is imported when a file of its format is read or written.
+A reader module has ``read_header(path) -> Header``, ``read(path) -> (array, Header)``, the array (k, j, i) or (k, j, i,
+components) in the order of the file, and ``write(path, array, geometry)``. It is imported when a file of its format is
+read or written. Only the file named is read (and the file of voxels that a header names beside itself).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mre_lowshot.errors import UserError
 
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mre_lowshot.data.geometry import Geometry
+    from mre_lowshot.data.readers.header import Header
 
-_SITK = "mre_lowshot.data.readers.simpleitk"
+_RASTER = "mre_lowshot.data.readers.raster"
+_METAIMAGE = "mre_lowshot.data.readers.metaimage"
 READERS = {
     ".nii.gz": "mre_lowshot.data.readers.nifti",
     ".nii": "mre_lowshot.data.readers.nifti",
-    ".nrrd": _SITK,
-    ".mha": _SITK,
-    ".mhd": _SITK,
-    ".png": _SITK,
-    ".tif": _SITK,
-    ".tiff": _SITK,
+    ".nrrd": "mre_lowshot.data.readers.nrrd",
+    ".mha": _METAIMAGE,
+    ".mhd": _METAIMAGE,
+    ".png": _RASTER,
+    ".tif": _RASTER,
+    ".tiff": _RASTER,
 }
 READABLE_ENDINGS = tuple(READERS)
 COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # 2D formats; one file may hold all channels (RGB)
@@ -38,24 +41,78 @@ def file_ending(path: Path) -> str:
     return next((ending for ending in READABLE_ENDINGS if name.endswith(ending)), "")
 
 
-def read_array(path: Path) -> tuple[np.ndarray, Geometry]:
-    """Read an image file in LPS: array (D, H, W) or (D, H, W, components), and its geometry.
+def read_header(path: Path) -> Header:
+    """The header of an image file, without its voxels: grid, components, type, and what is contradictory in it.
 
     Raises:
-        UserError: missing, not a format read here, unreadable, or neither 2D nor 3D.
+        UserError: missing, not a format read here, not readable, or a header that cannot be right.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: the file is missing")
-    read: tuple[np.ndarray, Geometry] = import_module(READERS.get(file_ending(path), _SITK)).read(path)
-    return read
+    header: Header = _call(path, "read_header")
+    return header
+
+
+def read_array(path: Path) -> tuple[np.ndarray, Header]:
+    """Read an image file in LPS: array (D, H, W) or (D, H, W, components), and its header.
+
+    Raises:
+        UserError: as `read_header`; truncated or damaged, more voxels than the memory holds, or voxels that are NaN or
+            infinite.
+    """
+    from mre_lowshot.data.axes import turn_array
+    from mre_lowshot.limits import require_memory
+
+    header = read_header(path)
+    size = " x ".join(map(str, header.geometry.file_grid().shape[::-1]))
+    require_memory(header.memory, f"{path}: {size} voxels", "crop or downsample the image")
+    array, header = _call(path, "read")
+    _check_finite(path, array)
+    return turn_array(array, header.geometry.axes), header
 
 
 def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write (D, H, W) on the grid it was read from, in the file's own orientation.
 
     Raises:
-        UserError: the ending is not a format written here.
+        UserError: the ending is not a format written here, or the file cannot be written.
     """
     if not file_ending(path):
         raise UserError(f"{path}: unknown image ending; use one of {', '.join(READABLE_ENDINGS)}")
     import_module(READERS[file_ending(path)]).write(path, array, geometry)
+
+
+def _call(path: Path, function: str) -> Any:
+    from mre_lowshot.data.readers.content import check_file, look
+
+    check_file(path)
+    ending = file_ending(path)
+    if not ending:
+        with path.open("rb") as file:
+            seen = look(file.read(540))
+        raise UserError(
+            f"{path}: cannot be read as an image (unknown image ending{f'; it looks like {seen}' if seen else ''}); "
+            f"use one of {', '.join(READABLE_ENDINGS)}"
+        )
+    try:
+        return getattr(import_module(READERS[ending]), function)(path)
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory; crop or downsample the image") from None
+    except Exception as problem:  # of any class: the libraries' errors must not end the run of the other files
+        reason = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise UserError(
+            f"{path}: cannot be read as an image ({reason[-1]}); export it again as one of "
+            f"{', '.join(READABLE_ENDINGS)}"
+        ) from None
+
+
+def _check_finite(path: Path, array: np.ndarray) -> None:
+    import numpy as np
+
+    if array.dtype.kind != "f" or (np.isfinite(array.min()) and np.isfinite(array.max())):
+        return
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    raise UserError(
+        f"{path} has {bad} voxel(s) that are NaN or infinite; "
+        "replace them, for example with the value of the background"
+    )

@@ -1,39 +1,16 @@
-"""NRRD, MetaImage, PNG and TIFF through SimpleITK, whose (x, y, z) order is confined to this module."""
+"""SimpleITK images, whose (x, y, z) order is confined to this module."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import atomic_write
-
-
-def read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """Read a file in LPS: array (D, H, W) or (D, H, W, components), and its geometry.
-
-    Raises:
-        UserError: unreadable, or neither 2D nor 3D.
-    """
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as problem:
-        reason = str(problem).strip().splitlines()[-1].strip()
-        if "orthonormal" in reason:
-            raise UserError(
-                f"{path}: its axes are not at right angles (gantry tilt, or a registration left in the header); "
-                "resample it to a grid without shear"
-            ) from None
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}); export it again as one of {', '.join(READABLE_ENDINGS)}"
-        ) from None
-    return from_sitk(image, str(path))
 
 
 def from_sitk(image: sitk.Image, name: str = "image") -> tuple[np.ndarray, Geometry]:
@@ -41,7 +18,7 @@ def from_sitk(image: sitk.Image, name: str = "image") -> tuple[np.ndarray, Geome
     slice of 1 mm.
 
     Raises:
-        UserError: the image is neither 2D nor 3D; ``name`` begins the message.
+        UserError: the image is neither 2D nor 3D, or its grid cannot be used; ``name`` begins the message.
     """
     dimensions = 2 if image.GetDimension() == 2 else 3
     if image.GetDimension() == 2:
@@ -53,47 +30,67 @@ def from_sitk(image: sitk.Image, name: str = "image") -> tuple[np.ndarray, Geome
             f"{name}: has {image.GetDimension()} dimensions {image.GetSize()}; give 2D or 3D, one file per channel "
             "(split a time series or a stack of channels into case_0000, case_0001, ...)"
         )
-    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-    image = sitk.DICOMOrient(image, "LPS")
-    geometry = Geometry(
-        shape=tuple(reversed(image.GetSize())),
-        spacing=tuple(reversed(image.GetSpacing())),
-        origin=tuple(image.GetOrigin()),
-        direction=tuple(image.GetDirection()),
-        orientation=code,
-        dimensions=dimensions,
-    )
-    return sitk.GetArrayFromImage(image), geometry
+    columns = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    origin = np.array(image.GetOrigin())
+    geometry = Geometry.of_file(columns, origin, image.GetSize(), name=name, dimensions=dimensions)
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{name}: has voxels of type {array.dtype}; give integers or real numbers")
+    return turn_array(array, geometry.axes), geometry
 
 
 def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     """(D, H, W) as a SimpleITK image in the file's own orientation; 2D where the file was 2D."""
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(tuple(reversed(geometry.spacing)))
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    image = sitk.DICOMOrient(image, geometry.orientation)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(turn_array(array, inverse(geometry.axes))))
+    grid = geometry.file_grid()
+    image.SetSpacing(tuple(reversed(grid.spacing)))
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
     oriented: sitk.Image = image[:, :, 0] if geometry.dimensions == 2 and image.GetSize()[2] == 1 else image
     return oriented
 
 
-def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write (D, H, W), compressed, in the file's own orientation. 2D formats take one slice.
+def write_slice(path: Path, array: np.ndarray, spacing: tuple[float, float]) -> None:
+    """Write (H, W), compressed; ``spacing`` along x and y.
 
     Raises:
-        UserError: several slices for a 2D format.
+        RuntimeError: it cannot be written.
     """
-    image = to_sitk(array, geometry)
-    if file_ending(path) in COLOUR_ENDINGS and image.GetDimension() == 3:
-        if image.GetSize()[2] > 1:
-            raise UserError(f"{path}: {file_ending(path)} holds one slice, not {image.GetSize()[2]}; use .nii.gz")
-        image = image[:, :, 0]
-    if file_ending(path) == ".mhd":  # two files, and the header names the other: it comes last
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial.", dir=path.parent) as folder:
-            sitk.WriteImage(image, str(Path(folder, path.name)), useCompression=True)
-            for part in sorted(Path(folder).iterdir(), key=lambda p: p.suffix == ".mhd"):
-                os.replace(part, path.parent / part.name)
-        return
-    with atomic_write(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def decode(path: str, *, header_only: bool) -> tuple[dict[str, Any], memoryview | bytes]:
+    """A file's header as plain values, and its voxels.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    if header_only:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(path)
+        reader.ReadImageInformation()
+        example = sitk.Image([1, 1], _scalar(reader.GetPixelID()))
+        dtype = sitk.GetArrayViewFromImage(example).dtype
+        return _about(reader, reader.GetNumberOfComponents(), dtype), b""
+    image = sitk.ReadImage(path)
+    array = np.ascontiguousarray(sitk.GetArrayFromImage(image))  # a view would not outlive the image
+    return _about(image, image.GetNumberOfComponentsPerPixel(), array.dtype), array.data.cast("B")
+
+
+def _about(image: Any, components: int, dtype: np.dtype) -> dict[str, Any]:
+    return {
+        "size": image.GetSize(),
+        "spacing": image.GetSpacing(),
+        "components": max(1, components),
+        "dtype": dtype.str,
+    }
+
+
+def _scalar(kind: int) -> int:
+    """The pixel type of the components of a vector pixel type."""
+    for name in ("UInt8", "Int8", "UInt16", "Int16", "UInt32", "Int32", "UInt64", "Int64", "Float32", "Float64"):
+        if kind == getattr(sitk, f"sitkVector{name}"):
+            return int(getattr(sitk, f"sitk{name}"))
+    return int(kind)

@@ -1,0 +1,259 @@
+"""NRRD files: headers through pynrrd, voxels with sizes and checksums verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nrrd
+import numpy as np
+
+from mre_lowshot.data.axes import inverse, turn_array
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels
+from mre_lowshot.data.readers.header import Header
+from mre_lowshot.data.readers.nrrd_grid import spatial_grid
+from mre_lowshot.data.readers.verified import compare, data_file, packer
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import atomic_write
+
+_LONGEST = 1 << 20  # bytes of a header
+_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
+_ENCODINGS = {
+    "raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "ascii": "text", "text": "text",
+    "txt": "text", "hex": "hex",
+}  # fmt: skip
+# Fields of the scan that are written again with a label map on its grid, as they were.
+_KEPT = (
+    "space",
+    "space dimension",
+    "space directions",
+    "space origin",
+    "space units",
+    "spacings",
+    "axis mins",
+    "axismins",
+)
+
+
+def read_header(path: Path) -> Header:
+    """The header alone.
+
+    Raises:
+        UserError: it is damaged, or specifies something that is not read here.
+    """
+    with open_file(path) as file:
+        return _parsed(path, file)[0]
+
+
+def read(path: Path) -> tuple[np.ndarray, Header]:
+    """The voxels (k, j, i) or (k, j, i, components) in the order of the file.
+
+    Raises:
+        UserError: as `read_header`; damaged or truncated voxels.
+    """
+    with open_file(path) as file:
+        header, fields, start = _parsed(path, file)
+        file.seek(start)
+        detached = _field(fields, "data file", "datafile")
+        if detached is None:
+            array = _voxels(path, file, header, fields)
+        else:
+            with open_file(data_file(path, detached)) as other:
+                array = _voxels(path, other, header, fields)
+    sizes = [int(n) for n in fields["sizes"]]
+    array = array.reshape(sizes[::-1])
+    if (axis := _component_axis(fields)) is not None:
+        array = np.moveaxis(array, array.ndim - 1 - axis, -1)
+    size = header.geometry.file_grid().shape
+    return array.reshape(*size, header.components) if axis is not None else array.reshape(size), header
+
+
+def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write ``array`` (D, H, W) in the order of the file that its ``geometry`` was read from, compressed, with the
+    fields for the space of that file where it was an NRRD file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    native = np.ascontiguousarray(turn_array(array, inverse(geometry.axes)))
+    if geometry.dimensions == 2 and native.shape[0] == 1:
+        native = native[0]
+    lines = [
+        "NRRD0004",
+        f"type: {_TYPES[native.dtype.name]}",
+        f"dimension: {native.ndim}",
+        f"sizes: {' '.join(map(str, native.shape[::-1]))}",
+        *_space(geometry, native.ndim),
+        f"kinds: {' '.join(['domain'] * native.ndim)}",
+        *(["endian: little"] if native.dtype.itemsize > 1 else []),
+        "encoding: gzip",
+    ]
+    start = ("\n".join(lines) + "\n\n").encode()
+    data = native.astype(native.dtype.newbyteorder("<"), copy=False)
+    compressor = packer(data, gzip=True)
+    packed = compressor.compress(data.data.cast("B")) + compressor.flush()
+    with atomic_write(path, compare(start, packed)) as temporary, temporary.open("wb") as file:
+        file.write(start)
+        file.write(packed)
+
+
+def _parsed(path: Path, file: BinaryIO) -> tuple[Header, dict[str, Any], int]:
+    """The header, its fields, and where the data start."""
+    raw = file.read(_LONGEST)
+    if not raw.startswith(b"NRRD0"):
+        raise not_an_image(path, "an NRRD file", raw[:540])
+    end = re.search(rb"\r?\n\r?\n", raw)
+    text, start = (raw[: end.start()], end.end()) if end else (raw, len(raw))
+    if not end and len(raw) == _LONGEST:
+        raise damaged(path, "its header does not end")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fields = dict(nrrd.read_header(BytesIO(text + b"\n")))
+        dtype = nrrd.reader._determine_datatype(fields) if _encoding(fields) != "text" else _plain_type(fields)
+        sizes = [int(n) for n in fields["sizes"]]
+        if int(fields["dimension"]) != len(sizes):
+            raise ValueError(f"dimension {fields['dimension']}, but {len(sizes)} sizes")
+        strings = dict(re.findall(r"(?m)^([a-z][a-z ]*): *(.*?)\s*$", text.decode("ascii", "ignore")))
+        component_axis = _component_axis(fields)
+    except UserError:
+        raise
+    except Exception as problem:  # pynrrd raises errors of many classes
+        reason = f"field {problem} is missing" if isinstance(problem, KeyError) else str(problem)
+        raise UserError(f"{path}: cannot be read as an image (NRRD header: {reason}); export it again") from None
+    if dtype.kind not in "iuf":
+        raise UserError(f"{path}: cannot be read as an image (NRRD type {fields['type']}); save numbers")
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"{path}: cannot be read as an image (sizes {sizes} must be 1 or more); export it again")
+    _encoding(fields, path)
+    spatial = [axis for axis in range(len(sizes)) if axis != component_axis]
+    while len(spatial) > 3 and sizes[spatial[-1]] == 1:
+        spatial.pop()  # a series of one volume
+    if not 2 <= len(spatial) <= 3:
+        overlapping = any("Segment" in name for name in fields)
+        fix = (
+            "its segments overlap, and a label map has one value a voxel: in 3D Slicer export the segments as a binary "
+            "label map"
+            if overlapping
+            else "give 2D or 3D, one file per channel (split a time series or a stack of channels into case_0000, "
+            "case_0001, ...)"
+        )
+        raise UserError(f"{path}: has {len(sizes)} dimensions {tuple(sizes)}; {fix}")
+    components = sizes[component_axis] if component_axis is not None else 1
+    if component_axis is not None and any("Segment" in name for name in fields):
+        raise UserError(
+            f"{path}: has {len(sizes)} dimensions {tuple(sizes)}: its segments overlap, and a label map has one value "
+            "a voxel; in 3D Slicer export the segments as a binary label map"
+        )
+    geometry, notes = spatial_grid(path, fields, spatial, [sizes[axis] for axis in spatial])
+    held = {name: strings[name] for name in _KEPT if name in strings}
+    if "space directions" in held:
+        held["space directions"] = " ".join(
+            vector for vector in re.findall(r"\([^)]*\)|none", held["space directions"]) if vector != "none"
+        )
+    held = {name: " ".join(held[name].split()) for name in held}
+    geometry = replace(geometry, header=f"nrrd:{json.dumps(held)}") if component_axis is None else geometry
+    return Header(geometry, components, np.dtype(dtype), tuple(notes)), fields, start
+
+
+def _voxels(path: Path, file: BinaryIO, header: Header, fields: dict[str, Any]) -> np.ndarray:
+    line_skip, byte_skip = (int(_field(fields, f"{name} skip", f"{name}skip") or 0) for name in ("line", "byte"))
+    if line_skip < 0 or byte_skip < -1 or line_skip > 10_000:
+        raise UserError(
+            f"{path}: cannot be read as an image (line skip {line_skip}, byte skip {byte_skip}); export it again"
+        )
+    for _ in range(line_skip):
+        file.readline(_LONGEST)
+    kind, count = _encoding(fields), header.stored_bytes
+    if kind in ("text", "hex"):
+        return _written_out(path, file, header, kind)
+    if byte_skip == -1 and kind == "raw":
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        byte_skip = max(left - count, 0)
+    if byte_skip == -1:
+        raise UserError(f"{path}: cannot be read as an image (byte skip -1 with compressed data); export it again")
+    return read_voxels(path, file, kind=kind, count=count, skip=byte_skip).view(header.dtype)
+
+
+def _written_out(path: Path, file: BinaryIO, header: Header, kind: str) -> np.ndarray:
+    """Voxels written as text."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if 2 * header.stored_bytes > left if kind == "hex" else 2 * header.voxels * header.components - 1 > left:
+        raise damaged(path, "the file has fewer voxels than its header specifies")
+    try:
+        if kind == "hex":
+            values = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), header.dtype)
+        else:
+            values = np.array(file.read().split(), dtype=header.dtype)
+    except (ValueError, OverflowError):
+        values = np.empty(0)
+    if values.size != header.voxels * header.components:
+        raise damaged(path, "the number of its voxels is not that of its header")
+    return values
+
+
+def _field(fields: dict[str, Any], *names: str) -> Any:
+    return next((fields[name] for name in names if name in fields), None)
+
+
+def _encoding(fields: dict[str, Any], path: Path | None = None) -> str:
+    given = str(fields["encoding"]).lower()
+    if given not in _ENCODINGS and path is not None:
+        raise UserError(f"{path}: cannot be read as an image (NRRD encoding {given}); save it with gzip")
+    return _ENCODINGS.get(given, "raw")
+
+
+def _plain_type(fields: dict[str, Any]) -> np.dtype:
+    dtype: np.dtype = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[fields["type"]])
+    return dtype
+
+
+def _component_axis(fields: dict[str, Any]) -> int | None:
+    """The axis of the components of a voxel; None where there is none."""
+    kinds = [str(kind).lower() for kind in fields.get("kinds", ())]
+    count = len(fields["sizes"])
+    if kinds and len(kinds) != count:
+        raise ValueError(f"{len(kinds)} kinds for {count} axes")
+    found = [axis for axis, kind in enumerate(kinds) if kind not in ("domain", "space", "time", "???", "none")]
+    directions = fields.get("space directions")
+    if not found and directions is not None and count > 3:
+        found = [axis for axis, row in enumerate(directions) if row is None or not np.isfinite(row).any()]
+    if len(found) > 1:
+        raise ValueError(f"kinds {' '.join(kinds)}: more than one axis of components")
+    if found and found[0] not in (0, count - 1):
+        raise ValueError(f"kinds {' '.join(kinds)}: the components must be the first or the last axis")
+    return found[0] if found and count > 2 else None
+
+
+def _space(geometry: Geometry, dimensions: int) -> list[str]:
+    """The lines that give the grid."""
+    if geometry.header.startswith("nrrd:"):
+        held = json.loads(geometry.header.removeprefix("nrrd:"))
+        if _is_grid(held, geometry):
+            return [f"{name}: {value}" for name, value in held.items()]
+    columns, origin = geometry.file_grid().affine()[:3, :3], geometry.file_grid().origin
+    vectors = " ".join(_vector(column) for column in columns.T[:dimensions])
+    return ["space: left-posterior-superior", f"space directions: {vectors}", f"space origin: {_vector(origin)}"]
+
+
+def _is_grid(held: dict[str, str], geometry: Geometry) -> bool:
+    """Whether the scan's own fields are those of this grid."""
+    text = "\n".join(f"{name}: {value}" for name, value in held.items())
+    sizes = geometry.file_grid().shape[::-1][: geometry.dimensions]
+    try:
+        fields = dict(nrrd.read_header(BytesIO(f"NRRD0004\nsizes: {' '.join(map(str, sizes))}\n{text}\n".encode())))
+        own, _ = spatial_grid(Path("scan"), fields, list(range(len(sizes))), list(sizes))
+    except Exception:  # pynrrd raises errors of many classes
+        return False
+    return not own.differences(geometry)
+
+
+def _vector(values: Any) -> str:
+    return f"({','.join(repr(float(value)) for value in values)})"

@@ -1,0 +1,128 @@
+"""What all plans of a dataset share in preprocessed/DatasetXXX_Name: copies of the label maps and of dataset.json; and
+the locks of planning and training there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mre_lowshot import files
+from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.volume import read_labels, write_volume
+from mre_lowshot.files import remove_leftovers
+from mre_lowshot.locks import locked
+from mre_lowshot.preprocessing.record import REFERENCES, parts_of
+
+SHARED = "references"  # key of the lock of what plans share
+WAIT = 30.0  # seconds for another run to copy label maps
+
+
+@contextmanager
+def planning(folder: Path, plans_name: str) -> Iterator[None]:
+    """Hold a plan's lock in preprocessed/DatasetXXX_Name while it is planned and preprocessed, and remove what killed
+    runs left.
+
+    Raises:
+        UserError: another run plans it, or trains with it.
+    """
+    with locked(folder, f"plan_{plans_name}", f"plans and preprocesses {plans_name}"):
+        for place in (folder, folder / plans_name, folder / REFERENCES):
+            remove_leftovers(place)
+        yield
+
+
+@contextmanager
+def reading(folder: Path, plans_name: str) -> Iterator[None]:
+    """Hold a plan's cases and the shared label maps for reading: while training and scoring.
+
+    Raises:
+        UserError: another run preprocesses them.
+    """
+    with ExitStack() as held:
+        doing = f"trains with {plans_name}"
+        held.enter_context(locked(folder, f"plan_{plans_name}", doing, shared=True))
+        held.enter_context(locked(folder, SHARED, doing, shared=True, wait=WAIT))
+        yield
+
+
+@contextmanager
+def shared_files(dataset: Dataset, folder: Path) -> Iterator[dict[str, Path]]:
+    """Copy dataset.json and the label maps of all labelled cases, delete copies with another ending of the same cases,
+    and hold them for reading in the block; yields the copies by case.
+
+    Raises:
+        UserError: a copy must be replaced while another run trains with the old one.
+    """
+    doing = f"copies the label maps of {dataset.name}"
+    if not _is_current(dataset, folder):
+        with locked(folder, SHARED, doing, wait=2.0):
+            _update(dataset, folder)
+    with locked(folder, SHARED, "preprocesses the dataset", shared=True, wait=WAIT):
+        yield {case.name: _copy_of(case, dataset, folder) for case in dataset.labelled}
+
+
+def _copy_of(case: Case, dataset: Dataset, folder: Path) -> Path:
+    return folder / REFERENCES / f"{case.name}{dataset.file_ending}"  # a file's own ending may be .PNG
+
+
+def _is_current(dataset: Dataset, folder: Path) -> bool:
+    """Whether all copies are what they would become."""
+    if _twins(dataset, folder):
+        return False
+    pairs = [(dataset.folder / "dataset.json", folder / "dataset.json")]
+    for case in dataset.labelled:
+        if case.label is None or dataset.file_ending == ".mhd":  # written, not copied: compressed anew
+            return False
+        pairs.append((case.label, _copy_of(case, dataset, folder)))
+    return all(_same(source, target) for source, target in pairs)
+
+
+def _same(source: Path, target: Path) -> bool:
+    if not target.is_file() or source.stat().st_size != target.stat().st_size:
+        return False
+    return files.sha256(source) == files.sha256(target)
+
+
+def _update(dataset: Dataset, folder: Path) -> None:
+    (folder / REFERENCES).mkdir(parents=True, exist_ok=True)
+    for case in dataset.labelled:
+        reference = _copy_of(case, dataset, folder)
+        if case.label is None:
+            continue
+        if reference.suffix.lower() == ".mhd":  # a header only: the voxels are in another file
+            label = read_labels(case.label)
+            if not _holds(reference, case.label):
+                write_volume(reference, label.array, label.geometry)
+        elif not _same(case.label, reference):
+            files.copy(case.label, reference)
+    if not _same(dataset.folder / "dataset.json", folder / "dataset.json"):
+        files.copy(dataset.folder / "dataset.json", folder / "dataset.json")
+    for twin in _twins(dataset, folder):
+        for part in parts_of(twin):
+            part.unlink(missing_ok=True)
+
+
+def _holds(reference: Path, label: Path) -> bool:
+    """Whether an existing copy holds the same labels on the same grid."""
+    if not reference.is_file():
+        return False
+    try:
+        copied, wanted = read_labels(reference), read_labels(label)
+    except Exception:  # a damaged copy is written again
+        return False
+    same_grid = not copied.geometry.differences(wanted.geometry)
+    return same_grid and copied.array.shape == wanted.array.shape and bool((copied.array == wanted.array).all())
+
+
+def _twins(dataset: Dataset, folder: Path) -> list[Path]:
+    """Copies of the dataset's label maps under another ending: from before its files were converted."""
+    names = {case.name for case in dataset.labelled}
+    current = {_copy_of(case, dataset, folder) for case in dataset.labelled}
+    found = sorted((folder / REFERENCES).iterdir()) if (folder / REFERENCES).is_dir() else []
+    return [
+        path
+        for path in found
+        if (ending := file_ending(path)) and path.name[: -len(ending)] in names and path not in current
+    ]

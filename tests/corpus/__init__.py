@@ -1,0 +1,1 @@
+"""Bad inputs of every kind, each with a part of the message that refuses it."""
