@@ -240,6 +240,16 @@ def test_a_run_killed_while_files_get_their_names_may_be_repeated(moment, traine
         assert np.array_equal(read_labels(out / f"{name}.nii.gz").array, wanted[name])
 
 
+def test_notes_of_the_reader_are_warnings_of_the_case(trained, tmp_path, quick, monkeypatch, capsys):
+    read = Volume.read
+    monkeypatch.setattr(Volume, "read", staticmethod(lambda *p: replace(read(*p), notes=(f"header of {p[0].name}",))))
+    assert trained.predict(trained.raw / "imagesTr", tmp_path / "out") == 0
+    assert f"warning: case {NAMES[1]}: header of {NAMES[1]}_0000.nii.gz" in capsys.readouterr().err
+    assert f"header of {NAMES[1]}_0000.nii.gz" in record(tmp_path / "out")["cases"][NAMES[1]]["warnings"]
+    rows = {row["case"]: row["warnings"] for row in csv.DictReader((tmp_path / "out/quality.csv").open())}
+    assert f"header of {NAMES[2]}_0000.nii.gz" in rows[NAMES[2]]
+
+
 def test_an_empty_label_map_is_a_warning_everywhere(trained, tmp_path, quick, monkeypatch, capsys):
     network = Predictor.run_network
 
@@ -262,7 +272,7 @@ def test_an_empty_label_map_is_a_warning_everywhere(trained, tmp_path, quick, mo
 
 def test_names_of_every_kind(trained, tmp_path, quick, capfd):
     """As long as the file system allows, with signs that fonts, formulas and encodings do not have."""
-    names = ["x" * 248, "é頭 $a_{b$", "$x^$", "-o", "a;b'\"&"]
+    names = ["x" * 248, "é頭 $a_{b$", "$x^$", "-o", "a;b'\"&", os.fsdecode(b"byte_\xff")]
     (tmp_path / "in").mkdir()
     for name in names:
         ending = ".nii" if name.startswith("x") else ".nii.gz"
@@ -278,7 +288,7 @@ def test_names_of_every_kind(trained, tmp_path, quick, capfd):
         assert (tmp_path / f"out/overlays/{name}.png").stat().st_size > 1000
         assert (tmp_path / f"out/{name}.npz").exists()
     rows = [row["case"] for row in csv.DictReader((tmp_path / "out/quality.csv").open(encoding="utf-8"))]
-    assert sorted(rows) == sorted(names)
+    assert sorted(rows) == sorted(name.encode("utf-8", "backslashreplace").decode() for name in names)
     assert trained.predict(tmp_path / "in", tmp_path / "out", *options, "--continue_prediction") == 0
     assert len(list(csv.DictReader((tmp_path / "out/quality.csv").open(encoding="utf-8")))) == len(rows)
 

@@ -278,7 +278,7 @@ class Predictor:
                 f"case {name}: the scan has {given} channel(s), the model takes {len(channels)} "
                 f"({', '.join(channels)}); give an image with one file or one array entry per channel"
             )
-        warnings = tuple(differences_from_training(volume, self.plan))
+        warnings = tuple(dict.fromkeys((*volume.notes, *differences_from_training(volume, self.plan))))
         return replace(prepare_case(name, volume, None, plan=self.plan, crop=crop), warnings=warnings)
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
