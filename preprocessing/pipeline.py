@@ -133,8 +133,14 @@ def inverse_labels(probabilities: np.ndarray, transform: GridTransform) -> np.nd
 
 def inverse_probabilities(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
     """Class probabilities (K, *size) on the native grid, (K, D, H, W) float32; certain background outside the crop."""
-    native = np.zeros((len(probabilities), *transform.native_shape), dtype=np.float32)
-    native[0] = 1
+    native = np.empty((len(probabilities), *transform.native_shape), dtype=np.float32)
     for label, channel in enumerate(probabilities):
-        native[label][as_slices(transform.box)] = resize_linear(channel, transform.box_shape)
+        native[label] = inverse_channel(channel, transform, outside=float(label == 0))
+    return native
+
+
+def inverse_channel(channel: np.ndarray, transform: GridTransform, *, outside: float) -> np.ndarray:
+    """The probability (*size) of one class on the native grid, (D, H, W) float32; ``outside`` the crop."""
+    native = np.full(transform.native_shape, outside, dtype=np.float32)
+    native[as_slices(transform.box)] = resize_linear(channel, transform.box_shape)
     return native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
 from mre_lowshot.inference.quality import Quality
-from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
-from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
+from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_channel, inverse_labels, inverse_probabilities
+from mre_lowshot.refinement.calibration import exponent, find_temperature, scale_temperature
 from mre_lowshot.refinement.components import keep_largest_component
 
+COMPRESSION = 1  # the quickest; higher levels take several times as long for files that are hardly smaller
 EMPTY = "the label map is empty: no structure was found in the scan"
 
 
@@ -104,13 +105,43 @@ class Prediction:
             self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
 
     def save_probabilities(self, path: str | Path) -> None:
-        """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS.
+        """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS. One class at
+        a time is in memory: K of a large CT take more than the whole prediction.
 
         Raises:
             UserError: it cannot be written.
         """
-        with atomic_write(Path(path), check=check_probabilities) as npz:
-            np.savez_compressed(npz, probabilities=self._native_probabilities())
+        if self.refined is None:
+            raise ValueError("this prediction was made without its probabilities")
+        shape = (len(self.refined.probabilities), *self.labels.array.shape)
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+        with (
+            atomic_write(Path(path), check=check_probabilities) as npz,
+            zipfile.ZipFile(npz, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as archive,
+            archive.open("probabilities.npy", "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for channel in native_channels(self.refined):
+                for plane in channel:
+                    file.write(plane.tobytes())
+
+
+def native_channels(refined: RefinedScan) -> Iterator[np.ndarray]:
+    """As `Prediction.probabilities`, one class (D, H, W) after the other."""
+
+    def resampled(label: int) -> np.ndarray:
+        return inverse_channel(refined.probabilities[label], refined.transform, outside=float(label == 0))
+
+    classes = range(len(refined.probabilities))
+    if refined.temperature == 1:
+        yield from map(resampled, classes)
+        return
+    power = exponent(resampled(0), refined.temperature)
+    total = np.power(resampled(0), power)
+    for label in classes[1:]:
+        total += np.power(resampled(label), power)
+    for label in classes:
+        yield np.power(resampled(label), power) / total
 
 
 def check_probabilities(path: Path) -> None:
