@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import corpus.other_formats  # noqa: F401  (registers its scans)
 import pytest
 from conftest import command
 from corpus.checkpoints import BAD_CHECKPOINTS, MARK

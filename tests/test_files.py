@@ -144,7 +144,7 @@ for size in (10, 10**6):
         checkpoint.save(Path({str(tmp_path)!r}) / "c.pth", tiny_plan(), weights=weights, training={{}})
     except UserError as problem:
         print(problem)
-plan, content = checkpoint.load(Path({str(tmp_path)!r}) / "c.pth", torch.device("cpu"))
+content = torch.load(Path({str(tmp_path)!r}) / "c.pth", weights_only=True)
 print(content["weights"]["w"].numel())
 """
     done = limited(code, 1_000_000)
@@ -165,6 +165,6 @@ def test_what_json_cannot_hold_is_null(tmp_path):
 def test_every_failure_is_one_line():
     assert describe_failure(UserError("case a: wrong")) == "case a: wrong"
     assert describe_failure(NumericalError("not finite")) == "not finite"
-    assert describe_failure(RuntimeError("first\nsecond")) == "unexpected RuntimeError: first"
-    assert describe_failure(KeyError()) == "unexpected KeyError"
-    assert describe_failure(MemoryError()) == "not enough memory"
+    assert "(RuntimeError: first)" in describe_failure(RuntimeError("first\nsecond"))
+    assert describe_failure(KeyError(), "a").startswith("case a: unexpected error (KeyError: no message)")
+    assert describe_failure(MemoryError()).startswith("out of memory")

@@ -263,8 +263,8 @@ def validate(
             metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
             calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
         except Exception as problem:  # whatever one scan fails with, the others are scored
-            log_unexpected(problem, log)
             failed[name] = describe_failure(problem, name)
+            log_unexpected(problem, log)
             continue
         qualities[name], warnings[name] = prediction.quality, prediction.warnings
         results.append(CaseResult(name, metrics, str(out), str(reference)))

@@ -56,7 +56,7 @@ def rewritten(path: Path, change: Callable[[np.ndarray], np.ndarray], affine=Non
     nib.save(nib.Nifti1Image(array, image.affine if affine is None else affine, header), path)
 
 
-@bad("dataset.json .*missing")
+@bad("has no dataset.json")
 def no_dataset_json(raw):
     (raw / "dataset.json").unlink()
 
