@@ -12,13 +12,10 @@ import torch
 from conftest import one_thread
 
 from mre_lowshot import __version__, locks
-from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import sha256
 from mre_lowshot.inference.predictor import Predictor
-from mre_lowshot.inference.record import RunRecord
-from mre_lowshot.workflows.outputs import OutputFolder, Request
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 FIRST, SECOND = "phantom_001", "phantom_002"
@@ -349,30 +346,6 @@ def test_what_a_killed_run_left_is_removed(done, trained):
     (done / f"out/.mre-lock.predict_part3.{processes.host_tag()}.999999999.0123abcd.json").write_text(json.dumps(lock))
     assert trained.predict(done / "in", done / "out") == 0
     assert not list((done / "out").rglob(".mre*"))
-
-
-def folder_of(root: Path) -> OutputFolder:
-    root.mkdir(exist_ok=True)
-    return OutputFolder(root, RunRecord(root, "run.json", {}), Request(True, True, frozenset({0, 1})))
-
-
-def test_names_that_differ_in_case_only_are_refused_where_they_are_one_file(tmp_path, monkeypatch):
-    cases = [Case(name, (tmp_path / f"{name}.nii.gz",)) for name in ("Knee", "knee")]
-    folder = folder_of(tmp_path / "out")
-    folder.require_room(cases)
-    monkeypatch.setattr(OutputFolder, "ignores_case", lambda self: True)
-    with pytest.raises(UserError, match="cases Knee and knee: their label maps would be one file"):
-        folder.require_room(cases)
-    with pytest.raises(UserError, match="cases cafe\u0301 and caf\u00e9: "):
-        folder.require_room([Case(n, (tmp_path / f"{n}.nii",)) for n in ("cafe\u0301", "caf\u00e9")])
-
-
-def test_too_little_space_is_reported_before_the_work(tmp_path, monkeypatch):
-    (tmp_path / "a.nii").write_bytes(bytes(4_000_000))
-    folder, cases = folder_of(tmp_path / "out"), [Case("a", (tmp_path / "a.nii",))]
-    assert folder.space_warning(cases, 3) == ""
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    assert "about 0.0046 GB will be needed, 0.001 GB are free" in folder.space_warning(cases, 3)
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_work(

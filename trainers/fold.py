@@ -23,7 +23,7 @@ from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
-from mre_lowshot.evaluation.summary import CaseResult, summarise, write_summary
+from mre_lowshot.evaluation.summary import CaseResult, changed_summaries, summarise, write_summary
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.models import Model
@@ -37,6 +37,7 @@ from mre_lowshot.preprocessing.record import read_record, reference_of
 from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
+from mre_lowshot.signed import set_aside
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.symmetry import left_right_dice
@@ -238,7 +239,8 @@ def validate(
 ) -> dict[str, Any]:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
-    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``.
+    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``. A summary that someone has
+    changed is kept as ``summary.json.old``.
 
     Returns:
         The summary, with each case's quality score (``quality``) beside its metrics, and the ``calibration`` of the
@@ -248,7 +250,7 @@ def validate(
     model = Model.of_fold(plan, trainer.inference_network, with_mirrored(trainer.atlases, plan), job.folder)
     predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
-    results, failed, qualities, calibration = [], {}, {}, Calibration()
+    results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()
     record = read_record(plan, job.prepared)
     for name in names:
         out = folder / f"{name}{plan.file_ending}"
@@ -266,7 +268,7 @@ def validate(
             failed[name] = describe_failure(problem, name)
             log_unexpected(problem, log)
             continue
-        qualities[name] = prediction.quality
+        qualities[name], warnings[name] = prediction.quality, prediction.warnings
         results.append(CaseResult(name, metrics, str(out), str(reference)))
         if on_case:
             on_case(name)
@@ -274,6 +276,7 @@ def validate(
     for row in summary["metric_per_case"]:
         row["quality"] = qualities[row["case"]].score
     summary["calibration"] = calibration.to_data()
+    set_aside(changed_summaries(folder))
     write_summary(summary, folder)
-    write_qualities(folder, qualities, plan.labels)
+    write_qualities(folder, qualities, plan.labels, warnings=warnings)
     return summary

@@ -105,7 +105,8 @@ class Prediction:
             self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
 
     def save_probabilities(self, path: str | Path) -> None:
-        """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS.
+        """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS. One class at
+        a time is in memory: K of a large CT take more than the whole prediction.
 
         Raises:
             UserError: it cannot be written.

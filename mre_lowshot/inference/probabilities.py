@@ -11,7 +11,7 @@ import numpy as np
 
 from mre_lowshot.grid import as_slices, resize_linear
 from mre_lowshot.preprocessing.pipeline import GridTransform
-from mre_lowshot.refinement.foreground import FOREGROUND_MIN
+from mre_lowshot.refinement.calibration import exponent
 
 LEVEL = 1  # of compression: six times as fast as numpy's 6, and the files are a few percent larger
 
@@ -41,9 +41,7 @@ def _scaled(probabilities: np.ndarray, size: tuple[int, ...], temperature: float
     if temperature == 1:
         yield from (resize_linear(channel, size) for channel in probabilities)
         return
-    share = np.clip((1 - resize_linear(probabilities[0], size)) / FOREGROUND_MIN, 0, 1)
-    power = 1 / (1 + np.float32(temperature - 1) * share)
-    del share
+    power = exponent(resize_linear(probabilities[0], size), temperature)
     total: np.ndarray | None = None
     for channel in probabilities:
         scaled = np.power(resize_linear(channel, size), power)

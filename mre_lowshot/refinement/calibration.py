@@ -51,7 +51,11 @@ def scale_temperature(probabilities: np.ndarray, temperature: float) -> None:
     the most probable. T falls to 1, without a step, where background is nearly certain."""
     if temperature == 1:
         return
-    share = np.clip((1 - probabilities[0]) / FOREGROUND_MIN, 0, 1)
-    power = 1 / (1 + np.float32(temperature - 1) * share)
-    np.power(probabilities, power, out=probabilities)
+    np.power(probabilities, exponent(probabilities[0], temperature), out=probabilities)
     probabilities /= probabilities.sum(axis=0)
+
+
+def exponent(background: np.ndarray, temperature: float) -> np.ndarray:
+    """The exponent 1/T of each voxel, from its probability of ``background``."""
+    share = np.clip((1 - background) / FOREGROUND_MIN, 0, 1)
+    return np.asarray(1 / (1 + np.float32(temperature - 1) * share))

@@ -1,0 +1,79 @@
+"""The output folder of a prediction, without a prediction."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.record import RunRecord
+from mre_lowshot.workflows.outputs import OutputFolder, Request
+
+
+def folder_of(root: Path) -> OutputFolder:
+    root.mkdir(exist_ok=True)
+    return OutputFolder(root, RunRecord(root, "run.json", {}), Request(True, True, frozenset({0, 1})))
+
+
+def test_names_that_differ_in_case_only_are_refused_where_they_are_one_file(tmp_path, monkeypatch):
+    cases = [Case(name, (tmp_path / f"{name}.nii.gz",)) for name in ("Knee", "knee")]
+    folder = folder_of(tmp_path / "out")
+    folder.require_room(cases)
+    monkeypatch.setattr(OutputFolder, "ignores_case", lambda self: True)
+    with pytest.raises(UserError, match="cases Knee and knee: their label maps would be one file"):
+        folder.require_room(cases)
+    with pytest.raises(UserError, match="cases cafe\u0301 and caf\u00e9: "):
+        folder.require_room([Case(n, (tmp_path / f"{n}.nii",)) for n in ("cafe\u0301", "caf\u00e9")])
+
+
+def test_too_little_space_is_reported_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "a.nii").write_bytes(bytes(4_000_000))
+    folder, cases = folder_of(tmp_path / "out"), [Case("a", (tmp_path / "a.nii",))]
+    assert folder.space_warning(cases, 3) == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    assert "about 0.0046 GB will be needed, 0.001 GB are free" in folder.space_warning(cases, 3)
+
+
+def test_a_user_file_that_appears_during_the_run_is_not_replaced(tmp_path):
+    folder, case = folder_of(tmp_path / "out"), Case("a", (tmp_path / "a.nii",))
+    (tmp_path / "a.nii").write_bytes(b"scan")
+    for text, refused in (("first", False), ("second", False), ("third", True)):
+        if refused:
+            (tmp_path / "out/a.nii").write_text("corrected")
+        with folder.staged() as staging:
+            (staging / "a.nii").write_text(text)
+            if refused:
+                with pytest.raises(UserError, match="was written or changed by another program during this run"):
+                    folder.publish(case, {"status": "done"})
+            else:
+                folder.publish(case, {"status": "done"})
+                assert (tmp_path / "out/a.nii").read_text() == text
+    assert (tmp_path / "out/a.nii").read_text() == "corrected"
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
+    folder = folder_of(tmp_path / "out")
+    (tmp_path / "out/a.npz").mkdir()
+    with pytest.raises(UserError, match=r"a\.npz: a file and a folder of one name"):
+        folder.require_room([Case("a", (tmp_path / "a.nii",))])
+    (tmp_path / "out/a.npz").rmdir()
+    (tmp_path / "out/overlays").write_text("")
+    with pytest.raises(UserError, match="overlays: a file and a folder of one name"):
+        folder.require_room([Case("a", (tmp_path / "a.nii",))])
+
+
+def test_the_voxels_beside_an_mhd_header_belong_to_it(tmp_path):
+    folder, case = folder_of(tmp_path / "out"), Case("a", (tmp_path / "a.mhd",))
+    (tmp_path / "out/a.zraw").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"a.zraw: mre_predict has not written this"):
+        folder.require_room([case])
+    (tmp_path / "out/a.zraw").unlink()
+    with folder.staged() as staging:
+        (staging / "a.mhd").write_bytes(b"header")
+        (staging / "a.zraw").write_bytes(b"voxels")
+        folder.publish(case, {"status": "done"})
+    folder.require_room([case])
+    (tmp_path / "out/a.zraw").write_bytes(b"corrected")
+    with pytest.raises(UserError, match=r"a.zraw: mre_predict has not written this"):
+        folder.require_room([case])
