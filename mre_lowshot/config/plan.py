@@ -257,12 +257,16 @@ def _require_ranges(ranges: dict[str, Any], channels: int) -> None:
             return all(isinstance(row, list | tuple) and len(row) == length and all(map(_is_real, row)) for row in rows)
         return all(map(_is_real, rows))
 
-    for key in ("spacing", "extent_mm"):
+    for key in ("spacing", "extent_mm", "shape"):
         require(key not in ranges or pair(ranges[key], 3), f"training_ranges.{key} must be two lists of three numbers")
+    for key in ("padding_share", "background_share", "outliers"):
+        require(key not in ranges or pair(ranges[key], 0), f"training_ranges.{key} must be two numbers")
+    require(_is_real(ranges.get("scans", 1)), "training_ranges.scans must be a number")
     listed = ranges.get("channels", [])
     require(
         isinstance(listed, list | tuple)
-        and all(isinstance(of, dict) and all(pair(v, 0) for v in of.values()) for of in listed)
+        and all(isinstance(of, dict) and all(pair(of[k], 0) for k in of if k != "layout") for of in listed)
+        and all(isinstance(of.get("layout", []), list) and all(map(_is_real, of.get("layout", []))) for of in listed)
         and len(listed) <= channels,
         "training_ranges.channels must list an object for each channel, with two numbers for each property",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,9 +17,8 @@ from mre_lowshot import devices
 from mre_lowshot.atlas.alignment import PreviousPass, align
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
 from mre_lowshot.config import InferenceConfig, Plan
-from mre_lowshot.config.check import require_number, require_path
+from mre_lowshot.config.check import require_path
 from mre_lowshot.config.json import suggest
-from mre_lowshot.config.recipe import MIN_STEP
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
@@ -33,6 +32,7 @@ from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.input_checks import Difference, differences_from_training, refuse_input
 from mre_lowshot.inference.memory import require_prediction_memory
 from mre_lowshot.inference.models import Model, load_model
+from mre_lowshot.inference.options import inference_with
 from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.quality import Quality, estimate_quality
 from mre_lowshot.inference.sliding_window import (
@@ -389,25 +389,3 @@ class Predictor:
         if not deformable or output.warped is None or not config.atlas_weight:
             return 0
         return MAX_REREGISTRATIONS if output.quality.score < config.reregister_below else 0
-
-
-def inference_with(
-    config: InferenceConfig, *, step_size: float | None = None, centre_tiles: bool = False, mirroring: bool = True
-) -> InferenceConfig:
-    """``config`` with the tiling and mirroring requested at prediction.
-
-    Raises:
-        UserError: both tilings, or a step out of range.
-    """
-    if centre_tiles and step_size is not None:
-        raise UserError("centre tiling and a step size exclude each other; choose one tiling")
-    if step_size is not None:
-        require_number("-step_size", step_size, MIN_STEP, 1)
-    changes: dict[str, Any] = {}
-    if centre_tiles:
-        changes["tiling"] = "centre"
-    if step_size is not None:
-        changes |= {"tiling": "overlap", "step": step_size}
-    if not mirroring:
-        changes["mirror_axes"] = ()
-    return replace(config, **changes)

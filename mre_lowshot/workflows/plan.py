@@ -26,7 +26,7 @@ from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerpri
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
 from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
-from mre_lowshot.preprocessing.prepare import prepare_dataset
+from mre_lowshot.preprocessing.prepare import prepare_dataset, read_crops
 from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.workflows.reporting import Reporter
 
@@ -99,6 +99,7 @@ def plan(
     first, rest = split_changes(changes)
     chosen = preset_with(recipe, first)
     with planning(folder, plans_name):
+        read_crops(raw)  # refused before every scan is read
         found, fingerprint = verified_dataset(raw, reporter)
         path = folder / f"{plans_name}.json"
         if keep_plan:

@@ -195,7 +195,7 @@ def an_infinite_voxel(path):
     nib.save(nifti(array), path)
 
 
-@bad(".nii.gz", "float32|large|infinite|range")
+@bad(".nii.gz", "beyond 3.4e.38")
 def values_beyond_float32(path):
     array = voxels(np.float64)
     array[3, 3, 3] = 1e300
