@@ -7,15 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.atlas.registration.images import (
-    downsampled,
-    in_unit,
-    locally_normalised,
-    scaled_affine,
-    transformed_positions,
-    unit_of,
-    warp,
-)
+from mre_lowshot.atlas.registration.images import downsampled, locally_normalised, transformed_positions, warp
 
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 
@@ -30,19 +22,9 @@ def affine(fixed: Any, moving: Any) -> Any:
     well in the overlap by chance. Both images are locally normalised for it; otherwise overlapping air would count as
     much as organs.
 
-    ITK's optimiser takes steps and stops at fixed lengths. So both images are given in a unit that follows the voxels
-    (`images.unit_of`), and the same voxels give the same result whatever their size.
-
     Raises:
         RuntimeError: no start leaves an overlap.
     """
-    unit = unit_of(fixed)
-    if unit == 1:
-        return _affine(fixed, moving)
-    return scaled_affine(_affine(in_unit(fixed, unit), in_unit(moving, unit)), unit)
-
-
-def _affine(fixed: Any, moving: Any) -> Any:
     one, other = downsampled(fixed, 2), downsampled(moving, 2)
     normalised, others = locally_normalised(one), locally_normalised(other)
     best, best_score = None, -np.inf

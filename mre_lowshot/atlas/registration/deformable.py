@@ -44,7 +44,7 @@ def deformable(fixed: Any, moving: Any, start: Any, classes: Classes | None = No
     """The transform from ``fixed`` to ``moving`` (SimpleITK images) that refines ``start``.
 
     Discrete stages displace blocks of decreasing size to where image features, and ``classes`` where given, match best
-    (`discrete`), each stage after the one before; demons follow (`demons`). As in `affine.affine`, lengths are given in
+    (`discrete`), each stage after the one before; demons follow (`demons`). Lengths are given in
     a unit that follows the voxels. ``start`` is affine.
     """
     unit = unit_of(fixed)

@@ -62,14 +62,19 @@ def in_unit(image: Any, unit: float) -> Any:
 
 
 def scaled_affine(transform: Any, factor: float) -> Any:
-    """An affine transform with all lengths multiplied by ``factor``."""
+    """An affine transform with all lengths multiplied by ``factor``; it keeps its centre, which an optimiser turns
+    about."""
     import SimpleITK as sitk
 
     start = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    fixed = transform.GetFixedParameters()
+    centre = np.array(fixed if len(fixed) == 3 else (0.0, 0.0, 0.0))
     columns = [np.array(transform.TransformPoint(tuple(axis))) - start for axis in np.eye(3).tolist()]
+    matrix = np.column_stack(columns)
     made = sitk.AffineTransform(3)
-    made.SetMatrix(np.round(np.column_stack(columns), 9).ravel().tolist())
-    made.SetTranslation([float(f"{value:.12g}") for value in factor * start])
+    made.SetCenter([float(f"{value:.12g}") for value in factor * centre])
+    made.SetMatrix(np.round(matrix, 12).ravel().tolist())
+    made.SetTranslation([float(f"{value:.12g}") for value in factor * (start + matrix @ centre - centre)])
     return made
 
 
