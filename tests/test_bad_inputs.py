@@ -55,7 +55,7 @@ def test_every_bad_scan_is_named_with_its_reason_and_the_good_one_is_segmented(
         line = line_of(text, name)
         if not re.search(pattern, line.replace(name, ""), re.IGNORECASE):
             wrong.append(f"{name}: {pattern!r} is not in: {line}")
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
     maps = [
         p.name for p in out.iterdir() if not p.name.startswith(".") and p.suffix in (".gz", ".nii", ".mha", ".nrrd")
     ]

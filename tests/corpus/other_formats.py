@@ -109,7 +109,7 @@ def mha_of_an_unknown_type(path):
     changed_mha(path, b"MET_SHORT", b"MET_OTHER")
 
 
-@bad(".mha", "spacing|ElementSpacing")
+@bad(".mha", "voxel size of")
 def mha_without_spacing(path):
     changed_mha(path, b"ElementSpacing = 2 2 2", b"ElementSpacing = 2 0 2")
 
