@@ -21,7 +21,7 @@ def resolve(name: str) -> torch.device:
         UserError: the name is none of auto, cpu, cuda, cuda:N, mps, or the device is not available.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        given = shown(name).strip("'") if isinstance(name, str) else shown(name)
+        given = shown(name)[1:-1] if isinstance(name, str) else shown(name)
         raise UserError(f"-device {given}: not a device of mre_lowshot; use cuda, cuda:1, mps, cpu or auto")
     if name == "auto":
         if torch.cuda.is_available():

@@ -305,7 +305,7 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
         (("table2", "--reference", "z"), "has no row 'z'"),
         (("baselines", "--rows", "unet_spread"), "--base paper only"),
         (("table2", "--folds", "3"), "level 1shot has folds 0 to 2"),
-        (("table2", "--folds", "-1"), "count from 0"),
+        (("table2", "--folds", "-1"), "must be at least 0"),
         (("table2", "--level", "3shot"), "--level 3shot: leaves no test scan"),
         (("table2", "--level", "shot"), "level 'shot'"),
         (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),
