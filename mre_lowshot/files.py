@@ -19,7 +19,7 @@ from typing import Any
 
 from mre_lowshot import processes
 from mre_lowshot.errors import UserError
-from mre_lowshot.limits import gigabytes
+from mre_lowshot.limits import bytes_text
 from mre_lowshot.plain import parse_json
 
 _PARTIAL = re.compile(r"\.mre-partial\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}(\..*)?$")
@@ -70,7 +70,7 @@ def not_written(path: Path, problem: OSError) -> str:
     fix = "give a folder that can be written to"
     if problem.errno in _FULL:
         with suppress(OSError):
-            reason += f", {gigabytes(shutil.disk_usage(path.parent).free)} free"
+            reason += f", {bytes_text(shutil.disk_usage(path.parent).free)} free"
         fix = "make space or give a folder on another disk; an earlier file of this name is unchanged"
     elif problem.errno == errno.ENAMETOOLONG:
         fix = "shorten the name of the case or the folder"

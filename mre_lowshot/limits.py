@@ -59,11 +59,14 @@ def require_memory(needed: float, what: str, fix: str) -> None:
     available = available_memory()
     if not needed <= available:
         raise UserError(
-            f"{what} needs {gigabytes(needed)} of memory, {gigabytes(available)} are available; {fix} "
+            f"{what} needs {bytes_text(needed)} of memory, {bytes_text(available)} are available; {fix} "
             f"({OVERRIDE} sets another limit)"
         )
 
 
-def gigabytes(count: float) -> str:
-    """Bytes as text, for messages: ``3.2 GB``."""
-    return f"{count / 1e9:.3g} GB"
+def bytes_text(count: float) -> str:
+    """A number of bytes for messages: ``3.2 GB``, ``19.2 kB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if not count < size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

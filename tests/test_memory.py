@@ -156,6 +156,6 @@ def test_a_scan_that_does_not_fit_is_refused_by_name_and_the_others_are_segmente
     assert trained.predict(scans, out) == 1
     text = capsys.readouterr().err
     assert "case large: " in text
-    assert "of memory, 0.03 GB are available" in text
+    assert "of memory, 30 MB are available" in text
     assert "MRE_MEMORY_GB" in text
     assert [path.name for path in out.glob("*.nii.gz")] == ["small.nii.gz"]

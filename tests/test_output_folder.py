@@ -32,7 +32,7 @@ def test_too_little_space_is_reported_before_the_work(tmp_path, monkeypatch):
     folder, cases = folder_of(tmp_path / "out"), [Case("a", (tmp_path / "a.nii",))]
     assert folder.space_warning(cases, 3) == ""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    assert "about 0.0046 GB will be needed, 0.001 GB are free" in folder.space_warning(cases, 3)
+    assert "about 4.6 MB will be needed, 1 MB are free" in folder.space_warning(cases, 3)
 
 
 def test_a_user_file_that_appears_during_the_run_is_not_replaced(tmp_path):

@@ -161,7 +161,7 @@ def test_an_image_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, 
     path = tmp_path / "a.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((200, 200, 200), np.int16), np.eye(4)), path)
     monkeypatch.setenv("MRE_MEMORY_GB", "0.01")
-    with pytest.raises(UserError, match=r"a\.nii\.gz: 200 x 200 x 200 voxels needs 0\.048 GB of memory, 0\.01 GB are"):
+    with pytest.raises(UserError, match=r"a\.nii\.gz: 200 x 200 x 200 voxels needs 48 MB of memory, 10 MB are"):
         read_image(path)
 
 

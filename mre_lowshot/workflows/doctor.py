@@ -137,7 +137,7 @@ def _machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
         "cores": f"{os.cpu_count()}, {_usable_cores()} usable",
         "threads of torch": str(torch.get_num_threads()),
-        "memory": f"{limits.gigabytes(memory.total)}, {limits.gigabytes(memory.available)} free",
+        "memory": f"{limits.bytes_text(memory.total)}, {limits.bytes_text(memory.available)} free",
     }
 
 
@@ -151,7 +151,7 @@ def _devices() -> dict[str, str]:
         properties = torch.cuda.get_device_properties(number)
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found[f"cuda:{number}"] = (
-            f"{properties.name}, {limits.gigabytes(properties.total_memory)}, bfloat16 {'yes' if bf16 else 'no'}"
+            f"{properties.name}, {limits.bytes_text(properties.total_memory)}, bfloat16 {'yes' if bf16 else 'no'}"
         )
     found["cuda"] = f"available (CUDA {torch.version.cuda})" if torch.cuda.is_available() else "not available"
     found["mps"] = "available" if torch.backends.mps.is_available() else "not available"
@@ -161,8 +161,8 @@ def _devices() -> dict[str, str]:
 def _memory() -> str:
     available = limits.available_memory()
     if available < MIN_FREE:
-        raise UserError(f"only {limits.gigabytes(available)} are available; close other programs")
-    return f"{limits.gigabytes(available)} available to this process ({limits.OVERRIDE} sets another limit)"
+        raise UserError(f"only {limits.bytes_text(available)} are available; close other programs")
+    return f"{limits.bytes_text(available)} available to this process ({limits.OVERRIDE} sets another limit)"
 
 
 def _folders(workspace: str | Path | None, checks: list[Check]) -> dict[str, str]:
@@ -203,8 +203,8 @@ def _writable(folder: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     if free < MIN_FREE:
-        raise UserError(f"only {limits.gigabytes(free)} are free on its disk; make space")
-    return f"writable, {limits.gigabytes(free)} free"
+        raise UserError(f"only {limits.bytes_text(free)} are free on its disk; make space")
+    return f"writable, {limits.bytes_text(free)} free"
 
 
 def _attempt(name: str, action: Callable[[], str]) -> Check:

@@ -25,7 +25,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers
 from mre_lowshot.inference.export import check_probabilities
 from mre_lowshot.inference.record import FileState, RunRecord
-from mre_lowshot.limits import gigabytes
+from mre_lowshot.limits import bytes_text
 from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.plotting import check_png
 
@@ -240,8 +240,8 @@ class OutputFolder:
         if free >= needed:
             return ""
         return (
-            f"{self.root}: about {gigabytes(needed)} will be needed, {gigabytes(free)} are free; make space, or give a "
-            "folder on another disk"
+            f"{self.root}: about {bytes_text(needed)} will be needed, {bytes_text(free)} are free; make space, or "
+            "give a folder on another disk"
         )
 
     # The files of a case.
