@@ -1,0 +1,211 @@
+"""The series of a folder of DICOM files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mre_lowshot.data.dicom.files import find_files, is_directory, quiet, read_header, require_packages
+from mre_lowshot.data.dicom.frames import Frame, frames_of, unsuitable
+from mre_lowshot.data.dicom.names import case_name, distinct
+from mre_lowshot.data.dicom.stacks import Stack, make_stacks
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import sha256
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+@dataclass(frozen=True)
+class Series:
+    """A volume stored as DICOM, or what is none, with the reason.
+
+    Attributes:
+        uid: Series Instance UID.
+        part: number of the volume from 1, where the series holds several; otherwise 0.
+        patient_id, study_uid, study_date, modality, description, number: from the header; empty where it has none.
+        files: in the order of the slices.
+        frames: the slices in order, along the direction of row x column.
+        geometry: the LPS grid; its file axes are (column, row, slice). None where there is a problem.
+        problem: why it cannot be read, and the fix; empty where it can.
+        notes: what was left out, one sentence each.
+        variant: what distinguishes the volume from the others of its series, for example ``EchoTime 4.6``.
+        name: distinct from those of the other series, for file names.
+    """
+
+    uid: str
+    part: int
+    patient_id: str
+    study_uid: str
+    study_date: str
+    modality: str
+    description: str
+    number: str
+    files: tuple[Path, ...]
+    frames: tuple[Frame, ...] = ()
+    geometry: Geometry | None = None
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+    variant: str = ""
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        """The UID, with the number of the volume where there are several."""
+        return f"{self.uid}#{self.part}" if self.part else self.uid
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Slices, rows, columns; empty where there is no regular grid."""
+        return self.geometry.file_grid().shape if self.geometry else ()
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between slices, rows, columns in mm; empty where there is no regular grid."""
+        return self.geometry.file_grid().spacing if self.geometry else ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder holds: its series, and the number of files that are not DICOM (or are a DICOMDIR)."""
+
+    series: tuple[Series, ...]
+    others: int
+
+
+def find_series(folder: Path) -> list[Series]:
+    """The series of a folder and its subfolders, from the headers of all files, in order of patient, date and number.
+
+    Raises:
+        UserError: the folder is missing or cannot be read, or the packages for DICOM are missing.
+    """
+    return list(read_folder(folder).series)
+
+
+def read_folder(folder: Path) -> Contents:
+    """As `find_series`, with the number of other files."""
+    require_packages()
+    paths, others = find_files(Path(folder))
+    groups: dict[tuple[str, ...], list[tuple[Path, Dataset]]] = {}
+    found: list[Series] = []
+    for path in paths:
+        try:
+            header = read_header(path)
+            if is_directory(header):
+                others += 1
+            else:
+                groups.setdefault(_kind(path, header), []).append((path, header))
+        except UserError as refusal:
+            found.append(_damaged(path, str(refusal).removeprefix(f"{path}: ")))
+    for (*_, problem), members in groups.items():
+        with quiet():
+            found += _of_group(members, problem)
+    found.sort(key=lambda s: (s.patient_id, s.study_date, s.number.zfill(12), s.uid, bool(s.problem), s.part, s.files))
+    return Contents(tuple(_numbered_and_named(found)), others)
+
+
+def _kind(path: Path, header: Dataset) -> tuple[str, ...]:
+    """Patient, study and series of a file, and why it is no slice (empty where it is one)."""
+    try:
+        with quiet():
+            keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+            return (*(str(header.get(key) or "") for key in keys), unsuitable(header))
+    except Exception as problem:  # values that violate the standard
+        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+
+
+def _damaged(path: Path, problem: str) -> Series:
+    return Series("", 0, "", "", "", "", "", "", (path,), problem=problem)
+
+
+def _of_group(members: Sequence[tuple[Path, Dataset]], problem: str) -> list[Series]:
+    """The series of files with equal patient, study and series UID, and equal ``problem`` (empty: none)."""
+    header = members[0][1]
+
+    def text(keyword: str) -> str:
+        return " ".join(str(header.get(keyword) or "").split())
+
+    base = Series(
+        uid=text("SeriesInstanceUID"),
+        part=0,
+        patient_id=text("PatientID"),
+        study_uid=text("StudyInstanceUID"),
+        study_date=text("StudyDate"),
+        modality=text("Modality"),
+        description=text("SeriesDescription"),
+        number=text("SeriesNumber"),
+        files=tuple(path for path, _ in members),
+        problem=problem,
+    )
+    if problem:
+        return [base]
+    try:
+        kept, dropped = _without_copies(members)
+        frames = [frame for path, header in kept for frame in _frames(path, header)]
+    except UserError as found:
+        return [dataclasses.replace(base, problem=str(found))]
+    notes: tuple[str, ...] = (f"{dropped} file(s) are copies of others and are left out",) if dropped else ()
+    if any(str(header.get("LossyImageCompression", "")) == "01" for _, header in kept):
+        notes += ("its images were compressed with loss",)
+    return [_of_stack(base, stack, notes) for stack in make_stacks(frames)]
+
+
+def _of_stack(base: Series, stack: Stack, notes: tuple[str, ...]) -> Series:
+    return dataclasses.replace(
+        base,
+        files=tuple(dict.fromkeys(frame.path for frame in stack.frames)),
+        frames=stack.frames,
+        geometry=stack.geometry,
+        problem=stack.problem,
+        variant=stack.variant,
+        notes=(*notes, *stack.notes),
+    )
+
+
+def _frames(path: Path, header: Dataset) -> list[Frame]:
+    try:
+        return frames_of(header, path)
+    except UserError as problem:
+        raise UserError(f"{path.name} {problem}") from None
+    except Exception as problem:  # damaged sequences: pydicom raises many kinds
+        raise UserError(f"{path.name} has a header that cannot be read ({problem}); export it again") from None
+
+
+def _without_copies(members: Sequence[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], int]:
+    """The files, each image once, and how many copies there are."""
+    kept: dict[str, tuple[Path, Dataset]] = {}
+    for path, header in members:
+        first = kept.setdefault(str(header.SOPInstanceUID), (path, header))[0]
+        if first != path and sha256(first) != sha256(path):
+            raise UserError(
+                f"has two different files with one SOP Instance UID: {first} and {path}; remove one of them"
+            )
+    return list(kept.values()), len(members) - len(kept)
+
+
+def _numbered_and_named(found: Sequence[Series]) -> list[Series]:
+    volumes: dict[tuple[str, ...], int] = {}
+    for series in found:
+        key = (series.patient_id, series.study_uid, series.uid)
+        volumes[key] = volumes.get(key, 0) + bool(series.frames)
+    counted: dict[tuple[str, ...], int] = {}
+    parts = []
+    for series in found:
+        key = (series.patient_id, series.study_uid, series.uid)
+        counted[key] = counted.get(key, 0) + bool(series.frames)
+        parts.append(counted[key] if series.frames and volumes[key] > 1 else 0)
+    names = [
+        case_name(s.patient_id, s.number, s.description, f"v{part}" if part else "")
+        if s.uid
+        else case_name(s.files[0].stem)
+        for s, part in zip(found, parts, strict=True)
+    ]
+    keys = [f"{s.patient_id}\n{s.study_uid}\n{s.uid}#{part}\n{s.problem}" for s, part in zip(found, parts, strict=True)]
+    return [
+        dataclasses.replace(series, part=part, name=name)
+        for series, part, name in zip(found, parts, distinct(names, keys), strict=True)
+    ]
