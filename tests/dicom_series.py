@@ -96,7 +96,7 @@ def write_series(
     **more: object,
 ) -> list[Path]:
     """Write ``stored`` (slices, rows, columns) as a series, one file a slice, under names and instance numbers in
-    random order; returns the files in the order of the slices.
+    random order that begin at ``seed``; returns the files in the order of the slices.
 
     ``spacing`` is that of slices, rows, columns; ``at`` gives other positions than equal steps; ``more`` are further
     attributes, callables of the number of the slice where they differ.
@@ -126,7 +126,7 @@ def write_series(
                 del made[name]
             else:
                 setattr(made, name, value)
-        paths.append(write_file(folder / f"IM{order[index]:03d}", made, syntax))
+        paths.append(write_file(folder / f"IM{seed + order[index]:03d}", made, syntax))
     return paths
 
 

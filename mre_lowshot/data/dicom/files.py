@@ -138,9 +138,10 @@ def read_header(path: Path, everything: bool = False) -> Dataset:
             header = pydicom.dcmread(
                 path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
             )
-            header.decode()
-            for _ in header:  # converts every value
-                pass
+            if not everything:
+                header.decode()
+                for _ in header:  # converts every value
+                    pass
     except UserError:
         raise
     except Exception as problem:  # pydicom raises many kinds for damaged files

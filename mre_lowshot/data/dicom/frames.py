@@ -73,21 +73,33 @@ class Frame:
 
 
 def unsuitable(header: Dataset) -> str:
-    """Why a file holds no slice that can be read here, and what to do; empty where it does."""
+    """Why a file is no slice of a scan, and what to do; empty where it is one."""
     name = getattr(header.get("SOPClassUID"), "name", "") or "unknown kind"
     what = next((text for word, text in _NO_SCANS.items() if word in name), "")
-    if what or not header.get("Rows") or not header.get("Columns"):
-        return f"is {what}, not a scan; leave it out" if what else f"holds no image (it is a {name}); leave it out"
+    if what:
+        return f"is {what}, not a scan; leave it out"
+    if not header.get("Rows") and "Image Storage" not in name:
+        return f"holds no image (it is a {name}); leave it out"
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not header.get(keyword):
             return f"has no {keyword}; export it again"
     photometric = str(header.get("PhotometricInterpretation", ""))
     if int(header.get("SamplesPerPixel") or 1) != 1 or photometric.startswith(("PALETTE", "RGB", "YBR")):
         return f"is a colour image ({photometric}), not a scan in one channel of grey values; leave it out"
-    if not photometric.startswith("MONOCHROME"):
-        return f"has PhotometricInterpretation {photometric!r}; only MONOCHROME1 and MONOCHROME2 are read"
     if "LOCALIZER" in _texts(header.get("ImageType")):
         return "is a localizer (scout), not a scan; leave it out"
+    return ""
+
+
+def _unreadable(header: Dataset) -> str:
+    """Why a slice cannot be read; its series is refused with it, since without it slices would be missing."""
+    if not header.get("Rows") or not header.get("Columns"):
+        return "has no Rows and Columns, as a file that was cut off; export it again"
+    if not str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME"):
+        return (
+            f"has PhotometricInterpretation {header.get('PhotometricInterpretation')!r}; only MONOCHROME1 and "
+            "MONOCHROME2 are read: export it as grey values"
+        )
     if header.get("ModalityLUTSequence"):
         return "has a Modality LUT Sequence, which is not read; export it with Rescale Slope and Intercept"
     return _no_decoder(header)
@@ -115,8 +127,10 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
     """The frames of a file, in its order.
 
     Raises:
-        UserError: an attribute that places a frame in the patient is missing or contradictory.
+        UserError: it cannot be read, or an attribute that places a frame in the patient is missing or contradictory.
     """
+    if problem := _unreadable(header):
+        raise UserError(problem)
     count = int(header.get("NumberOfFrames") or 1)
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if groups is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,10 +102,11 @@ def read_folder(folder: Path) -> Contents:
                 groups.setdefault(_kind(path, header), []).append((path, header))
         except UserError as refusal:
             found.append(_damaged(path, str(refusal).removeprefix(f"{path}: ")))
+    damaged = Counter(series.files[0].parent for series in found)
     for (*_, problem), members in groups.items():
         with quiet():
-            found += _of_group(members, problem)
-    found.sort(key=lambda s: (s.patient_id, s.study_date, s.number.zfill(12), s.uid, bool(s.problem), s.part, s.files))
+            found += [_beside(series, damaged) for series in _of_group(members, problem)]
+    found.sort(key=lambda s: (s.patient_id, s.study_date, s.number.zfill(12), s.uid))
     return Contents(tuple(_numbered_and_named(found)), others)
 
 
@@ -120,6 +122,13 @@ def _kind(path: Path, header: Dataset) -> tuple[str, ...]:
 
 def _damaged(path: Path, problem: str) -> Series:
     return Series("", 0, "", "", "", "", "", "", (path,), problem=problem)
+
+
+def _beside(series: Series, damaged: Mapping[Path, int]) -> Series:
+    """The series with a note where files of its folders, which may belong to it, cannot be read."""
+    count = sum(damaged.get(folder, 0) for folder in {path.parent for path in series.files})
+    note = f"{count} file(s) in the same folder cannot be read, and may belong to it"
+    return dataclasses.replace(series, notes=(*series.notes, note)) if count else series
 
 
 def _of_group(members: Sequence[tuple[Path, Dataset]], problem: str) -> list[Series]:

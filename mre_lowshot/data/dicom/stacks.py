@@ -165,8 +165,8 @@ def _grid(frames: Sequence[Frame], distances: np.ndarray, normal: np.ndarray) ->
     positions = np.array([frame.position for frame in frames])
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     spacing = float(step @ normal)
-    # Positions are often rounded to 0.1 mm; a gap that differs by more than that is another gap.
-    beside = np.abs(distances - distances[0] - spacing * np.arange(len(frames)))
+    # Positions are often rounded to 0.1 mm: the fitted line, unlike one through the ends, is at most 0.05 mm away then.
+    beside = np.abs(distances - np.polyval(np.polyfit(np.arange(len(frames)), distances, 1), np.arange(len(frames))))
     if beside.max() > min(max(0.02 * usual, 0.06), 0.1 * usual):
         _refuse_gaps(gaps, usual, distances)
     sideways = step - spacing * normal
