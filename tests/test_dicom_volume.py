@@ -30,13 +30,16 @@ def only(folder: Path) -> Series:
     return series
 
 
-def points(volume: Volume) -> dict[tuple[float, ...], float]:
-    """The value at each world position (mm in LPS, rounded)."""
-    array = volume.array[0]
-    index = np.indices(array.shape).reshape(3, -1)[::-1]
-    world = volume.geometry.affine() @ np.vstack([index, np.ones(index.shape[1])])
+def points_of(array: np.ndarray, affine: np.ndarray) -> dict[tuple[float, ...], float]:
+    """The value at each world position (mm in LPS, rounded); the affine is of indices in the order of the array."""
+    index = np.indices(array.shape).reshape(3, -1)
+    world = affine @ np.vstack([index, np.ones(index.shape[1])])
     keys = (tuple(v) for v in (np.round(world[:3].T, 3) + 0.0).tolist())
     return dict(zip(keys, array.ravel().tolist(), strict=True))
+
+
+def points(volume: Volume) -> dict[tuple[float, ...], float]:
+    return points_of(volume.array[0], volume.geometry.affine() @ np.eye(4)[[2, 1, 0, 3]])
 
 
 def expected(paths, stored, slopes=None, intercept=-1000.0) -> dict[tuple[float, ...], float]:
@@ -70,8 +73,7 @@ def test_voxels_lie_where_the_headers_and_other_readers_place_them(tmp_path, ori
     assert difference[volume.array % 1 == 0].max() == 0
 
     theirs = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in paths])
-    assert np.array_equal(theirs.array, volume_in_file_order(volume))
-    assert np.allclose(theirs.affine, volume.geometry.file_grid().affine() @ np.eye(4)[[2, 1, 0, 3]], atol=1e-6)
+    assert points_of(theirs.array, theirs.affine) == points(volume)
 
 
 def volume_in_file_order(volume: Volume) -> np.ndarray:
@@ -85,17 +87,10 @@ def volume_in_file_order(volume: Volume) -> np.ndarray:
 def test_multi_frame_files_are_read_as_highdicom_reads_them(tmp_path, orientation, modality):
     path = write_enhanced(tmp_path / "scan", STORED, orientation, slopes=SLOPES, modality=modality)
     volume = read_series(only(tmp_path))
-    order = np.random.default_rng(3).permutation(6)
     single = write_series(tmp_path / "single", STORED, orientation, slopes=SLOPES)
     assert points(volume) == expected(single, STORED)
-    theirs = highdicom.imread(path)
-    frames = pydicom.dcmread(path).pixel_array
-    assert np.array_equal(frames[np.argsort(order)], STORED)
-    normal = np.cross(ORIENTATIONS[orientation][:3], ORIENTATIONS[orientation][3:])
-    for number, frame in enumerate(only(tmp_path / "scan").frames):
-        groups = theirs.PerFrameFunctionalGroupsSequence[frame.index]
-        assert np.allclose(groups.PlanePositionSequence[0].ImagePositionPatient, frame.position)
-        assert number == round(float((np.array(frame.position) - (-30, -20, 5.5)) @ normal) / 3)
+    theirs = highdicom.imread(path).get_volume()
+    assert points_of(theirs.array, theirs.affine) == points(volume)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, DeflatedExplicitVRLittleEndian])
@@ -239,20 +234,28 @@ def test_sizes_that_streams_state():
 ROOT = Path(pydicom.__file__).parent / "data/test_files"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.dcm")), ids=lambda path: path.name)
-def test_pixels_of_packaged_files(path):
+# Damaged files: cut off, of a size other than their header's, or with values that are no numbers.
+REFUSED = {"MR_truncated", "JPEG-lossy", "JPGExtended", "JPEG2000-embedded-sequence-delimiter", "badVR"}
+
+
+def test_pixels_of_packaged_files():
     """Each grey image decodes as pydicom decodes it, or is refused by name."""
-    header = pydicom.dcmread(path, force=True)
-    if not str(header.get("PhotometricInterpretation")).startswith("MONO") or "PixelData" not in header:
-        pytest.skip("no grey image")
-    refused = ("MR_truncated", "JPEG-lossy", "JPGExtended", "JPEG2000-embedded-sequence-delimiter", "badVR")
-    if path.stem in refused:  # damaged, as is stated with them
-        with pytest.raises(UserError, match=path.name):
-            list(stored_frames(path, [0], (header.Rows, header.Columns)))
-        return
-    (mine,) = stored_frames(path, [0], (header.Rows, header.Columns))
-    if "TransferSyntaxUID" in header.file_meta and header.BitsStored == header.BitsAllocated:
-        assert np.array_equal(mine, pixel_array(path if not path.stem.startswith("image_dfl") else header, index=0))
+    read, refused = 0, set()
+    for path in sorted(ROOT.glob("*.dcm")):
+        header = pydicom.dcmread(path, force=True)
+        if not str(header.get("PhotometricInterpretation")).startswith("MONO") or "PixelData" not in header:
+            continue
+        try:
+            (mine,) = stored_frames(path, [0], (header.Rows, header.Columns))
+        except UserError as problem:
+            refused.add(path.stem if path.name in str(problem) else str(problem))
+            continue
+        read += 1
+        if "TransferSyntaxUID" in header.file_meta and header.BitsStored == header.BitsAllocated:
+            theirs = pixel_array(header if header.file_meta.TransferSyntaxUID.is_deflated else path, index=0)
+            assert np.array_equal(mine, theirs), path.name
+    assert refused == REFUSED
+    assert read > 20
 
 
 @pytest.mark.parametrize(("dataset", "modality"), [("Dataset017_BTCV", "CT"), ("Dataset004_Hippocampus", "MR")])
