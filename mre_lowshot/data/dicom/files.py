@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,11 @@ def require_packages() -> None:
     """Refuse anything with DICOM where the packages of the extra are missing.
 
     Raises:
-        UserError: one of them cannot be imported.
+        UserError: one of them is missing.
     """
-    try:
-        import highdicom  # noqa: F401
-        import pydicom  # noqa: F401
-    except ImportError as problem:
-        missing = problem.name or str(problem)
-        raise UserError(f"DICOM needs the package {missing.split('.')[0]}, which is missing: {INSTALL}") from None
+    for name in ("pydicom", "highdicom"):
+        if find_spec(name) is None:
+            raise UserError(f"DICOM needs the package {name}, which is missing: {INSTALL}")
 
 
 @contextmanager
@@ -139,7 +137,6 @@ def read_header(path: Path, everything: bool = False) -> Dataset:
                 path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
             )
             if not everything:
-                header.decode()
                 for _ in header:  # converts every value
                     pass
     except UserError:

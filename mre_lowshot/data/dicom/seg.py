@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KINDS = ("BINARY", "LABELMAP")
 RESEARCH = "For research only"
 _NAME = "mre_lowshot"
-_PER_FRAME = 30_000  # bytes that a frame's description needs in memory
+_PER_FRAME = 60_000  # bytes that a frame's description needs in memory
 
 
 def write_seg(
