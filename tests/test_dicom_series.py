@@ -118,7 +118,6 @@ def test_different_files_of_one_instance_are_refused(tmp_path):
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two directions at right angles"),
         ({"PixelSpacing": [0, 1]}, "both must be above 0"),
         ({"RescaleSlope": 0}, "Rescale Slope 0"),
-        ({"SeriesInstanceUID": ""}, "has no SeriesInstanceUID"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"}, r"is a set of contours \(RTSTRUCT\)"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, r"is a label map \(DICOM SEG\)"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.2"}, r"is a dose distribution"),
@@ -236,15 +235,23 @@ def test_a_file_cut_off_in_its_header_refuses_its_series(tmp_path):
     assert only(tmp_path).problem.startswith(f"{paths[0].name} has no Rows and Columns, as a file that was cut off")
 
 
-def test_a_header_that_cannot_be_read_is_named(tmp_path):
+@pytest.mark.parametrize("kind", ["damaged", "cut off before the series is named", "without a series"])
+def test_a_file_of_no_series_is_named_and_the_series_beside_it_has_a_note(tmp_path, kind):
     paths = write_series(tmp_path, STORED)
-    content = paths[0].read_bytes()
-    at = content.index(b"\x08\x00\x05\x00") if b"\x08\x00\x05\x00" in content else 132 + 30
-    paths[0].write_bytes(content[:at] + b"\xff" * 12)
+    content = paths[0].read_bytes()  # the first slice: the rest is a regular volume
+    if kind == "damaged":
+        paths[0].write_bytes(content[:162] + b"\xff" * 12)
+    elif kind == "without a series":
+        data = pydicom.dcmread(paths[0])
+        data.SeriesInstanceUID = ""
+        data.save_as(paths[0])
+    else:
+        paths[0].write_bytes(content[: content.index(b"\x20\x00\x0e\x00UI")])
     damaged, series = find_series(tmp_path)
     assert damaged.files == (paths[0],)
-    assert "export" in damaged.problem
+    assert re.search("export (it|the file) again", damaged.problem)
     assert series.size == (5, 5, 7)
+    assert series.notes == ("1 file(s) in the same folder cannot be read, and may belong to it",)
 
 
 def test_the_packages_are_named_where_they_are_missing(tmp_path, monkeypatch):

@@ -137,7 +137,7 @@ def read_header(path: Path, everything: bool = False) -> Dataset:
                 path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
             )
             if not everything:
-                for _ in header:  # converts every value
+                for _ in (*header.file_meta, *header):  # converts every value
                     pass
     except UserError:
         raise

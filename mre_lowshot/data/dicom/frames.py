@@ -74,15 +74,12 @@ class Frame:
 
 def unsuitable(header: Dataset) -> str:
     """Why a file is no slice of a scan, and what to do; empty where it is one."""
-    name = getattr(header.get("SOPClassUID"), "name", "") or "unknown kind"
+    name = getattr(header.get("SOPClassUID"), "name", "")
     what = next((text for word, text in _NO_SCANS.items() if word in name), "")
     if what:
         return f"is {what}, not a scan; leave it out"
     if not header.get("Rows") and "Image Storage" not in name:
-        return f"holds no image (it is a {name}); leave it out"
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        if not header.get(keyword):
-            return f"has no {keyword}; export it again"
+        return f"holds no image ({name}); leave it out"
     photometric = str(header.get("PhotometricInterpretation", ""))
     if int(header.get("SamplesPerPixel") or 1) != 1 or photometric.startswith(("PALETTE", "RGB", "YBR")):
         return f"is a colour image ({photometric}), not a scan in one channel of grey values; leave it out"

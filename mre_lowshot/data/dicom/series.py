@@ -114,8 +114,13 @@ def _kind(path: Path, header: Dataset) -> tuple[str, ...]:
     """Patient, study and series of a file, and why it is no slice (empty where it is one)."""
     try:
         with quiet():
+            for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+                if not header.get(keyword):
+                    raise UserError(f"{path}: has no {keyword}, as a file that was cut off; export it again")
             keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
             return (*(str(header.get(key) or "") for key in keys), unsuitable(header))
+    except UserError:
+        raise
     except Exception as problem:  # values that violate the standard
         raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
 
