@@ -85,7 +85,8 @@ def propagate_fold(raw: Dataset, split: Split, ants: Ants, folder: Path) -> dict
             print(f"  {name}: registration failed {reason}; its label map counts as empty", flush=True)
         assert test.label
         truth, out = read_labels(test.label), folder / test.label.name
-        found = majority_vote([read_labels(ants.file(cases[train], test)).array for train in split["train"]])
+        files = [ants.file(cases[train], test) for train in split["train"]]
+        found = majority_vote([read_labels(path, like=truth.geometry).array for path in files])
         write_volume(out, found, truth.geometry)
         metrics = case_metrics(truth.array, found, labels, truth.geometry.spacing, raw.ignore_label)
         results.append(CaseResult(name, metrics, str(out), str(test.label)))

@@ -105,7 +105,7 @@ class Ants:
                 return empty, 0.0, str(problem)
         if different := grid.differences(made.geometry):
             return empty, 0.0, f"the label map is not on the scan's grid: {'; '.join(different)}"
-        return made.array, float(last_line(done.stdout)), None
+        return made.on_axes_of(grid).array, float(last_line(done.stdout)), None
 
     def _run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         # -I: only that environment's packages, and no module of this folder instead of them

@@ -15,7 +15,13 @@ import numpy as np
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.registration.affine import affine, nearest_affine
 from mre_lowshot.atlas.registration.deformable import Classes, deformable
-from mre_lowshot.atlas.registration.images import label_image, registration_size, to_image, transformed_positions
+from mre_lowshot.atlas.registration.images import (
+    in_units,
+    label_image,
+    registration_size,
+    to_image,
+    transformed_positions,
+)
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
@@ -90,6 +96,8 @@ def align(
 def _register(
     atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, previous: PreviousPass | None
 ) -> np.ndarray:
+    spacing, of_atlas = in_units(image.shape[1:], spacing, atlas.spacing)
+    atlas = replace(atlas, spacing=of_atlas)
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
     if previous is None:

@@ -15,7 +15,7 @@ from mre_lowshot.errors import UserError
 # that they hold at any voxel size.
 ORIGIN_TOLERANCE = 0.02  # voxels that the first voxel may lie elsewhere
 CORNER_TOLERANCE = 0.25  # voxels that the farthest corner may lie elsewhere
-RELATIVE_TOLERANCE = 1e-3  # of a spacing, and of direction cosines
+GEOMETRY_TOLERANCE = 1e-3  # of a spacing, and of direction cosines
 _FLOAT32 = 4 * float(np.finfo(np.float32).eps)  # headers hold coordinates as float32: relative rounding error
 MIN_SPACING, MAX_SPACING = 1e-6, 500.0  # mm; what lies outside is an error in the header
 
@@ -151,11 +151,11 @@ class Geometry:
         corners = np.array(np.meshgrid(*([0, n - 1] for n in self.shape[::-1]))).reshape(3, -1)
         moved = np.abs(back @ (mine - theirs)[:3, :3] @ corners) / steps[::-1, None]
         found = []
-        if not np.allclose(self.spacing, other.spacing, rtol=RELATIVE_TOLERANCE, atol=0):
+        if not np.allclose(self.spacing, other.spacing, rtol=GEOMETRY_TOLERANCE, atol=0):
             found.append(f"spacing {_rounded(self.spacing)} against {_rounded(other.spacing)}")
         if not start.max() <= ORIGIN_TOLERANCE + rounding:
             found.append(f"origin {_rounded(self.origin)} against {_rounded(other.origin)}")
-        if not np.allclose(self.direction, other.direction, rtol=0, atol=RELATIVE_TOLERANCE):
+        if not np.allclose(self.direction, other.direction, rtol=0, atol=GEOMETRY_TOLERANCE):
             found.append(f"direction {_rounded(self.direction)} against {_rounded(other.direction)}")
         if not found and not moved.max() <= CORNER_TOLERANCE + 2 * rounding:
             found.append(
@@ -164,6 +164,22 @@ class Geometry:
                 f"{moved.max():.3g} voxels apart)"
             )
         return found
+
+    def remedy(self, other: Geometry, resample: str) -> str:
+        """How ``other``, a label map, gets onto this grid: ``resample``, except where its header was lost. Then
+        resampling would shift it, and a copy of the header is what is needed."""
+        mine, theirs = self.file_grid(), other.file_grid()
+        was_lost = set(theirs.spacing) == {1.0} and not any(theirs.origin) and _is_diagonal(theirs.direction)
+        if was_lost and mine.shape == theirs.shape:
+            return (
+                "the label map's header is that of no scan (1 mm, origin 0), and it has as many voxels as the image: "
+                "copy the image's header to it; resampling would shift it"
+            )
+        return resample
+
+
+def _is_diagonal(direction: tuple[float, ...]) -> bool:
+    return bool(np.array_equal(np.abs(np.reshape(direction, (3, 3))), np.eye(3)))
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -190,7 +206,7 @@ def _checked(
     cosines = columns / spacing
     shear = np.abs(cosines.T @ cosines - np.eye(3))
     moved = shear * (np.array(size) - 1) * spacing / spacing[:, None]  # voxels along axis i at the end of axis j
-    if ((shear > 1e-4) & ((shear > RELATIVE_TOLERANCE) | (moved > CORNER_TOLERANCE))).any():
+    if ((shear > 1e-4) & ((shear > GEOMETRY_TOLERANCE) | (moved > CORNER_TOLERANCE))).any():
         raise UserError(
             f"{name}: its axes are not at right angles (gantry tilt, or a registration left in the header): cosine "
             f"{shear.max():.3g} between two of them; resample it to a grid without shear"

@@ -285,9 +285,10 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     reference, prediction = read_labels(references[0]), read_labels(predictions[0])
     different = reference.geometry.differences(prediction.geometry)
     if different:
+        fix = "resample it onto the reference with nearest-neighbour interpolation"
         raise UserError(
             f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
-            "first); resample it onto the reference with nearest-neighbour interpolation"
+            f"first); {reference.geometry.remedy(prediction.geometry, fix)}"
         )
     return reference, prediction.on_axes_of(reference.geometry)
 

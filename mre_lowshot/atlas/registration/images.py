@@ -11,6 +11,8 @@ from mre_lowshot.grid import coarsen_spacing, resize_image
 
 MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
 
+REGISTERED_SIDE = 8.0  # mm; voxels of 0.5 to 8 are registered equally well
+
 
 def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
     """The channels' mean as a SimpleITK image, downsampled to `MAX_VOXELS`. The origin of its frame (mm) is the centre
@@ -33,6 +35,20 @@ def registration_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tupl
     own = np.asarray(spacing, dtype=float)
     coarse = coarsen_spacing(MAX_VOXELS, own, own * size)
     return tuple(max(1, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, coarse, strict=True))
+
+
+def in_units(size: tuple[int, ...], *spacings: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """Spacings in a unit in which the voxels of an image of ``size``, as registered (`registration_size`), have a side
+    of `REGISTERED_SIDE` on average; ``spacings[0]`` is the image's. ITK's optimisers take steps and stop at lengths
+    that are fixed, so in mm a scan of small voxels, of mice or of embryos, would be registered worse than the same
+    voxels of 1 mm."""
+    coarse = registration_size(size, spacings[0])
+    sides = [s * old / new for s, old, new in zip(spacings[0], size, coarse, strict=True)]
+    unit = float(np.exp(np.mean(np.log(sides)))) / REGISTERED_SIDE
+    if abs(unit - 1) < 1e-9:
+        return list(spacings)
+    # rounded, because the optimiser's path may hang on the last digit
+    return [tuple(float(f"{s / unit:.9g}") for s in spacing) for spacing in spacings]
 
 
 def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:

@@ -94,16 +94,22 @@ def _call(path: Path, function: str) -> Any:
         )
     try:
         return getattr(import_module(READERS[ending]), function)(path)
-    except UserError:
-        raise
+    except UserError as problem:
+        raise UserError(_printable(path, str(problem))) from None
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory; crop or downsample the image") from None
     except Exception as problem:  # of any class: the libraries' errors must not end the run of the other files
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason[-1]}); export it again as one of "
-            f"{', '.join(READABLE_ENDINGS)}"
-        ) from None
+        fix = f"export it again as one of {', '.join(READABLE_ENDINGS)}"
+        raise UserError(_printable(path, f"{path}: cannot be read as an image ({reason[-1]}); {fix}")) from None
+
+
+def _printable(path: Path, message: str) -> str:
+    """A message on one line, without what a damaged header may hold: control characters, and pages of text."""
+    start = str(path) if message.startswith(str(path)) else ""
+    rest = message[len(start) :].replace("\n", " ")
+    shown = "".join(letter if letter.isprintable() else "?" for letter in rest)
+    return start + (shown if len(shown) < 1000 else f"{shown[:600]} ... {shown[-200:]}")
 
 
 def _check_finite(path: Path, array: np.ndarray) -> None:

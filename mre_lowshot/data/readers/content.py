@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.limits import gigabytes
+from mre_lowshot.limits import require_memory
 
 CHUNK = 1 << 20
 _LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "bzip2": 50_000_000}  # of what a compressed stream may hold
@@ -206,6 +206,18 @@ def read_voxels(
     return data
 
 
+def check_text(path: Path, file: BinaryIO, count: int) -> None:
+    """Refuse voxels written as text that are not ``count`` numbers, as far as the number of bytes shows it.
+
+    Raises:
+        UserError: see above; or more memory is needed than there is.
+    """
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if not 2 * count - 1 <= left <= 64 * count + CHUNK:
+        raise damaged(path, f"its header specifies {count} numbers, the file holds {left} bytes of text")
+    require_memory(left + 80 * count, f"{path}: {count} numbers written as text", "save it with compression")
+
+
 def check_claim(path: Path, file: BinaryIO, *, kind: str, count: int, stored: int | None = None) -> None:
     """Refuse a header that specifies more bytes than the rest of the file can hold.
 
@@ -214,7 +226,7 @@ def check_claim(path: Path, file: BinaryIO, *, kind: str, count: int, stored: in
     """
     left = os.fstat(file.fileno()).st_size - file.tell() if stored is None else stored
     if count > left * _LARGEST_RATIO.get(kind, 1):
-        raise damaged(path, f"its header specifies {gigabytes(count)} of voxels, the file holds {left} bytes of data")
+        raise damaged(path, f"its header specifies {count} bytes of voxels, the file holds {left}")
 
 
 def _longer(path: Path, count: int, more: int, at_least: bool = False) -> UserError:

@@ -18,12 +18,14 @@ class Header:
         components: values of a voxel; 3 in an RGB image.
         dtype: as stored in the file.
         notes: what is contradictory or missing in the header, and what was taken; one sentence each.
+        is_scaled: whether a slope and an intercept apply to the voxels.
     """
 
     geometry: Geometry
     components: int
     dtype: np.dtype
     notes: tuple[str, ...] = ()
+    is_scaled: bool = False
 
     @property
     def voxels(self) -> int:
@@ -38,4 +40,4 @@ class Header:
     @property
     def memory(self) -> int:
         """Bytes needed to read the file as float32."""
-        return self.stored_bytes + 4 * self.voxels * self.components
+        return self.stored_bytes + (12 if self.is_scaled else 4) * self.voxels * self.components

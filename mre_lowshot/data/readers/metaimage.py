@@ -12,7 +12,7 @@ import numpy as np
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels
+from mre_lowshot.data.readers.content import check_text, damaged, not_an_image, open_file, read_voxels
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
@@ -201,7 +201,8 @@ def _geometry(path: Path, values: dict[str, str], *, count: int, size: list[int]
     if n == 3 and matrix is None and values.get("NDims") == "3":
         notes.append("the header gives no TransformMatrix: its axes are taken as left, posterior and superior")
     columns, place = np.eye(3), np.zeros(3)
-    columns[:n, :n] = direction[:n, :n] * spacing[:n]
+    with np.errstate(invalid="ignore", over="ignore"):
+        columns[:n, :n] = direction[:n, :n] * spacing[:n]
     place[:n] = 0 if origin is None else origin[:n]
     dimensions = 2 if count == 2 else 3
     if n == 2 and abs(np.linalg.det(direction[:2, :2])) < 1e-6:
@@ -215,9 +216,9 @@ def _voxels(path: Path, file: BinaryIO, found: _Fields) -> np.ndarray:
     left = os.fstat(file.fileno()).st_size - place
     skip = int(found.values.get("HeaderSize", "0") or 0)
     if not found.is_binary:
-        words = file.read().split() if left >= header.voxels * header.components else []
+        check_text(path, file, header.voxels * header.components)
         try:
-            values = np.array(words, dtype=header.dtype)
+            values = np.array(file.read().split(), dtype=header.dtype)
         except (ValueError, OverflowError):
             values = np.empty(0)
         if values.size != header.voxels * header.components:

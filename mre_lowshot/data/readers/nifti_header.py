@@ -18,6 +18,7 @@ from mre_lowshot.errors import UserError
 
 _NAMES = {1: "1 bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float"}
 _COLOURS = {128: 3, 2304: 4}
+_LARGEST_CODE = 5  # of qform and sform
 _UNITS = {1: "metres", 3: "micrometres"}
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 _FORMATS: dict[str, Any] = {"nifti1": nib.Nifti1Header, "nifti2": nib.Nifti2Header}
@@ -70,6 +71,7 @@ def parse(path: Path, start: bytes) -> NiftiHeader:
         components=components * _COLOURS.get(code, 1),
         dtype=np.dtype(np.uint8) if code in _COLOURS else dtype,
         notes=tuple(notes),
+        is_scaled=slope is not None,
     )
     return NiftiHeader(header, size, int(offset), slope, intercept, code in _COLOURS)
 
@@ -161,9 +163,10 @@ def _geometry(path: Path, found: Any, size: tuple[int, ...], dimensions: int) ->
             "mm; convert pixdim, qform and sform to mm and set xyzt_units to 2"
         )
     name = str(path)
+    found, notes = _corrected(found)
     q_code, s_code = int(found["qform_code"]), int(found["sform_code"])
     sform = found.get_sform() if s_code > 0 else None
-    qform, notes = None, []
+    qform = None
     if q_code > 0:
         try:
             qform = found.get_qform()
@@ -188,10 +191,24 @@ def _geometry(path: Path, found: Any, size: tuple[int, ...], dimensions: int) ->
         raise UserError(f"{problem} (this is its sform; to use the qform, set sform_code to 0)") from None
     if sform is not None and qform is not None:
         notes += _disagreement(geometry, qform, size, dimensions)
-    notes += _spacing_note(found, affine, sform is not None, size)
-    if sform is None and qform is not None and float(found["pixdim"][0]) not in (1.0, -1.0):
-        notes.append(f"qfac (pixdim[0]) is {float(found['pixdim'][0]):g}, not 1 or -1; 1 is used")
-    return geometry, notes
+    return geometry, notes + _spacing_note(found, affine, sform is not None, size)
+
+
+def _corrected(found: Any) -> tuple[Any, list[str]]:
+    """A header with the corrections that nibabel makes when it loads a file, and notes of them."""
+    made, notes = found.copy(), []
+    for form in ("qform_code", "sform_code"):
+        if not 0 <= int(made[form]) <= _LARGEST_CODE:
+            notes.append(f"{form} {int(made[form])} is unknown; it is taken as 0 (not given)")
+            made[form] = 0
+    steps = np.asarray(made["pixdim"], dtype=np.float64)
+    if (steps[1:4] < 0).any():
+        notes.append(f"pixdim {_three(steps[1:4])} has negative values; their amounts are used")
+        made["pixdim"][1:4] = np.abs(steps[1:4])
+    if int(made["qform_code"]) > 0 and steps[0] not in (1, -1):
+        notes.append(f"qfac (pixdim[0]) is {steps[0]:g}, not 1 or -1; 1 is used")
+        made["pixdim"][0] = 1
+    return made, notes
 
 
 def _of_affine(affine: np.ndarray, size: tuple[int, ...], dimensions: int, name: str) -> Geometry:
@@ -226,9 +243,7 @@ def _spacing_note(found: Any, affine: np.ndarray, has_sform: bool, size: tuple[i
     notes = []
     axes = [axis for axis in range(3) if size[axis] > 1]
     if any(not given[axis] > 0 for axis in axes):
-        notes.append(
-            f"pixdim {_three(given)} has values that are not above 0; a voxel size of {_three(used)} mm is used"
-        )
+        notes.append(f"pixdim {_three(given)} holds zeros or no numbers; a voxel size of {_three(used)} mm is used")
     elif has_sform and not np.allclose(used[axes], given[axes], rtol=1e-3, atol=0):
         notes.append(
             f"the voxel size of the sform {_three(used)} mm differs from pixdim {_three(given)}; that of the sform is "

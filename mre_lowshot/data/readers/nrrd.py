@@ -16,7 +16,7 @@ import numpy as np
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels
+from mre_lowshot.data.readers.content import check_text, damaged, not_an_image, open_file, read_voxels
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.nrrd_grid import spatial_grid
 from mre_lowshot.data.readers.verified import compare, data_file, packer
@@ -184,9 +184,7 @@ def _voxels(path: Path, file: BinaryIO, header: Header, fields: dict[str, Any]) 
 
 def _written_out(path: Path, file: BinaryIO, header: Header, kind: str) -> np.ndarray:
     """Voxels written as text."""
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    if 2 * header.stored_bytes > left if kind == "hex" else 2 * header.voxels * header.components - 1 > left:
-        raise damaged(path, "the file has fewer voxels than its header specifies")
+    check_text(path, file, header.stored_bytes if kind == "hex" else header.voxels * header.components)
     try:
         if kind == "hex":
             values = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), header.dtype)
