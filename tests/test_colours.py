@@ -1,9 +1,12 @@
 """Colours of labels: distinct also for colour-blind readers, constant, and as dataset.json gives them."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mre_lowshot.data.colours import PALETTE, colours_of, label_colours, palette_colour, rgb
+from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.errors import UserError
 
 # Machado et al. 2009, complete loss of red, green, blue cones, on linear RGB.
@@ -68,3 +71,26 @@ def test_given_colours_are_used_and_no_other_label_gets_one_like_them():
 def test_what_is_no_colour_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         label_colours({"background": 0, "liver": 1}, given, "Dataset001/dataset.json")
+
+
+def test_a_dataset_with_wrong_colours_or_codes_is_refused_when_it_is_loaded(tmp_path):
+    data = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "ignore": 2},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
+    folder = tmp_path / "Dataset001_Toy"
+    for part in ("imagesTr/a_0000", "labelsTr/a"):
+        (folder / part).parent.mkdir(parents=True)
+        (folder / f"{part}.nii.gz").touch()
+
+    def load(**more):
+        (folder / "dataset.json").write_text(json.dumps({**data, **more}))
+        return Dataset.load(folder)
+
+    assert load(label_colours={"liver": "#000000"}, label_codes={"liver": ["10200004", "SCT", "Liver"]}).name
+    with pytest.raises(UserError, match=r"Dataset001_Toy/dataset\.json: label_colours gives 'liver' the colour 'red'"):
+        load(label_colours={"liver": "red"})
+    with pytest.raises(UserError, match=r"Dataset001_Toy/dataset\.json: label_codes names 'spleen'"):
+        load(label_codes={"spleen": ["78961009", "SCT", "Spleen"]})

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_different_files_of_one_instance_are_refused(tmp_path):
             r"slices at unequal distances, 3 to 4 mm \(the largest between the slices at 11.5 and 15.5 mm\)",
         ),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "is a localizer"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "is a mosaic of slices in one image"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, r"is a colour image \(RGB\)"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is a colour image"),
         ({"ImagePositionPatient": None}, "has no ImagePositionPatient: its place in the patient is unknown"),
@@ -258,6 +260,26 @@ def test_the_packages_are_named_where_they_are_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError, match=r"the package pydicom.*pip install -c constraints.txt mre-lowshot\[dicom\]"):
         find_series(tmp_path)
+
+
+def test_without_the_packages_everything_else_can_be_imported():
+    code = """
+import sys
+for name in ("pydicom", "highdicom", "gdcm"):
+    sys.modules[name] = None
+import importlib
+from pathlib import Path
+from mre_lowshot.errors import UserError
+for name in ("series", "volume", "seg", "codes"):
+    importlib.import_module(f"mre_lowshot.data.dicom.{name}")
+from mre_lowshot.data.dicom.series import find_series
+try:
+    find_series(Path("."))
+except UserError as problem:
+    print(problem)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("DICOM needs the package pydicom, which is missing: pip install"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,8 @@ def test_what_is_taken_as_stored_is_noted(tmp_path):
     volume = read_series(only(tmp_path / "b"))
     assert np.array_equal(volume.array[0], STORED)
     assert "CT without Rescale Slope and Intercept" in volume.notes[0]
+    write_series(tmp_path / "d", STORED, RescaleType="Z_EFF")
+    assert read_series(only(tmp_path / "d")).notes == ("it is a CT whose values are Z_EFF, not HU",)
     write_series(tmp_path / "c", STORED, PixelPaddingValue=int(STORED.min()))
     assert read_series(only(tmp_path / "c")).array.min() == STORED.min() - 1000.0
 
@@ -156,14 +158,14 @@ def test_the_series_names_the_volume(tmp_path):
     write_series(tmp_path / "a", STORED)
     assert read_series(only(tmp_path / "a")).path == tmp_path / "a" / "P1_3_Abdomen"
     write_enhanced(tmp_path / "b", STORED)
-    assert read_series(only(tmp_path / "b")).path == tmp_path / "b"
+    assert read_series(only(tmp_path / "b")).path == tmp_path / "P1_3_Enhanced"
 
 
 def test_more_than_the_memory_is_refused_before_it_is_allocated(tmp_path, monkeypatch):
     write_series(tmp_path, STORED)
     series = only(tmp_path)
     monkeypatch.setenv("MRE_MEMORY_GB", "1e-7")
-    with pytest.raises(UserError, match="series P1_3_Abdomen: its 6 x 5 x 7 voxels needs"):
+    with pytest.raises(UserError, match=r"series P1_3_Abdomen \(6 x 5 x 7 voxels\) needs"):
         read_series(series)
 
 
@@ -269,3 +271,33 @@ def test_real_scans_as_series(tmp_path, dataset, modality, orientation):
     write_series(tmp_path, scan, orientation, modality=modality, spacing=(2.5, 3.1, 2.9))
     volume = read_series(only(tmp_path))
     assert np.array_equal(volume_in_file_order(volume), scan - 1000.0)
+
+
+def test_damaged_files_raise_nothing_but_the_refusal(tmp_path):
+    """Changed, missing and cut-off bytes in classic, compressed and multi-frame files."""
+    write_series(tmp_path / "plain", STORED[:3])
+    write_series(tmp_path / "rle", STORED[:3], syntax=RLELossless)
+    write_series(tmp_path / "jpegls", STORED[:3], syntax=JPEGLSLossless)
+    write_enhanced(tmp_path / "enhanced/scan", STORED[:3])
+    random, outcomes = np.random.default_rng(0), {"read": 0, "refused": 0}
+    for number in range(120):
+        folder = tmp_path / ("plain", "rle", "jpegls", "enhanced")[number % 4]
+        path = sorted(folder.iterdir())[0]
+        content = path.read_bytes()
+        damaged, at = bytearray(content), int(random.integers(132, len(content) - 1))
+        if number % 3 == 0:
+            damaged[at] = int(random.integers(256))
+        elif number % 3 == 1:
+            del damaged[at:]
+        else:
+            del damaged[at : at + int(random.integers(1, 40))]
+        path.write_bytes(damaged)
+        for series in find_series(folder):
+            try:
+                read_series(series)
+                outcomes["read"] += 1
+            except UserError:
+                outcomes["refused"] += 1
+        path.write_bytes(content)
+    assert outcomes["refused"] > 60
+    assert outcomes["read"] > 10

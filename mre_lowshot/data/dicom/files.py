@@ -26,7 +26,7 @@ _TAGS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
     "FrameOfReferenceUID", "StudyDate", "Modality", "SeriesDescription", "SeriesNumber", "Rows", "Columns",
     "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "ImageOrientationPatient",
-    "ImagePositionPatient", "PixelSpacing", "GantryDetectorTilt", "RescaleSlope", "RescaleIntercept",
+    "ImagePositionPatient", "PixelSpacing", "GantryDetectorTilt", "RescaleSlope", "RescaleIntercept", "RescaleType",
     "ModalityLUTSequence", "LossyImageCompression", "SharedFunctionalGroupsSequence", "EncapsulatedDocument",
     "PerFrameFunctionalGroupsSequence", *VARIANTS,
 )  # fmt: skip

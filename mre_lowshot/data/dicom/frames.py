@@ -20,8 +20,8 @@ VARIANTS = (
     "EchoNumbers", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "DiffusionGradientOrientation",
     "TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime", "NominalCardiacTriggerDelayTime",
     "NominalPercentageOfCardiacPhase", "InversionTime", "FlipAngle", "StackID", "AcquisitionNumber",
-    "FrameAcquisitionNumber", "ImageType", "FrameType", "ComplexImageComponent", "ConvolutionKernel", "KVP",
-    "ContrastBolusAgent", "FrameReferenceTime", "ActualFrameDuration", "AcquisitionDateTime",
+    "FrameAcquisitionNumber", "SequenceName", "ImageType", "FrameType", "ComplexImageComponent", "ConvolutionKernel",
+    "KVP", "ContrastBolusAgent", "FrameReferenceTime", "ActualFrameDuration", "AcquisitionDateTime",
     "FrameAcquisitionDateTime", "AcquisitionTime", "SeriesTime",
 )  # fmt: skip
 _COSINES = 1e-3  # tolerance of direction cosines: their length and right angle
@@ -83,6 +83,8 @@ def unsuitable(header: Dataset) -> str:
     photometric = str(header.get("PhotometricInterpretation", ""))
     if int(header.get("SamplesPerPixel") or 1) != 1 or photometric.startswith(("PALETTE", "RGB", "YBR")):
         return f"is a colour image ({photometric}), not a scan in one channel of grey values; leave it out"
+    if "MOSAIC" in _texts(header.get("ImageType")):
+        return "is a mosaic of slices in one image (Siemens); convert the series with dcm2niix first"
     if "LOCALIZER" in _texts(header.get("ImageType")):
         return "is a localizer (scout), not a scan; leave it out"
     return ""
@@ -142,7 +144,7 @@ def frames_of(header: Dataset, path: Path) -> list[Frame]:
 
 def _frame(levels: list[Dataset], header: Dataset, path: Path, index: int) -> Frame:
     """``levels`` are searched in order, each also in the items that its functional groups hold."""
-    items = [item for level in levels for item in _items(level, deep=level is not header)]
+    items = [item for level in levels for item in _items(level, depth=0 if level is header else 2)]
 
     def find(keyword: str, count: int) -> tuple[float, ...] | None:
         values = next((item[keyword].value for item in items if keyword in item), None)
@@ -189,12 +191,12 @@ def _frame(levels: list[Dataset], header: Dataset, path: Path, index: int) -> Fr
     )
 
 
-def _items(level: Dataset, deep: bool) -> Iterator[Dataset]:
+def _items(level: Dataset, depth: int) -> Iterator[Dataset]:
     yield level
-    if deep:
-        for element in level:
-            if element.VR == "SQ" and "FunctionalGroups" not in element.keyword:
-                yield from element.value
+    for element in level if depth else ():
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _items(item, depth - 1)
 
 
 def _first(items: list[Dataset], keyword: str) -> Any:

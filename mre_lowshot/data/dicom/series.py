@@ -7,18 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mre_lowshot.data.dicom.files import find_files, is_directory, quiet, read_header, require_packages
-from mre_lowshot.data.dicom.frames import Frame, frames_of, unsuitable
+from mre_lowshot.data.dicom.entries import Entry, read_entry, without_copies
+from mre_lowshot.data.dicom.files import find_files, require_packages
+from mre_lowshot.data.dicom.frames import Frame
 from mre_lowshot.data.dicom.names import case_name, distinct
 from mre_lowshot.data.dicom.stacks import Stack, make_stacks
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import sha256
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 
 @dataclass(frozen=True)
@@ -91,38 +87,22 @@ def read_folder(folder: Path) -> Contents:
     """As `find_series`, with the number of other files."""
     require_packages()
     paths, others = find_files(Path(folder))
-    groups: dict[tuple[str, ...], list[tuple[Path, Dataset]]] = {}
+    groups: dict[tuple[str, ...], list[Entry]] = {}
     found: list[Series] = []
     for path in paths:
         try:
-            header = read_header(path)
-            if is_directory(header):
-                others += 1
-            else:
-                groups.setdefault(_kind(path, header), []).append((path, header))
+            entry = read_entry(path)
         except UserError as refusal:
             found.append(_damaged(path, str(refusal).removeprefix(f"{path}: ")))
+            continue
+        if entry is None:
+            others += 1
+        else:
+            groups.setdefault(entry.group, []).append(entry)
     damaged = Counter(series.files[0].parent for series in found)
-    for (*_, problem), members in groups.items():
-        with quiet():
-            found += [_beside(series, damaged) for series in _of_group(members, problem)]
+    found += [_beside(series, damaged) for entries in groups.values() for series in _of_group(entries)]
     found.sort(key=lambda s: (s.patient_id, s.study_date, s.number.zfill(12), s.uid))
     return Contents(tuple(_numbered_and_named(found)), others)
-
-
-def _kind(path: Path, header: Dataset) -> tuple[str, ...]:
-    """Patient, study and series of a file, and why it is no slice (empty where it is one)."""
-    try:
-        with quiet():
-            for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-                if not header.get(keyword):
-                    raise UserError(f"{path}: has no {keyword}, as a file that was cut off; export it again")
-            keys = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
-            return (*(str(header.get(key) or "") for key in keys), unsuitable(header))
-    except UserError:
-        raise
-    except Exception as problem:  # values that violate the standard
-        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
 
 
 def _damaged(path: Path, problem: str) -> Series:
@@ -136,36 +116,32 @@ def _beside(series: Series, damaged: Mapping[Path, int]) -> Series:
     return dataclasses.replace(series, notes=(*series.notes, note)) if count else series
 
 
-def _of_group(members: Sequence[tuple[Path, Dataset]], problem: str) -> list[Series]:
-    """The series of files with equal patient, study and series UID, and equal ``problem`` (empty: none)."""
-    header = members[0][1]
-
-    def text(keyword: str) -> str:
-        return " ".join(str(header.get(keyword) or "").split())
-
+def _of_group(entries: Sequence[Entry]) -> list[Series]:
+    """The series of entries of one group."""
+    texts = entries[0].texts
+    problem = next((entry.unfit or entry.problem for entry in entries if entry.unfit or entry.problem), "")
     base = Series(
-        uid=text("SeriesInstanceUID"),
+        uid=texts["SeriesInstanceUID"],
         part=0,
-        patient_id=text("PatientID"),
-        study_uid=text("StudyInstanceUID"),
-        study_date=text("StudyDate"),
-        modality=text("Modality"),
-        description=text("SeriesDescription"),
-        number=text("SeriesNumber"),
-        files=tuple(path for path, _ in members),
+        patient_id=texts["PatientID"],
+        study_uid=texts["StudyInstanceUID"],
+        study_date=texts["StudyDate"],
+        modality=texts["Modality"],
+        description=texts["SeriesDescription"],
+        number=texts["SeriesNumber"],
+        files=tuple(entry.path for entry in entries),
         problem=problem,
     )
     if problem:
         return [base]
     try:
-        kept, dropped = _without_copies(members)
-        frames = [frame for path, header in kept for frame in _frames(path, header)]
-    except UserError as found:
-        return [dataclasses.replace(base, problem=str(found))]
+        kept, dropped = without_copies(entries)
+    except UserError as refusal:
+        return [dataclasses.replace(base, problem=str(refusal))]
     notes: tuple[str, ...] = (f"{dropped} file(s) are copies of others and are left out",) if dropped else ()
-    if any(str(header.get("LossyImageCompression", "")) == "01" for _, header in kept):
+    if any(entry.lossy for entry in kept):
         notes += ("its images were compressed with loss",)
-    return [_of_stack(base, stack, notes) for stack in make_stacks(frames)]
+    return [_of_stack(base, stack, notes) for stack in make_stacks([f for entry in kept for f in entry.frames])]
 
 
 def _of_stack(base: Series, stack: Stack, notes: tuple[str, ...]) -> Series:
@@ -178,27 +154,6 @@ def _of_stack(base: Series, stack: Stack, notes: tuple[str, ...]) -> Series:
         variant=stack.variant,
         notes=(*notes, *stack.notes),
     )
-
-
-def _frames(path: Path, header: Dataset) -> list[Frame]:
-    try:
-        return frames_of(header, path)
-    except UserError as problem:
-        raise UserError(f"{path.name} {problem}") from None
-    except Exception as problem:  # damaged sequences: pydicom raises many kinds
-        raise UserError(f"{path.name} has a header that cannot be read ({problem}); export it again") from None
-
-
-def _without_copies(members: Sequence[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], int]:
-    """The files, each image once, and how many copies there are."""
-    kept: dict[str, tuple[Path, Dataset]] = {}
-    for path, header in members:
-        first = kept.setdefault(str(header.SOPInstanceUID), (path, header))[0]
-        if first != path and sha256(first) != sha256(path):
-            raise UserError(
-                f"has two different files with one SOP Instance UID: {first} and {path}; remove one of them"
-            )
-    return list(kept.values()), len(members) - len(kept)
 
 
 def _numbered_and_named(found: Sequence[Series]) -> list[Series]:

@@ -32,7 +32,7 @@ def read_series(series: Series) -> Volume:
         raise UserError(f"series {series.name}: {series.problem or 'has no regular grid'}")
     grid = series.geometry
     z, y, x = grid.shape
-    what = f"series {series.name}: its {z} x {y} x {x} voxels"
+    what = f"series {series.name} ({z} x {y} x {x} voxels)"
     require_memory(4.0 * z * y * x, what, "crop it, or give a machine with more memory")
     array = np.empty(grid.shape, np.float32)
     stored = turn_array(array, inverse(grid.axes))  # a view in the order of the files: slice, row, column
@@ -45,7 +45,8 @@ def read_series(series: Series) -> Volume:
                 f"{frame.path}: has values that are not finite numbers of 32 bits (Rescale Slope {slope:g}, Intercept "
                 f"{intercept:g}); export it again"
             )
-    return Volume(array[None], grid, _place(series), notes=_notes(series))
+    # The path names the series, for messages and the case name; its files may be many, or shared with other volumes.
+    return Volume(array[None], grid, series.files[0].parent / series.name, notes=_notes(series))
 
 
 def _slices(series: Series) -> Iterator[tuple[int, Frame, np.ndarray]]:
@@ -60,11 +61,6 @@ def _slices(series: Series) -> Iterator[tuple[int, Frame, np.ndarray]]:
             yield index, frame, values
 
 
-def _place(series: Series) -> Path:
-    """What names the series in messages: its file, or the folder of its files and its name."""
-    return series.files[0] if len(series.files) == 1 else series.files[0].parent / series.name
-
-
 def _notes(series: Series) -> tuple[str, ...]:
     header = read_header(series.files[0])
     notes = series.notes
@@ -76,4 +72,7 @@ def _notes(series: Series) -> tuple[str, ...]:
         and "PerFrameFunctionalGroupsSequence" not in header
     ):
         notes += ("it is a CT without Rescale Slope and Intercept; its stored values are taken as HU",)
+    kind = str(header.get("RescaleType") or "HU")
+    if series.modality == "CT" and kind not in ("HU", "US"):  # US: unspecified
+        notes += (f"it is a CT whose values are {kind}, not HU",)
     return notes
