@@ -204,21 +204,23 @@ def test_a_scan_without_any_label_has_a_seg_without_any(tmp_path, kind):
 
 
 def test_one_of_several_volumes_in_a_multi_frame_file(tmp_path):
-    """Frames of two echoes at the same positions: each SEG refers to those of its own."""
+    """Frames of two diffusion directions at the same positions: each SEG refers to those of its own."""
     path = write_enhanced(tmp_path / "in/scan", np.concatenate([STORED, STORED + 1]), modality="MR")
     data = pydicom.dcmread(path)
     groups = sorted(
         data.PerFrameFunctionalGroupsSequence, key=lambda g: g.FrameContentSequence[0].InStackPositionNumber
     )
     for number, group in enumerate(groups):
-        echo = pydicom.Dataset()
-        echo.EffectiveEchoTime = 2.0 + number // 6
-        group.MREchoSequence = [echo]
+        diffusion, gradient = pydicom.Dataset(), pydicom.Dataset()
+        gradient.DiffusionGradientOrientation = [0.0, number // 6, 1.0]
+        diffusion.DiffusionGradientDirectionSequence = [gradient]
+        group.MRDiffusionSequence = [diffusion]
         group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 3 * (number % 6)]
     data.save_as(path)
     first, second = find_series(tmp_path / "in")
     assert [s.variant for s in (first, second)] == [
-        "volume 1 of 2: EffectiveEchoTime 2.0", "volume 2 of 2: EffectiveEchoTime 3.0",
+        "volume 1 of 2: DiffusionGradientOrientation 0.0\\0.0\\1.0",
+        "volume 2 of 2: DiffusionGradientOrientation 0.0\\1.0\\1.0",
     ]  # fmt: skip
     assert np.array_equal(read_series(second).array[0], STORED + 1.0 - 1000)
     labels = some_labels(second)
@@ -227,7 +229,8 @@ def test_one_of_several_volumes_in_a_multi_frame_file(tmp_path):
     check_references(seg, tmp_path / "in")
     for group in seg.PerFrameFunctionalGroupsSequence:
         number = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
-        assert data.PerFrameFunctionalGroupsSequence[number - 1].MREchoSequence[0].EffectiveEchoTime == 3.0
+        diffusion = data.PerFrameFunctionalGroupsSequence[number - 1].MRDiffusionSequence[0]
+        assert diffusion.DiffusionGradientDirectionSequence[0].DiffusionGradientOrientation == [0.0, 1.0, 1.0]
 
 
 def test_sources_without_what_the_standard_asks_for(tmp_path):

@@ -120,6 +120,7 @@ def test_different_files_of_one_instance_are_refused(tmp_path):
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not two directions at right angles"),
         ({"PixelSpacing": [0, 1]}, "both must be above 0"),
         ({"RescaleSlope": 0}, "Rescale Slope 0"),
+        ({"BitsStored": 12, "HighBit": 15}, "has HighBit 15 with 12 BitsStored; 11 is read"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"}, r"is a set of contours \(RTSTRUCT\)"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, r"is a label map \(DICOM SEG\)"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.2"}, r"is a dose distribution"),
@@ -210,8 +211,9 @@ def test_an_incomplete_volume_is_refused_and_the_complete_ones_are_kept(tmp_path
 
 
 def test_images_at_one_position_that_nothing_distinguishes_are_refused(tmp_path):
-    write_series(tmp_path, STORED)
-    write_series(tmp_path, STORED[2:3], at=axial(6)[2:3], seed=50)
+    times = {"AcquisitionTime": lambda i: f"10101{i}"}  # differs in all images, so it divides nothing
+    write_series(tmp_path, STORED, **times)
+    write_series(tmp_path, STORED[2:3], at=axial(6)[2:3], seed=50, AcquisitionTime="101020")
     assert "has 2 images at one position (" in only(tmp_path).problem
 
 

@@ -25,7 +25,8 @@ _DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _TAGS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
     "FrameOfReferenceUID", "StudyDate", "Modality", "SeriesDescription", "SeriesNumber", "Rows", "Columns",
-    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "ImageOrientationPatient",
+    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "ImageOrientationPatient",
     "ImagePositionPatient", "PixelSpacing", "GantryDetectorTilt", "RescaleSlope", "RescaleIntercept", "RescaleType",
     "ModalityLUTSequence", "LossyImageCompression", "SharedFunctionalGroupsSequence", "EncapsulatedDocument",
     "PerFrameFunctionalGroupsSequence", *VARIANTS,

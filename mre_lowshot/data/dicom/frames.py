@@ -99,6 +99,9 @@ def _unreadable(header: Dataset) -> str:
             f"has PhotometricInterpretation {header.get('PhotometricInterpretation')!r}; only MONOCHROME1 and "
             "MONOCHROME2 are read: export it as grey values"
         )
+    stored, high = header.get("BitsStored"), header.get("HighBit")
+    if stored and high is not None and high != stored - 1:  # pydicom takes the lowest bits
+        return f"has HighBit {high} with {stored} BitsStored; {stored - 1} is read: export it again"
     if header.get("ModalityLUTSequence"):
         return "has a Modality LUT Sequence, which is not read; export it with Rescale Slope and Intercept"
     return _no_decoder(header)

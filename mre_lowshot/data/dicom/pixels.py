@@ -44,7 +44,7 @@ def stored_frames(path: Path, indices: Sequence[int], shape: tuple[int, int]) ->
                 break
             if frame.shape != shape:
                 raise UserError(f"{path}: holds a frame of {frame.shape}, its header states {shape} (rows, columns)")
-            yield frame if compressed else _values(frame, header)
+            yield frame
             count += 1
         if count != len(indices):
             raise UserError(f"{path}: holds {count} of {len(indices)} frames; export it again")
@@ -71,15 +71,6 @@ def _source(path: Path, header: Dataset) -> Any:
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         )
     return whole
-
-
-def _values(frame: np.ndarray, header: Dataset) -> np.ndarray:
-    """Without what other bits of a pixel hold, overlays for example."""
-    bits, stored = 8 * frame.dtype.itemsize, int(header.get("BitsStored") or 0)
-    unused = bits - 1 - int(header.get("HighBit", stored - 1))
-    if frame.dtype.kind not in "iu" or not 0 < stored <= bits or stored == bits or not 0 <= unused <= bits - stored:
-        return frame
-    return (frame << unused) >> (bits - stored)  # of signed types the sign fills the upper bits
 
 
 def _check_frames(path: Path, header: Dataset, indices: Sequence[int], shape: tuple[int, int]) -> None:
