@@ -16,11 +16,13 @@ from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.registration.affine import affine, nearest_affine
 from mre_lowshot.atlas.registration.deformable import Classes, deformable
 from mre_lowshot.atlas.registration.images import (
-    in_units,
+    in_unit,
     label_image,
     registration_size,
+    scaled_affine,
     to_image,
     transformed_positions,
+    unit_of,
 )
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
@@ -96,12 +98,14 @@ def align(
 def _register(
     atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, previous: PreviousPass | None
 ) -> np.ndarray:
-    spacing, of_atlas = in_units(image.shape[1:], spacing, atlas.spacing)
-    atlas = replace(atlas, spacing=of_atlas)
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
     if previous is None:
-        transform = affine(fixed, moving)
+        # ITK's optimiser takes steps and stops at fixed lengths: the unit follows the voxels
+        unit = unit_of(fixed)
+        own = (fixed, moving) if unit == 1 else (in_unit(fixed, unit), in_unit(moving, unit))
+        transform = affine(*own)
+        transform = transform if unit == 1 else scaled_affine(transform, unit)
     else:
         transform = nearest_affine(atlas_positions(atlas, previous.coordinates, fixed), fixed)
         classes = Classes(previous.shares, label_image(atlas.label, atlas.spacing))

@@ -10,7 +10,7 @@ import numpy as np
 from mre_lowshot.atlas.label_fusion import class_shares
 from mre_lowshot.atlas.registration import discrete
 from mre_lowshot.atlas.registration.demons import demons
-from mre_lowshot.atlas.registration.images import warp
+from mre_lowshot.atlas.registration.images import in_unit, scaled_affine, scaled_field, unit_of, warp
 
 # Of the discrete search, per stage: side of a block in voxels, search radius in blocks; radius of the patches whose
 # self-similarity is the feature, and their distance, in voxels. Large blocks need features of a larger neighbourhood.
@@ -44,8 +44,19 @@ def deformable(fixed: Any, moving: Any, start: Any, classes: Classes | None = No
     """The transform from ``fixed`` to ``moving`` (SimpleITK images) that refines ``start``.
 
     Discrete stages displace blocks of decreasing size to where image features, and ``classes`` where given, match best
-    (`discrete`), each stage after the one before; demons follow (`demons`).
+    (`discrete`), each stage after the one before; demons follow (`demons`). Lengths are given in
+    a unit that follows the voxels. ``start`` is affine.
     """
+    unit = unit_of(fixed)
+    if unit == 1:
+        return _deformable(fixed, moving, start, classes)
+    own, other = in_unit(fixed, unit), in_unit(moving, unit)
+    scaled = Classes(classes.fixed, in_unit(classes.moving, unit)) if classes else None
+    found = _deformable(own, other, scaled_affine(start, 1 / unit), scaled)
+    return scaled_field(found, own, unit, fixed)
+
+
+def _deformable(fixed: Any, moving: Any, start: Any, classes: Classes | None) -> Any:
     import SimpleITK as sitk
 
     found = start

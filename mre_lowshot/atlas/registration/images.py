@@ -9,9 +9,8 @@ import numpy as np
 from mre_lowshot.atlas.similarity import normalize_locally
 from mre_lowshot.grid import coarsen_spacing, resize_image
 
+SIDE = 8.0  # of a voxel, on average, in the unit of length that registration works in; 0.5 to 8 serve equally well
 MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
-
-REGISTERED_SIDE = 8.0  # mm; voxels of 0.5 to 8 are registered equally well
 
 
 def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
@@ -37,20 +36,6 @@ def registration_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tupl
     return tuple(max(1, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, coarse, strict=True))
 
 
-def in_units(size: tuple[int, ...], *spacings: tuple[float, ...]) -> list[tuple[float, ...]]:
-    """Spacings in a unit in which the voxels of an image of ``size``, as registered (`registration_size`), have a side
-    of `REGISTERED_SIDE` on average; ``spacings[0]`` is the image's. ITK's optimisers take steps and stop at lengths
-    that are fixed, so in mm a scan of small voxels, of mice or of embryos, would be registered worse than the same
-    voxels of 1 mm."""
-    coarse = registration_size(size, spacings[0])
-    sides = [s * old / new for s, old, new in zip(spacings[0], size, coarse, strict=True)]
-    unit = float(np.exp(np.mean(np.log(sides)))) / REGISTERED_SIDE
-    if abs(unit - 1) < 1e-9:
-        return list(spacings)
-    # rounded, because the optimiser's path may hang on the last digit
-    return [tuple(float(f"{s / unit:.9g}") for s in spacing) for spacing in spacings]
-
-
 def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
     """A label map (*size) as a SimpleITK image in the frame of `to_image`, not downsampled."""
     import SimpleITK as sitk
@@ -58,6 +43,51 @@ def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
     image = sitk.GetImageFromArray(label.astype(np.int16))
     image.SetSpacing([float(s) for s in reversed(spacing)])
     return image
+
+
+def unit_of(image: Any) -> float:
+    """The length (mm) in which the voxels of ``image`` have a side of `SIDE` on average."""
+    unit = float(np.exp(np.mean(np.log(image.GetSpacing())))) / SIDE
+    return 1.0 if abs(unit - 1) < 1e-9 else unit
+
+
+def in_unit(image: Any, unit: float) -> Any:
+    """The image with its lengths in ``unit`` (mm); rounded, because a result may hang on the last digit."""
+    import SimpleITK as sitk
+
+    made = sitk.Image(image)
+    made.SetSpacing([float(f"{value / unit:.9g}") for value in image.GetSpacing()])
+    made.SetOrigin([float(f"{value / unit:.9g}") for value in image.GetOrigin()])
+    return made
+
+
+def scaled_affine(transform: Any, factor: float) -> Any:
+    """An affine transform with all lengths multiplied by ``factor``; it keeps its centre, which an optimiser turns
+    about."""
+    import SimpleITK as sitk
+
+    start = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    fixed = transform.GetFixedParameters()
+    centre = np.array(fixed if len(fixed) == 3 else (0.0, 0.0, 0.0))
+    columns = [np.array(transform.TransformPoint(tuple(axis))) - start for axis in np.eye(3).tolist()]
+    matrix = np.column_stack(columns)
+    made = sitk.AffineTransform(3)
+    made.SetCenter([float(f"{value:.12g}") for value in factor * centre])
+    made.SetMatrix(np.round(matrix, 12).ravel().tolist())
+    made.SetTranslation([float(f"{value:.12g}") for value in factor * (start + matrix @ centre - centre)])
+    return made
+
+
+def scaled_field(transform: Any, grid: Any, factor: float, scaled: Any) -> Any:
+    """A transform, sampled on ``grid``, with all lengths multiplied by ``factor``; ``scaled`` is the grid so scaled."""
+    import SimpleITK as sitk
+
+    field = sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
+    )
+    made = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(field) * factor, isVector=True)
+    made.CopyInformation(scaled)
+    return sitk.DisplacementFieldTransform(made)
 
 
 def downsampled(image: Any, factor: int) -> Any:
