@@ -16,7 +16,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[test]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom]
 	@touch $@
 
 demo: $(VENV)/.run

@@ -66,11 +66,6 @@ def test_the_window_of_a_ct_is_in_hu():
     assert figures.window(np.full(5, np.nan)) == (0.0, 1.0)
 
 
-def test_colours_are_constant_and_distinct():
-    assert len(set(figures.COLOURS)) == len(figures.COLOURS)
-    assert figures.colour(1) == figures.colour(1 + len(figures.COLOURS)) == figures.COLOURS[0]
-
-
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_overlay_of_a_volume(tmp_path, with_reference):
     image, labels = make_subject(0, (20, 36, 44), (8.0, 8.0, 8.0))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.config.json import suggest
+from mre_lowshot.data.colours import label_colours
+from mre_lowshot.data.dicom.codes import label_codes
 from mre_lowshot.data.listing import Listing, list_images, name_problem, shown, twins
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
 from mre_lowshot.data.readers import file_ending as ending_of
@@ -68,6 +70,8 @@ class Dataset:
             raise UserError(f"{where}: must be a JSON object with named fields, found {type(data).__name__}")
         channels = _channel_names(data, where)
         labels, ignore = _labels(data, where)
+        label_colours(labels, data.get("label_colours"), where)
+        label_codes(labels, data.get("label_codes"), where)
         ending = _needed(data, "file_ending", where)
         if ending not in READABLE_ENDINGS:
             raise UserError(

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mre_lowshot.data.colours import label_colours
 from mre_lowshot.files import printable
 from mre_lowshot.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# One colour per label value, equal in all images: distinct on grey, the first eight also for colour-blind readers.
-COLOURS = (
-    "#e69f00", "#56b4e9", "#f0e442", "#00c389", "#e8412c", "#d67ab8", "#2f7bff", "#b5e61d",
-    "#a05a2c", "#9b5de5", "#00e5d4", "#ff9aa2", "#7a9e00", "#ff5fd2", "#b0c4de", "#ffd59e",
-)  # fmt: skip
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
 AXIAL_SLICES = 3
 
@@ -42,11 +38,6 @@ class View:
         """The plane of ``array`` (D, H, W) as displayed: row 0 at the top, column 0 at the left."""
         plane: np.ndarray = np.take(array, self.index, axis=self.axis)
         return plane if self.axis == 0 else plane[::-1]
-
-
-def colour(label: int) -> str:
-    """The colour of a label value (1 or higher), equal in all images."""
-    return COLOURS[(label - 1) % len(COLOURS)]
 
 
 def make_view(axis: int, index: int, spacing: Sequence[float]) -> View:
@@ -110,6 +101,7 @@ def overlay(
     title: str = "",
     scores: Mapping[str, float] | None = None,
     letters: bool | None = None,
+    colours: Mapping[int, str] | None = None,
 ) -> None:
     """Draw image, reference and prediction side by side.
 
@@ -124,6 +116,7 @@ def overlay(
         scores: label name to Dice, for the legend.
         letters: mark anatomical directions; None: for volumes only, because these are undefined in a photograph or an
             ultrasound frame.
+        colours: of the label values (`data.colours`); None: those of a dataset.json that gives none.
 
     Raises:
         ValueError: the arrays differ in shape.
@@ -149,6 +142,7 @@ def overlay(
         len(views), len(columns), height_ratios=heights, left=0, right=1, wspace=0.015, hspace=0.015,
         bottom=legend / height, top=1 - 0.55 / height,
     )  # fmt: skip
+    colours = label_colours(labels) if colours is None else colours
     black, white = window(image)
     marked = image.shape[0] > 1 if letters is None else letters
     for row, view in enumerate(views):
@@ -157,27 +151,27 @@ def overlay(
             shown = view.take(image)
             axes.imshow(shown, "gray", aspect=view.aspect, interpolation="bilinear", vmin=black, vmax=white)
             if array is not None:
-                _draw_labels(axes, view.take(array), list(names))
+                _draw_labels(axes, view.take(array), {value: colours[value] for value in names})
             _annotate(axes, view, marked, caption=column == 0 and image.shape[0] > 1)
             if row == 0:
                 axes.set_title(name, fontsize=10, pad=3)
     figure.suptitle(printable(title), parse_math=False, fontsize=11, y=1 - 0.08 / height, va="top")
-    _legend(figure, names, scores)
+    _legend(figure, names, scores, colours)
     save_figure(figure, path)
 
 
-def _draw_labels(axes: Any, plane: np.ndarray, values: list[int]) -> None:
+def _draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> None:
     from matplotlib.colors import to_rgba
 
     tint = np.zeros((*plane.shape, 4))
-    for value in values:
-        tint[plane == value] = (*to_rgba(colour(value))[:3], 0.22)
+    for value, colour in colours.items():
+        tint[plane == value] = (*to_rgba(colour)[:3], 0.22)
     axes.imshow(tint, aspect=axes.get_aspect(), interpolation="nearest")
-    for value in values:
+    for value, colour in colours.items():
         mask = np.pad(plane == value, 1).astype(float)
         if mask.any():
             rows, columns = (np.arange(n) - 1.0 for n in mask.shape)
-            axes.contour(columns, rows, mask, [0.5], colors=[colour(value)], linewidths=1.1)
+            axes.contour(columns, rows, mask, [0.5], colors=[colour], linewidths=1.1)
 
 
 def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
@@ -197,7 +191,9 @@ def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
         axes.annotate(f"{view.name} {view.index}", (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
 
 
-def _legend(figure: Figure, names: Mapping[int, str], scores: Mapping[str, float] | None) -> None:
+def _legend(
+    figure: Figure, names: Mapping[int, str], scores: Mapping[str, float] | None, colours: Mapping[int, str]
+) -> None:
     from matplotlib.patches import Patch
 
     def text(name: str) -> str:
@@ -207,7 +203,9 @@ def _legend(figure: Figure, names: Mapping[int, str], scores: Mapping[str, float
         return f"{name}  {score:.3f}" if np.isfinite(score) else f"{name}  n/a"
 
     if names:
-        patches = [Patch(facecolor=colour(value), label=printable(text(name))) for value, name in sorted(names.items())]
+        patches = [
+            Patch(facecolor=colours[value], label=printable(text(name))) for value, name in sorted(names.items())
+        ]
         heading = "Dice of the prediction against the reference" if scores else None
         legend = figure.legend(
             handles=patches, loc="lower center", ncols=4, fontsize=8, frameon=False, title=heading,

@@ -18,6 +18,7 @@ def draw_case(
     labels: Mapping[str, int],
     title: str,
     reference: Path | None = None,
+    colours: Mapping[int, str] | None = None,
 ) -> None:
     """Draw the first channel of a scan with its label map to ``path`` (PNG); where there is a ``reference``, it is
     drawn beside it, with each label's Dice.
@@ -29,6 +30,7 @@ def draw_case(
         labels: name to value.
         title: heading.
         reference: label map to compare with.
+        colours: value to colour (`data.colours`); None: those of a dataset.json that gives none.
 
     Raises:
         UserError: a file cannot be read.
@@ -43,4 +45,4 @@ def draw_case(
         foreground = {name: value for name, value in labels.items() if value}
         metrics = case_metrics(truth, predicted, foreground, spacing)
         scores = {name: metrics[value]["Dice"] for name, value in foreground.items()}
-    overlay(path, image.array[0], truth, predicted, labels, spacing, title, scores)
+    overlay(path, image.array[0], truth, predicted, labels, spacing, title, scores, colours=colours)

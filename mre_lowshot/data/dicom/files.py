@@ -1,0 +1,166 @@
+"""The DICOM files of a folder, and their headers."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mre_lowshot.data.dicom.frames import VARIANTS
+from mre_lowshot.errors import UserError
+from mre_lowshot.limits import require_memory
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+INSTALL = "pip install -c constraints.txt mre-lowshot[dicom]"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+_DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+_TAGS = (
+    "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
+    "FrameOfReferenceUID", "StudyDate", "Modality", "SeriesDescription", "SeriesNumber", "Rows", "Columns",
+    "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing", "GantryDetectorTilt", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "ModalityLUTSequence", "LossyImageCompression", "SharedFunctionalGroupsSequence", "EncapsulatedDocument",
+    "PerFrameFunctionalGroupsSequence", *VARIANTS,
+)  # fmt: skip
+
+
+def require_packages() -> None:
+    """Refuse anything with DICOM where the packages of the extra are missing.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    for name in ("pydicom", "highdicom"):
+        if find_spec(name) is None:
+            raise UserError(f"DICOM needs the package {name}, which is missing: {INSTALL}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of pydicom and highdicom: what matters in them is checked here and named with the file."""
+    import logging
+
+    loggers = [logging.getLogger("pydicom"), logging.getLogger("highdicom")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def find_files(folder: Path) -> tuple[list[Path], int]:
+    """The DICOM files of a folder and its subfolders, whatever their names, and how many other files there are. A file
+    that several links lead to counts once. ``folder`` may also be one file.
+
+    Raises:
+        UserError: the folder is missing, or it or a file cannot be read.
+    """
+    if not folder.exists():
+        raise UserError(f"{folder}: the folder is missing")
+    found, others = [], 0
+    for path in _walk(folder) if folder.is_dir() else [folder]:
+        if _is_dicom(path):
+            found.append(path)
+        else:
+            others += 1
+    return found, others
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(problem: OSError) -> None:
+        raise UserError(f"{problem.filename}: cannot be read ({problem.strerror}); change its permissions or move it")
+
+    def first(path: str) -> os.stat_result | None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None  # a link to nowhere
+        known = (status.st_dev, status.st_ino) in seen
+        seen.add((status.st_dev, status.st_ino))
+        return None if known else status
+
+    first(str(folder))
+    for base, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if first(os.path.join(base, name))]
+        for name in sorted(names):
+            status = first(os.path.join(base, name))
+            if status is not None and stat.S_ISREG(status.st_mode):  # a pipe would block
+                yield Path(base, name)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror}); change its permissions or move it") from None
+    if start[128:] == b"DICM":
+        return True
+    # Files of old systems begin with their first element, of group 0002 or 0008.
+    return (
+        start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0" and (start[4:6].isupper() or start[6:8] == b"\0\0")
+    )
+
+
+def is_directory(header: Dataset) -> bool:
+    """Whether the file is a DICOMDIR, a list of other files."""
+    return str(header.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY
+
+
+def read_header(path: Path, everything: bool = False) -> Dataset:
+    """The header of a DICOM file without its pixels: what `find_series` needs, or ``everything``.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import pydicom
+
+    try:
+        with quiet():
+            _check_deflated(path)
+            header = pydicom.dcmread(
+                path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
+            )
+            if not everything:
+                for _ in (*header.file_meta, *header):  # converts every value
+                    pass
+    except UserError:
+        raise
+    except Exception as problem:  # pydicom raises many kinds for damaged files
+        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+    return header
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a deflated file that does not fit into memory when it is inflated, as pydicom does, at once."""
+    from pydicom.filereader import read_file_meta_info
+
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return
+        meta = read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") != DEFLATED:
+            return
+        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        block = file.read(1 << 16)
+        while block:
+            size += len(inflater.decompress(block, 1 << 24))
+            require_memory(4 * size, f"{path}: a deflated file of over {size / 1e6:.0f} MB", "export it uncompressed")
+            block = inflater.unconsumed_tail or file.read(1 << 16)
