@@ -16,7 +16,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom,tensorboard]
 	@touch $@
 
 demo: $(VENV)/.run

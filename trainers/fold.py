@@ -147,6 +147,11 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     cases = [training_case(case, job.plan.network.axes) for case in prepared]
     del prepared
     loads = mode in (TrainMode.CONTINUE, TrainMode.VALIDATE)
+    if loads and not (job.folder / checkpoint.LATEST).is_file() and job.has_checkpoint:
+        raise UserError(
+            f"{job.folder}: is of an installed model, without the state of the training; mre_predict uses it, and "
+            "--overwrite trains the fold again"
+        )
     saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if loads else None
     if saved:
         check_inputs(saved[1]["training"].get("inputs"), inputs, job.folder / checkpoint.LATEST)

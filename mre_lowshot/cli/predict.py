@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("-o", required=True, type=common.path, metavar="DIR", help="folder for the label maps")
     made.add_argument("-m", type=common.path, metavar="PATH",
-                      help="model folder (.../MRETrainer__MREPlans__1shot), or one checkpoint file")  # fmt: skip
+                      help="model folder (.../MRETrainer__MREPlans__1shot), a zip file of mre_export_model, or one "
+                      "checkpoint file")  # fmt: skip
     made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
     made.add_argument("-p", metavar="NAME", help="name of its plan")

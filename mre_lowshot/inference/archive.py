@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import zipfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import require_memory
@@ -53,8 +55,9 @@ class _Ordered(dict[Any, Any]):
     """Stands for the OrderedDict of a state dict, which has attributes too."""
 
 
-def read_claims(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint with a `TensorClaim` in place of each tensor.
+def read_claims(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
+    """The content of a checkpoint with a `TensorClaim` in place of each tensor. ``path`` names it in messages; where
+    ``source`` is given, its bytes are read from there (a part of another file).
 
     Verified: nothing but plain values and dense tensors; every tensor lies within its member, whose size and checksum
     are right; members are not compressed, and all of them are in the file.
@@ -63,14 +66,16 @@ def read_claims(path: Path) -> dict[str, Any]:
         UserError: something else is found, the file cannot be read, or loading it needs more memory than there is.
     """
     try:
-        if not path.is_file():
+        if source is None and not path.is_file():
             raise UserError(f"{path}: the checkpoint is missing; train the fold first")
-        require_memory(COPIES * path.stat().st_size, f"{path}: the checkpoint", "use a machine with more memory")
-        _check_ends(path)
-        with zipfile.ZipFile(path) as archive:
-            description, sizes = _members(archive, path.stat().st_size)
-            content = _interpreted(archive.read(description), description.rpartition("/")[0], sizes)
-            _check_sums(archive)
+        with path.open("rb") if source is None else nullcontext(source) as file:
+            size = file.seek(0, os.SEEK_END)
+            require_memory(COPIES * size, f"{path}: the checkpoint", "use a machine with more memory")
+            _check_ends(file, size)
+            with zipfile.ZipFile(file) as archive:
+                description, sizes = _members(archive, size)
+                content = _interpreted(archive.read(description), description.rpartition("/")[0], sizes)
+                _check_sums(archive)
     except UserError:
         raise
     except PermissionError:
@@ -85,13 +90,13 @@ def read_claims(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_ends(path: Path) -> None:
+def _check_ends(file: BinaryIO, size: int) -> None:
     """Refuse a file in which other readers might find another archive: with something before or after it."""
-    with path.open("rb") as file:
-        begin = file.read(4)
-        file.seek(max(0, path.stat().st_size - 22))
-        if begin != b"PK\3\4" or file.read(4) != b"PK\5\6":
-            raise _Refused("no zip archive, or something before or after it")
+    file.seek(0)
+    begin = file.read(4)
+    file.seek(max(0, size - 22))
+    if begin != b"PK\3\4" or file.read(4) != b"PK\5\6":
+        raise _Refused("no zip archive, or something before or after it")
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> tuple[str, dict[str, int]]:

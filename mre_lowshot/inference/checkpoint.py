@@ -11,7 +11,7 @@ import platform
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy
 import torch
@@ -76,9 +76,20 @@ def save(
         "versions": versions(),
         "atlases": [atlas.to_tensors() for atlas in atlases],
     }
+    write_content(path, content)
+
+
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Write the content of a checkpoint, in the form that `load` returns with the keys ``plan`` (JSON) and
+    ``format_version``. The bytes depend on the content only.
+
+    Raises:
+        UserError: it cannot be written, or what was written differs; an earlier file stays.
+    """
     with atomic_write(path, check=verify_zip) as temporary:
         try:
-            torch.save(content, temporary)
+            with temporary.open("wb") as file:  # given a path, torch stores its name
+                torch.save(content, file)
         except RuntimeError as problem:  # how torch reports a file that cannot be written
             raise _as_os_error(temporary, problem) from None
 
@@ -95,9 +106,14 @@ def _as_os_error(path: Path, problem: RuntimeError) -> OSError:
     return OSError(errno.EIO, str(problem).splitlines()[0] if str(problem) else "torch.save failed")
 
 
-def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
+def load(path: Path, device: torch.device, source: BinaryIO | None = None) -> tuple[Plan, dict[str, Any]]:
     """Read a checkpoint: the fold's plan, and the content (keys ``weights``, ``training``, ``versions``,
     ``atlases``, ``dataset``).
+
+    Args:
+        path: of the file; names it in messages.
+        device: that the tensors are put on.
+        source: the checkpoint's bytes, where it is a part of another file.
 
     What the file claims is compared with the plan's network and with the bytes there before tensors are allocated.
 
@@ -105,7 +121,7 @@ def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
         UserError: missing, damaged (one changed bit is noticed), of another format, holding more than tensors and plain
             values, tensors that do not fit the plan, or weights that are not finite.
     """
-    claims = read_claims(path)
+    claims = read_claims(path, source)
     found = claims.get("format_version")
     if found != FORMAT_VERSION:
         raise UserError(f"{path}: {wrong_version(found)}")
@@ -116,7 +132,9 @@ def load(path: Path, device: torch.device) -> tuple[Plan, dict[str, Any]]:
     plan = from_json(Plan, claims["plan"], f"{path}: plan")
     check_claims(claims, plan, path)
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        if source is not None:
+            source.seek(0)
+        content = torch.load(source or path, map_location=device, weights_only=True)
     except Exception as problem:  # torch raises many kinds for a damaged or foreign file
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again") from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from mre_lowshot.data.workspace import names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
+from mre_lowshot.inference.model_archive import ModelArchive, is_archive, read_archive, require_folds
 from mre_lowshot.network.build import outline
 
 MAX_FOLD = 999_999_999
@@ -36,6 +38,7 @@ class Model:
     atlases: tuple[Atlases, ...]
     unfinished: tuple[int, ...] = ()  # folds whose training has not ended
     checkpoints: tuple[Path, ...] = ()  # the files that were loaded, one a fold
+    hashes: tuple[str, ...] = ()  # their SHA-256, where it is in the model's zip file
 
     @property
     def plan(self) -> Plan:
@@ -84,8 +87,8 @@ def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None)
 
 
 def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) -> Model:
-    """Load the given folds (None: all that are trained) of a model's folder, or a single fold's folder or checkpoint
-    file, wherever it lies: nothing else is read.
+    """Load the given folds (None: all that are trained) of a model's folder or zip file, or a single fold's folder or
+    checkpoint file, wherever it lies: nothing else is read.
 
     Raises:
         UserError: no such folder or fold, or a checkpoint cannot be used.
@@ -94,12 +97,27 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
     for fold in folds or ():
         require_whole("fold", fold, 0, MAX_FOLD)
     if not folder.exists():
-        raise UserError(f"model {folder}: does not exist; give .../MRETrainer__MREPlans__1shot or a checkpoint file")
+        raise UserError(
+            f"model {folder}: does not exist; give .../MRETrainer__MREPlans__1shot, a model's zip file or a checkpoint "
+            "file"
+        )
+    if folder.is_file() and is_archive(folder):
+        archive = read_archive(folder)
+        return _of_archive(archive, require_folds(archive, folds), device)
     single = _single_checkpoint(folder)
     if single is not None:
         if folds is not None:
             raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
         return _loaded(folder, [single], device)
+    return _loaded(folder, list(trained_folds(folder, folds).values()), device)
+
+
+def trained_folds(folder: Path, folds: Sequence[int] | None) -> dict[int, Path]:
+    """The newest checkpoint of the given folds (None: all that are trained) of a model's folder, by number.
+
+    Raises:
+        UserError: one is not trained.
+    """
     trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and _newest(p).is_file()}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
     if not trained:
@@ -111,7 +129,7 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         raise UserError(
             f"{folder}: fold {missing or 'any'} is not trained (trained: {sorted(trained) or 'none'}); see -f"
         )
-    return _loaded(folder, [_newest(trained[fold]) for fold in wanted], device)
+    return {fold: _newest(trained[fold]) for fold in wanted}
 
 
 def _newest(fold: Path) -> Path:
@@ -127,15 +145,38 @@ def _single_checkpoint(path: Path) -> Path | None:
 
 
 def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
-    folds, plans, networks, atlases, unfinished = [], [], [], [], []
-    for path in paths:
-        plan, content = checkpoint.load(path, device)
+    return _assembled(folder, ((path, *checkpoint.load(path, device)) for path in paths))
+
+
+def _of_archive(archive: ModelArchive, folds: Sequence[int], device: torch.device) -> Model:
+    """Folds of a zip file, loaded from where they lie in it."""
+    names = [f"fold_{fold}/{checkpoint.FINAL}" for fold in folds]
+    model = _assembled(archive.path, (load_member(archive, name, device) for name in names))
+    return replace(model, hashes=tuple(archive.members[name].sha256 for name in names))
+
+
+def load_member(archive: ModelArchive, name: str, device: torch.device) -> tuple[Path, Plan, dict[str, Any]]:
+    """A checkpoint in a model's zip file: its path, plan and content (`checkpoint.load`).
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    path = archive.path / name
+    with archive.section(name) as source:
+        return path, *checkpoint.load(path, device, source)
+
+
+def _assembled(folder: Path, loaded: Iterable[tuple[Path, Plan, dict[str, Any]]]) -> Model:
+    """The model of checkpoints with their paths; they must share everything but weights and fold."""
+    folds, plans, networks, atlases, unfinished, paths = [], [], [], [], [], []
+    for path, plan, content in loaded:
         fold = int(path.parent.name[5:]) if _FOLD.match(path.parent.name) else plan.fold.fold if plan.fold else 0
         network = outline(plan.network)  # without initialising weights, which the checkpoint's replace
         network.load_state_dict(content["weights"], assign=True)
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
+        paths.append(path)
         atlases.append(with_mirrored(tuple(Atlas.from_tensors(data) for data in content["atlases"]), plan))
         if content["training"]["iteration"] < plan.recipe.optimizer.iterations or needs_tuning(plan):
             unfinished.append(fold)

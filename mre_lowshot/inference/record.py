@@ -208,7 +208,9 @@ def _now() -> str:
 
 def describe_run(model: Model, device: object, options: Mapping[str, Any]) -> dict[str, Any]:
     """What holds for a whole run: software, model with the SHA-256 of each checkpoint, options, device."""
-    checkpoints = [{"file": str(path), "sha256": sha256(path)} for path in model.checkpoints]
+    hashes = model.hashes or tuple(map(sha256, model.checkpoints))
+    listed = zip(model.checkpoints, hashes, strict=True)
+    checkpoints = [{"file": str(path), "sha256": digest} for path, digest in listed]
     return {
         "versions": versions(),
         "model": {"folder": str(model.folder), "folds": list(model.folds), "checkpoints": checkpoints},

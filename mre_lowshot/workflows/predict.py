@@ -52,8 +52,8 @@ def predict(
     Args:
         inputs: folder with the scans, or one scan file.
         output: folder for the label maps, run.json and quality.csv.
-        model: a model's folder or a checkpoint file; None: the trained model that fits the next three, the newest
-            where several do.
+        model: a model's folder, a zip file of mre_export_model, or a checkpoint file; None: the trained model that fits
+            the next three, the newest where several do.
         dataset, level, plans_name: of the model.
         folds: to average; None: all that are trained.
         step_size, centre_tiles, mirroring, precision, compile, device: as in `Predictor.load`.
@@ -80,7 +80,7 @@ def predict(
     if model is not None and any(option is not None for option in (dataset, level, plans_name)):
         raise UserError("-m names the model folder itself; leave out -d, -c and -p")
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
-    folder, how = _find_model(model, dataset, level, plans_name, workspace)
+    folder, how = find_model(model, dataset, level, plans_name, workspace)
     options: dict[str, Any] = {
         "step_size": step_size,
         "centre_tiles": centre_tiles,
@@ -90,7 +90,7 @@ def predict(
     }
     predictor = Predictor.load(
         folder,
-        folds=_fold_numbers(folds),
+        folds=fold_numbers(folds),
         device=device,
         log=lambda line: reporter.warning(f"note: {line}"),
         **options,
@@ -140,7 +140,7 @@ def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int, 
         )
 
 
-def _find_model(
+def find_model(
     model: str | Path | None,
     dataset: str | int | None,
     level: str | None,
@@ -159,7 +159,12 @@ def _find_model(
     return Path(model), "-m"
 
 
-def _fold_numbers(folds: Sequence[int | str] | None) -> list[int] | None:
+def fold_numbers(folds: Sequence[int | str] | None) -> list[int] | None:
+    """The numbers of the folds that ``-f`` names; None: all.
+
+    Raises:
+        UserError: one is no fold.
+    """
     parsed = [parse_fold(str(fold)) for fold in folds] if folds is not None else ["all"]
     return None if "all" in parsed else [fold for fold in parsed if isinstance(fold, int)]
 
