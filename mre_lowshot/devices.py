@@ -5,20 +5,27 @@ from __future__ import annotations
 import gc
 import os
 import re
+from collections.abc import Callable
+from functools import cache
 
+import psutil
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.plain import shown
 
 _NAME = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+MPS_TOLERANCE = 1e-3  # relative error against the CPU; float32 rounding causes about 1e-6, a wrong kernel 0.1 or more
 
 
 def resolve(name: str) -> torch.device:
-    """The torch device ``name``; ``auto`` is CUDA if available, else the CPU.
+    """The torch device ``name``; ``auto`` is CUDA if available, else MPS if it computes correctly, else the CPU.
 
     Raises:
-        UserError: the name is none of auto, cpu, cuda, cuda:N, mps, or the device is not available.
+        UserError: the name is none of auto, cpu, cuda, cuda:N, mps, or the device is not available, or it is MPS and
+            does not compute what the CPU computes.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         given = shown(name)[1:-1] if isinstance(name, str) else shown(name)
@@ -26,14 +33,83 @@ def resolve(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("cpu")
+        return torch.device("cpu" if mps_problem() else "mps")
     try:
+        if name == "mps" and (problem := mps_problem()):
+            raise UserError(f"-device mps: {problem}; use cpu or auto")
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise UserError(f"-device {name}: not available ({reason}); use cpu or auto") from None
     return device
+
+
+@cache
+def mps_problem() -> str:
+    """Why this machine's MPS device (Apple's GPU) is not used; empty where it computes what the CPU computes."""
+    if not torch.backends.mps.is_built():
+        return "not available (this torch is built without it)"
+    if not torch.backends.mps.is_available():
+        return "not available (it needs a Mac with Apple silicon and a recent macOS)"
+    return difference_from_cpu(lambda tensor: tensor.to("mps"))
+
+
+def difference_from_cpu(move: Callable[[Tensor], Tensor]) -> str:
+    """Compare the operations of training and prediction, and their gradients, with the CPU; why they are not the same,
+    or empty. ``move`` puts a tensor on the device."""
+    for name, operation, shapes in _operations():
+        random = torch.Generator().manual_seed(0)
+        values = [torch.randn(shape, generator=random) for shape in shapes]
+        try:
+            expected, found = _with_gradients(operation, values), _with_gradients(operation, [*map(move, values)])
+        except (RuntimeError, NotImplementedError, TypeError) as problem:
+            reason = (str(problem).splitlines() or [type(problem).__name__])[0][:200]
+            return f"it lacks {name} ({reason})"
+        for one, other in zip(expected, found, strict=True):
+            gap = float((other.cpu() - one).norm() / one.norm().clamp_min(1e-12))
+            if not gap <= MPS_TOLERANCE:
+                return f"its {name} is wrong (relative error {gap:.2g} against the CPU)"
+    return ""
+
+
+def _with_gradients(operation: Callable[..., Tensor], values: list[Tensor]) -> list[Tensor]:
+    """The output of an operation, and the gradients of its inputs for the sum of the output's squares."""
+    inputs = [value.detach().requires_grad_() for value in values]
+    output = operation(*inputs)
+    return [output.detach(), *torch.autograd.grad((output * output).sum(), inputs)]
+
+
+def _operations() -> list[tuple[str, Callable[..., Tensor], list[tuple[int, ...]]]]:
+    """Name, function and shapes of the inputs of each operation."""
+    image, kernel = (2, 4, 6, 8, 8), (4, 4, 3, 3, 3)
+
+    def loss(x: Tensor) -> Tensor:
+        target = torch.arange(x.shape[2], device=x.device)[None].repeat(x.shape[0], 1) % x.shape[1]
+        return F.cross_entropy(x, target, reduction="none")
+
+    def counted(x: Tensor) -> Tensor:
+        classes = x.detach().argmax(dim=1).flatten()
+        return x * torch.bincount(classes, minlength=x.shape[1]).to(x.dtype).reshape(1, -1, 1, 1, 1)
+
+    return [
+        ("3D convolution", lambda x, w: F.conv3d(x, w, padding=1), [image, kernel]),
+        ("dilated 3D convolution", lambda x, w: F.conv3d(x, w, padding=2, dilation=2), [image, kernel]),
+        ("2D convolution", lambda x, w: F.conv2d(x, w, padding=1), [(2, 4, 8, 8), (4, 4, 3, 3)]),
+        ("3D average pooling", lambda x: F.avg_pool3d(x, (1, 2, 2)), [image]),
+        ("batch norm", lambda x: F.batch_norm(x, None, None, training=True), [image]),
+        ("instance norm", lambda x: F.instance_norm(x), [image]),
+        (
+            "trilinear interpolation",
+            lambda x: F.interpolate(x, size=(9, 12, 11), mode="trilinear", align_corners=False),
+            [image],
+        ),
+        ("matrix product of normalised vectors", lambda a, b: F.normalize(a) @ F.normalize(b).T, [(30, 8), (6, 8)]),
+        ("softmax", lambda x: x.softmax(dim=1), [image]),
+        ("cross-entropy", loss, [(2, 4, 50)]),
+        ("selection of the largest values", lambda x: x[torch.topk(x.detach(), 20, sorted=False).indices], [(100,)]),
+        ("counting of labels", counted, [image]),
+    ]
 
 
 def make_deterministic() -> None:
@@ -48,17 +124,39 @@ def make_deterministic() -> None:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Total memory of the device in GB (10^9 bytes); for the CPU, memory of the machine."""
+    """Total memory of the device in GB (10^9 bytes); for the CPU and MPS, memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 1e9
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
-        return 8.0
+    return float(psutil.virtual_memory().total) / 1e9
+
+
+def used_memory(device: torch.device) -> float:
+    """Bytes in use: at most so far on CUDA, at present on MPS, and by this process for the CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return float(torch.mps.driver_allocated_memory())
+    return float(_process().memory_info().rss)
+
+
+@cache
+def _process_of(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
+
+
+def _process() -> psutil.Process:
+    return _process_of(os.getpid())  # a forked process is another one
+
+
+def name_of(device: torch.device) -> str | None:
+    """The model of a GPU; None for other devices."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def free_memory() -> None:
-    """Give back what is no longer used, after an out-of-memory error: Python's cycles and CUDA's cached blocks."""
+    """Give back what is no longer used, after an out-of-memory error: Python's cycles and the GPU's cached blocks."""
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

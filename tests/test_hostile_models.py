@@ -131,7 +131,8 @@ def test_files_cut_off_and_foreign_zip_files(exported, trained, tmp_path):
     "name",
     [
         "../evil", "/etc/evil", "C:\\evil", "..\\evil", "fold_0/../../evil", "fold_0/", "fold_00/plans.json",
-        "FOLD_0/plans.json", "fold_0/code.py", "fold_0/CON", "plans.json ", "Plans.json", "setup.py", "fold_0/checkpoint_latest.pth",
+        "FOLD_0/plans.json", "fold_0/code.py", "fold_0/CON", "plans.json ", "Plans.json", "setup.py",
+        "fold_0/checkpoint_latest.pth",
         "a" * 5000, "fold_0//plans.json", "./plans.json", "fold_1/plans.json\0.txt", "",
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
+from mre_lowshot import devices
 from mre_lowshot.atlas.atlas import Atlases
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
 from mre_lowshot.config import FoldDecisions, OptimizerConfig, Plan
@@ -153,7 +154,8 @@ class MRETrainer:
         prior = atlas_prior_of(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
-        self.training_log = TrainingLog(folder, writes=processes.first)
+        used = partial(devices.used_memory, device)
+        self.training_log = TrainingLog(folder, writes=processes.first, used_memory=used)
         smallest = 2 if plan.network.pooled_norm else 1  # a norm needs two vectors
         self.memory = OutOfMemoryPolicy(self.network, recipe.sampling.batch_size, smallest, self.training_log.log)
         if processes.count > 1:
@@ -178,7 +180,10 @@ class MRETrainer:
         loader = DataLoader(rest, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
         saved = time.monotonic()
         self.network.train()
-        with held_interrupt(always=self.processes.count > 1) as interrupted:
+        with (
+            self.training_log.steps(self.iteration),
+            held_interrupt(always=self.processes.count > 1) as interrupted,
+        ):
             for images, location, targets in loader:
                 self.step(images, location, targets)
                 if on_step:
@@ -191,6 +196,7 @@ class MRETrainer:
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save(checkpoint.LATEST)
                     self.training_log.draw()
+                    self.training_log.restart_clock()
                     saved = time.monotonic()
         self.save(checkpoint.LATEST)
         self.training_log.draw()
@@ -255,6 +261,7 @@ class MRETrainer:
         """Write a checkpoint of the present state, in the first process."""
         if not self.processes.first:
             return
+        self.training_log.flush()
         training: dict[str, Any] = {
             "iteration": self.iteration,
             "network": self.network.state_dict(),

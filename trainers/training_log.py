@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,25 @@ import numpy as np
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written
 from mre_lowshot.plotting import new_figure, save_figure
+from mre_lowshot.trainers.step_log import FIELDS, StepLog
 
 KEYS = ("iteration", "loss", "dice", "learning_rate")
 SMOOTHING = 0.97  # weight of the past in the curves' running mean
 
 
 class TrainingLog:
-    """Collects one row per iteration, writes lines to ``training_log_<date>.txt`` and draws ``progress.png``; with
-    ``writes`` false it only collects."""
+    """Collects one row per iteration, writes it to ``training_log.jsonl`` and lines to ``training_log_<date>.txt``, and
+    draws ``progress.png``; with ``writes`` false it only collects. ``used_memory`` returns bytes."""
 
-    def __init__(self, folder: Path, history: dict[str, list[float]] | None = None, writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        history: dict[str, list[float]] | None = None,
+        writes: bool = True,
+        used_memory: Callable[[], float] | None = None,
+    ) -> None:
         self.folder, self.writes = folder, writes
+        self._steps, self._used_memory, self._since = StepLog(folder), used_memory, time.perf_counter()
         self.history = history or {key: [] for key in KEYS}
         if writes:
             try:
@@ -35,15 +44,50 @@ class TrainingLog:
         if not self.writes:
             return
         try:
-            with self.path.open("a", encoding="utf-8") as out:
+            with self.path.open("a", encoding="utf-8", newline="\n") as out:
                 out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         except OSError as problem:
             raise UserError(not_written(self.path, problem)) from None
 
     def add(self, iteration: int, loss: float, dice: float, learning_rate: float) -> None:
         """Record one iteration (NaN Dice: no foreground in the batch)."""
-        for key, value in zip(self.history, (iteration, loss, dice, learning_rate), strict=True):
+        row = dict(zip(KEYS, (iteration, loss, dice, learning_rate), strict=True))
+        for key, value in row.items():
             self.history[key].append(value)
+        now = time.perf_counter()
+        if self.writes:
+            self._steps.add(
+                {
+                    "iteration": iteration,
+                    **{name: row[key] for key, name in FIELDS.items()},
+                    "seconds": round(now - self._since, 4),
+                    "memory_mb": round(self._used_memory() / 1e6, 1) if self._used_memory else None,
+                }
+            )
+        self._since = now
+
+    @contextmanager
+    def steps(self, iteration: int) -> Iterator[None]:
+        """While the block trains from ``iteration`` on, each `add` writes a line of ``training_log.jsonl``.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            if self.writes:
+                self._steps.begin(self.history, iteration)
+            self.restart_clock()
+            yield
+        finally:
+            self._steps.close()
+
+    def flush(self) -> None:
+        """Write all lines so far: those of a checkpoint are never missing."""
+        self._steps.flush()
+
+    def restart_clock(self) -> None:
+        """The next iteration begins now: what was saved or drawn before is not part of its seconds."""
+        self._since = time.perf_counter()
 
     def recent(self, key: str, count: int = 20) -> float:
         """Mean of the last ``count`` values that are not NaN."""

@@ -14,8 +14,9 @@ annotated case can be trained too. A separate test set (imagesTs, labelsTs) is s
 mre_evaluate labelsTs; add --no_val if the fold's other cases need no scores.
 
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
-plans.json, progress.png, training_log_*.txt, debug.json, validation/summary.json and quality.csv (the test scans,
-lowest quality score first).
+plans.json, progress.png, training_log_*.txt, training_log.jsonl (one JSON object per iteration: loss, patch Dice,
+learning rate, seconds, memory), run.json (versions, device, seed, options and times of each run), debug.json,
+validation/summary.json and quality.csv (the test scans, lowest quality score first).
 
 Ctrl-C and SIGTERM (batch systems) leave a usable checkpoint_latest.pth; --c continues from it.
 With two or three annotated scans: `loo all` estimates the accuracy by leave-one-out; `all fold0` then trains on all of
@@ -49,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
         "--deterministic", action="store_true",
         help="bit-identical weights in every run on the same GPU; slower (on the CPU this always holds)",
     )  # fmt: skip
+    made.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write the curves to fold_N/tensorboard (needs the extra tensorboard)",
+    )
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
     group.add_argument(
@@ -89,6 +95,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         cohort=options.cohort,
         cohorts_file=options.cohorts,
         deterministic=options.deterministic,
+        tensorboard=options.tensorboard,
         device=options.device,
         workspace=options.workspace,
         reporter=Console(),

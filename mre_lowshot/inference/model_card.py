@@ -56,8 +56,9 @@ def day_trained(fold: Path, checkpoint: Path) -> str:
     """The day on which a fold was trained: of its run.json, else of the installed model, else of the checkpoint's
     file (YYYY-MM-DD)."""
     dates: list[Any] = [_installed_row(fold).get("trained")]
-    with suppress(UserError, KeyError, TypeError, IndexError):
-        dates.insert(0, read_json(fold / "run.json", "record of the training")["runs"][-1]["ended"])
+    with suppress(UserError, KeyError, TypeError, AttributeError):
+        runs = read_json(fold / "run.json", "record of the training")["runs"]
+        dates = [*(run["ended"] for run in reversed(runs) if run.get("mode") != "validate"), *dates]
     for text in dates:
         with suppress(ValueError, TypeError):
             return datetime.datetime.fromisoformat(text).date().isoformat()

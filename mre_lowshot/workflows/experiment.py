@@ -40,9 +40,10 @@ from mre_lowshot.planners.planner import facts_of
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.trainers.fold import FoldJob, validate
+from mre_lowshot.workflows.fold_run import training_progress
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
-from mre_lowshot.workflows.train import check_options, training_progress
+from mre_lowshot.workflows.train import check_options
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from mre_lowshot import devices
-from mre_lowshot.config import Plan
 from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
@@ -23,38 +21,17 @@ from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, save_splits, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
-from mre_lowshot.evaluation.calibration import describe
-from mre_lowshot.evaluation.summary import format_table, rank_correlation
-from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.references import clean, reading
+from mre_lowshot.trainers.board import require_tensorboard
 from mre_lowshot.trainers.distributed import Processes, connected_processes
-from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer, validate
-from mre_lowshot.trainers.trainer import MRETrainer
+from mre_lowshot.trainers.fold import FoldJob, TrainMode
+from mre_lowshot.workflows.fold_run import FoldResult, FoldRun
 from mre_lowshot.workflows.plan import DEFAULT_NAME
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
 Mode = Literal["new", "continue", "overwrite", "validate"]
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """One trained fold.
-
-    Attributes:
-        fold: its number.
-        folder: with checkpoints and, where it was scored, ``validation/``.
-        plan: the fold's plan.
-        iterations: trained in total.
-        summary: content of validation/summary.json; None where nothing was scored.
-    """
-
-    fold: int
-    folder: Path
-    plan: Plan
-    iterations: int
-    summary: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +65,7 @@ def train(
     cohort: str | None = None,
     cohorts_file: str | Path | None = None,
     deterministic: bool = False,
+    tensorboard: bool = False,
     device: str = "auto",
     workspace: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -107,6 +85,7 @@ def train(
         workers: data-loading processes; 0: this process loads.
         cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
         deterministic: bit-identical weights in every run on the same GPU; slower (on the CPU this always holds).
+        tensorboard: also write the curves for TensorBoard; needs the extra ``tensorboard``.
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
@@ -122,6 +101,8 @@ def train(
         require_path("--cohorts", cohorts_file)
     if mode not in (modes := [m.value for m in TrainMode]):
         raise UserError(f"mode {shown(mode)}: {suggest(mode, modes)}")
+    if tensorboard:
+        require_tensorboard()
     reporter = reporter or Reporter()
     if deterministic:
         devices.make_deterministic()
@@ -146,9 +127,21 @@ def train(
             jobs = _jobs(request, space, prepared, processes=processes, device=found, reporter=reporter)
             for job in jobs:  # all at once: a fold in use is refused before others were trained for hours
                 held.enter_context(job.locked())
-            results = []
-            for job in jobs:
-                results.append(_run_fold(job, _mode_of(job, request), score=score, workers=workers, reporter=reporter))
+            options = {
+                "level": level,
+                "fold": fold,
+                "plans_name": plans_name,
+                "iterations": iterations,
+                "seed": seed,
+                "cohort": cohort,
+                "score": score,
+                "workers": workers,
+                "tensorboard": tensorboard,
+                "deterministic": deterministic,
+                "device": device,
+            }
+            run = FoldRun(score, workers, tensorboard, options, reporter)
+            results = [run.fold(job, _mode_of(job, request)) for job in jobs]
     dice = [r.summary["foreground_mean"]["Dice"] for r in results if r.summary]
     if len(dice) > 1:
         spread = statistics.stdev(dice)
@@ -264,63 +257,3 @@ def _mode_of(job: FoldJob, request: _Request) -> TrainMode:
     if request.mode is TrainMode.CONTINUE and request.fold.strip().lower() == "all" and not job.has_checkpoint:
         return TrainMode.NEW
     return request.mode
-
-
-def _run_fold(job: FoldJob, mode: TrainMode, *, score: bool, workers: int, reporter: Reporter) -> FoldResult:
-    begun = time.monotonic()
-    trainer = make_trainer(job, mode)
-    fold = trainer.plan.fold
-    before = dict(fold.reasons) if fold else {}
-    reporter.info(
-        f"fold {job.fold}: training on {', '.join(job.split['train'])} ({job.device}); results in {job.folder}"
-    )
-    for reason in before.values():
-        reporter.info(f"  {reason}")
-    if mode is not TrainMode.VALIDATE:
-        if needs_tuning(trainer.plan):
-            reporter.info(
-                "  after training, the fusion weights are tuned on mirrored training scans, which can take several "
-                "minutes"
-            )
-        with training_progress(job, trainer, reporter) as on_step:
-            trainer.fit(workers, on_step)
-        seconds = time.monotonic() - begun
-        reporter.info(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
-        trainer.training_log.log(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
-        for name, reason in (trainer.plan.fold.reasons if trainer.plan.fold else {}).items():
-            if name not in before:  # tuned at the end of training
-                reporter.info(f"  {reason}")
-    result = FoldResult(job.fold, job.folder, trainer.plan, trainer.iteration)
-    names = job.split["val"]
-    if not job.processes.first:
-        return result
-    if not score or not names:
-        reporter.info("  the fold has no test scan to score" if not names else "  not scored (--no_val)")
-        return result
-    with reporter.bar(len(names), description="validate", unit="scan") as bar:
-        summary = validate(
-            job, trainer, names, job.folder / "validation", on_case=lambda _: bar.update(), log=reporter.warning
-        )
-    reporter.info(format_table(summary))
-    reporter.info(f"  {rank_correlation(summary)}")
-    reporter.info(f"  {describe(summary['calibration'])}")
-    reporter.info(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
-    return replace(result, summary=summary)
-
-
-@contextmanager
-def training_progress(job: FoldJob, trainer: MRETrainer, reporter: Reporter, title: str = "") -> Iterator[Any]:
-    """A callback for `MRETrainer.fit` that shows progress, and writes every 50th iteration to the training log."""
-    total = job.plan.recipe.optimizer.iterations
-    with reporter.bar(total, description=title or f"fold {job.fold}", unit="it", initial=trainer.iteration) as bar:
-
-        def on_step(current: MRETrainer) -> None:
-            log = current.training_log
-            bar.update()
-            if current.iteration % 10 == 0 or current.iteration == total:
-                bar.show(loss=f"{log.recent('loss'):.3f}", dice=f"{log.recent('dice'):.3f}")
-            if current.iteration % 50 == 0 or current.iteration == total:
-                line = f"iteration {current.iteration} loss {log.recent('loss', 50):.4f}"
-                log.log(f"{line} patch Dice {log.recent('dice', 50):.4f}")
-
-        yield on_step
