@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ from mre_lowshot.plain import parse_json
 
 _PARTIAL = re.compile(r"\.mre-partial\.([0-9a-f]{8})\.(\d+)\.[0-9a-f]{8}(\..*)?$")
 MAX_JSON = 32 << 20  # bytes of a JSON file
+_WINDOWS = os.name == "nt"
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between attempts to replace a file that another program has open
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,11 +53,30 @@ def atomic_write(path: Path, check: Callable[[Path], None] | None = None) -> Ite
             os.fsync(file.fileno())
         if check is not None:
             check(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as problem:
         raise UserError(not_written(path, problem)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give ``source`` the name ``target``, in place of a file of that name.
+
+    Windows refuses this while another program (a virus scanner, a viewer) has one of the files open; there it is tried
+    again for a moment.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if pause is None or not _WINDOWS:
+                raise
+            time.sleep(pause)
 
 
 def partial_name(path: Path) -> str:
@@ -162,9 +184,10 @@ def printable(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) atomically; what is no UTF-8 is escaped (`printable`)."""
+    """Write ``text`` (UTF-8) atomically; what is no UTF-8 is escaped (`printable`). The bytes are the same on every
+    system: line ends are not converted."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -36,9 +36,9 @@ def available_memory() -> float:
 def _group_memory() -> float:
     """Bytes left in the control group of a container; infinity where there is no limit."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = (_CGROUP / "memory.current").read_text().strip()
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
         cache = int(statistics.get("inactive_file", 0))  # given back when memory is short
         return math.inf if limit == "max" else float(int(limit) - int(used) + cache)
     except (OSError, ValueError):

@@ -120,8 +120,8 @@ def _write_entry(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
         "shared": shared,
     }
     partial = folder / files.partial_name(path)  # a killed run's is removed by `files.remove_leftovers`
-    partial.write_text(json.dumps(entry), encoding="utf-8")
-    os.replace(partial, path)  # an entry appears whole
+    partial.write_text(json.dumps(entry), encoding="utf-8", newline="")
+    files.replace(partial, path)  # an entry appears whole
     return path
 
 

@@ -29,7 +29,7 @@ def host_tag() -> str:
 def boot() -> str:
     """A name for the time since this machine was started; empty where the system has none."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has no SIGHUP; its Ctrl-Break is SIGBREAK
 REPEATED = 5.0  # seconds in which further signals of this kind do not interrupt the saving that the first one began
 
 
@@ -26,7 +27,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Raise `Terminated`, a KeyboardInterrupt, in the main thread on SIGTERM and SIGHUP while the block runs.
+    """Raise `Terminated`, a KeyboardInterrupt, in the main thread on the signals `ENDING` while the block runs.
 
     A signal that the process ignores (nohup) stays ignored, and so does one that has a handler already. Child processes
     that inherit the handler end without a message. Outside the main thread nothing changes.
@@ -46,7 +47,7 @@ def terminate_as_interrupt() -> Iterator[None]:
         if last - before >= REPEATED:
             raise Terminated(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, handle)

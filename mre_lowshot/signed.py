@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot import __version__
-from mre_lowshot.files import json_line, printable, sha256, write_json, write_text
+from mre_lowshot.files import json_line, printable, replace, sha256, write_json, write_text
 
 KEY = "written_by"
 
@@ -61,7 +61,7 @@ def set_aside(paths: Iterable[Path]) -> list[Path]:
         number = 1
         while os.path.lexists(aside := path.with_name(f"{path.name}.old{number if number > 1 else ''}")):
             number += 1
-        os.replace(path, aside)
+        replace(path, aside)
         found.append(aside)
     return found
 

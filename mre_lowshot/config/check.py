@@ -7,6 +7,7 @@ import functools
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from typing import Any
@@ -16,6 +17,8 @@ from mre_lowshot.plain import is_printable, shown
 
 LARGEST = 1e12  # no quantity of a configuration (HU, mm, voxels, iterations, weights) is larger
 MAX_ENTRIES = 10_000  # of a list or dict in a configuration (a fold's test scans, a plan's reasons)
+RESERVED_LETTERS = '/\\:*?"<>|'  # that Windows does not allow in a file name
+_DEVICE = re.compile(r"(?i)con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]")
 MAX_NAME = 200  # bytes of a name that is part of a path: file systems take 255 with what is added
 
 
@@ -102,6 +105,16 @@ def require_file_name(name: str, text: object, limit: int = MAX_NAME) -> None:
         not set(text) & set("/\\") and text not in (".", ".."),
         f"{name} is {shown(text)}; it names a file or folder, so it may not contain / or \\",
     )
+    require(
+        not set(text) & set(RESERVED_LETTERS) and text == text.rstrip(". ") and not is_device_name(text),
+        f"{name} is {shown(text)}; it names a file or folder, so it may not contain any of {RESERVED_LETTERS}, end "
+        "with a dot or blank, or be a device of Windows (CON, NUL, COM1 ...)",
+    )
+
+
+def is_device_name(name: str) -> bool:
+    """Whether Windows takes ``name``, with whatever ending, for a device."""
+    return _DEVICE.fullmatch(name.split(".")[0].rstrip(" ")) is not None
 
 
 def require_plans_name(name: str, text: object) -> None:
@@ -114,6 +127,7 @@ def require_plans_name(name: str, text: object) -> None:
         "(the name is part of folder names)",
     )
     require_text(name, text, limit=100)
+    require(not is_device_name(text), f"{name} {shown(text)}: is a device on Windows; give another name")
 
 
 def require_fields(record: Any) -> None:

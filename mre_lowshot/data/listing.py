@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mre_lowshot.config.check import RESERVED_LETTERS, is_device_name
 from mre_lowshot.data.readers import READABLE_ENDINGS
 from mre_lowshot.data.readers import file_ending as ending_of
 from mre_lowshot.errors import UserError
@@ -23,7 +24,6 @@ CONVERT = "convert it first (DICOM to NIfTI by dcm2niix, for example)"
 _INSIDE = re.compile(r"\.(nii|nrrd|mha|mhd|png|tiff?)(?![a-z0-9])", re.IGNORECASE)
 SIDE_FILES = (".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".md", ".md5", ".sha1", ".sha256", ".bval", ".bvec",
               ".log", ".yaml", ".yml")  # fmt: skip
-WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 MOST_NAMED = 3  # files of one kind that are named one by one
 MAX_NAME_BYTES = 248  # of a case: with .nii.gz the 255 that file systems allow
 
@@ -60,8 +60,10 @@ def name_problem(name: str) -> str | None:
         return "begins or ends with a blank"
     if name.endswith("."):
         return "ends with a dot"
-    if any(c in name for c in '/\\:*?"<>|'):
+    if any(c in name for c in RESERVED_LETTERS):
         return "contains a character that file systems reserve"
+    if is_device_name(name):
+        return "is that of a device on Windows, where no file can have it"
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         return f"has {len(os.fsencode(name))} bytes, at most {MAX_NAME_BYTES} are allowed"
     return None

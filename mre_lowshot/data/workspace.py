@@ -58,11 +58,12 @@ class Workspace:
             if not found.name:
                 raise UserError(f"dataset {name!r}: the root folder has no name; move the dataset into a folder")
             return found
-        if kind == "raw" and os.sep in name and Path(name).is_dir():
+        is_path = any(separator in name for separator in (os.sep, os.altsep) if separator)  # Windows has two
+        if kind == "raw" and is_path and Path(name).is_dir():
             content = ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
             raise UserError(f"{name}: has no dataset.json (found: {content}); write one, see the README")
         root: Path = getattr(self, kind)
-        wanted = Path(name).name if os.sep in name else name
+        wanted = Path(name).name if is_path else name
         folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         fitting = [p for p in folders if names_dataset(p.name, wanted)]
         if len(fitting) == 1:

@@ -22,7 +22,7 @@ from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import not_written, partial_name, remove_leftovers
+from mre_lowshot.files import not_written, partial_name, remove_leftovers, replace
 from mre_lowshot.inference.export import check_probabilities
 from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.limits import bytes_text
@@ -283,7 +283,7 @@ class OutputFolder:
                 final = self.root / path.relative_to(self._staging)
                 final.parent.mkdir(exist_ok=True)
                 self._set_aside(final)
-                os.replace(path, final)
+                replace(path, final)
         except OSError as problem:
             raise UserError(not_written(final, problem)) from None
         self._remove_obsolete(case, {state.file for state in (*outputs, *kept)}, before)
@@ -300,9 +300,9 @@ class OutputFolder:
         while (aside := path.with_name(f"{path.name}{DAMAGED}{number if number > 1 else ''}")).exists():
             number += 1
         try:
-            os.replace(path, aside)
+            replace(path, aside)
         except OSError:  # the longer name is too long
-            os.replace(path, path.with_name(f"{uuid.uuid4().hex[:8]}{path.suffix}{DAMAGED}"))
+            replace(path, path.with_name(f"{uuid.uuid4().hex[:8]}{path.suffix}{DAMAGED}"))
 
     def _still_valid(self, outputs: Sequence[FileState], before: Sequence[FileState], case: Case) -> list[FileState]:
         """Overlay and probabilities of an earlier run that belong to the same label map, and are not asked for now."""

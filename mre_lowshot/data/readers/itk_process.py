@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,10 @@ def request(path: Path, action: str) -> Answer:
         except UnicodeDecodeError:  # SimpleITK takes names in UTF-8 only
             with tempfile.TemporaryDirectory(prefix="mre-") as folder:
                 link = Path(folder, f"image{path.suffix}")
-                link.symlink_to(path.absolute())
+                try:
+                    link.symlink_to(path.absolute())
+                except OSError:  # Windows allows links to administrators only
+                    shutil.copyfile(path, link)
                 return _request(path, link, action)
         return _request(path, path.absolute(), action)
 
@@ -103,6 +107,7 @@ def _running() -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             cwd=_ROOT,
             start_new_session=True,  # Ctrl-C is handled by the process that asks
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
         _Worker.owner = os.getpid()
     return _Worker.process
