@@ -26,10 +26,10 @@ POSIX_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "sy
 POSIX_ATTRIBUTES = {
     "os": {
         "fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "getpgid", "getpgrp", "setsid", "setpgid",
-        "killpg",         "sysconf", "uname", "mkfifo", "mknod", "statvfs", "fstatvfs", "chown", "lchown", "fchown", "fchmod", 
-        "getloadavg",         "nice", "sched_getaffinity", "sched_setaffinity", "wait", "waitid", "pipe2", "sync", "ttyname", "getgroups",
-        "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "posix_fallocate", "posix_fadvise", "setpriority",
-        "register_at_fork", "chroot", "getpriority", "sendfile", "WIFEXITED", "WEXITSTATUS", "WNOHANG",
+        "killpg", "sysconf", "uname", "mkfifo", "mknod", "statvfs", "fstatvfs", "chown", "lchown", "fchown", "fchmod",
+        "getloadavg", "nice", "sched_getaffinity", "sched_setaffinity", "wait", "waitid", "pipe2", "sync", "ttyname",
+        "getgroups", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "posix_fallocate", "posix_fadvise",
+        "setpriority", "register_at_fork", "chroot", "getpriority", "sendfile", "WIFEXITED", "WEXITSTATUS", "WNOHANG",
     },
     "signal": {"SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGQUIT", "SIGSTOP",
                "SIGTSTP", "SIGCONT", "alarm", "pause", "setitimer", "sigwait", "pthread_kill", "pthread_sigmask"},
@@ -125,9 +125,7 @@ def test_the_whole_pipeline_under_windows_rules_for_open_files(space, tmp_path, 
     for arguments in (("--overlays", "--save_probabilities"), ("--continue_prediction",), ()):
         assert space.predict(scans, out, *arguments) == 0
     for more in ((), ("--overwrite",)):
-        assert (
-            command("evaluate", space.raw / "labelsTr", out, "--dataset_json", space.raw / "dataset.json", *more) == 0
-        )
+        assert command("evaluate", space.raw / "labelsTr", out, "-djfile", space.raw / "dataset.json", *more) == 0
     for more in ((), ("--overwrite",)):
         assert command("export_model", "-m", space.model(), "-o", tmp_path / "m.zip", *more) == 0
     assert command("install_model", tmp_path / "m.zip", "--workspace", again) == 0

@@ -29,6 +29,7 @@ def test_planning_and_training_write_the_documented_files(trained):
     assert len(logs) == 1
     assert {p.name for p in fold.iterdir()} - set(logs) == {
         "checkpoint_latest.pth", "checkpoint_final.pth", "plans.json", "progress.png", "debug.json", "validation",
+        "training_log.jsonl", "run.json",
     }  # fmt: skip
     assert (fold / "progress.png").read_bytes().startswith(b"\x89PNG")
     assert iterations(fold) == iterations(fold, "checkpoint_final.pth") == [1, 2, 3]

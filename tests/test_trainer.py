@@ -219,8 +219,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     trainer.save(checkpoint.LATEST)
     before = (tmp_path / checkpoint.LATEST).read_bytes()
 
-    def full_disk(_, path):
-        Path(path).write_bytes(b"half")
+    def full_disk(_, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

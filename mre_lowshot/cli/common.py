@@ -60,7 +60,8 @@ def add_device(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "-device",
         default="auto",
-        help="cuda, cuda:1, mps, cpu or auto (default: CUDA where available, else the CPU)",
+        help="cuda, cuda:1, mps, cpu or auto (default: CUDA where available, else MPS if it computes what the CPU "
+        "computes, else the CPU)",
     )
 
 

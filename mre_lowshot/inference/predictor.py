@@ -169,7 +169,8 @@ class Predictor:
             path: a model's folder (``results/DatasetXXX_Name/MRETrainer__MREPlans__1shot``), one of its folds' folders,
                 a checkpoint file, or a zip file of ``mre_export_model``, which need not be installed.
             folds: numbers of the folds to average; None: all that are trained.
-            device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else the CPU).
+            device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else
+                MPS if it computes what the CPU computes, else the CPU).
             step_size: distance of overlapping tiles, as a fraction of the patch side, in [0.05, 1]; None: the plan's
                 tiling.
             centre_tiles: the paper's tiling, which predicts each voxel once. Excludes ``step_size``.
