@@ -290,6 +290,45 @@ def test_a_model_without_atlas_holds_no_scan(trained, tmp_path):
     assert np.array_equal(result(path, scan)[1], result(space.model(), scan)[1])
 
 
+def test_an_interrupted_export_leaves_nothing(trained, tmp_path, monkeypatch):
+    from mre_lowshot.inference import model_archive
+
+    def interrupted(path, *_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_archive, "write_archive", interrupted)
+    (tmp_path / "m.zip").write_bytes(b"earlier")
+    assert command("export_model", "-m", trained.model(), "-o", tmp_path / "m.zip", "--overwrite") == 130
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.zip", b"earlier")]
+
+
+def test_several_folds_or_one_of_them(space, tmp_path, scan, capsys):
+    with one_thread():
+        assert space.train("--no_val", fold="fold1") == 0
+    both, one = tmp_path / "both.zip", tmp_path / "one.zip"
+    assert command("export_model", "-d", "900", "-c", "1shot", "-o", both, "--workspace", space.root) == 0
+    assert "folds 0, 1" in capsys.readouterr().out
+    assert mre_lowshot.export_model(one, model=space.model(), folds=[1]).folds == (1,)
+    assert np.array_equal(result(both, scan)[1], result(space.model(), scan)[1])
+    alone = Predictor.load(both, folds=1, device="cpu").predict(scan).probabilities
+    assert np.array_equal(alone, result(one, scan)[1])
+    with zipfile.ZipFile(both) as archive:
+        folds = [json.loads(archive.read(f"fold_{n}/plans.json"))["fold"] for n in (0, 1)]
+        scores = [fold["scores"] for fold in json.loads(archive.read("model.json"))["folds"]]
+    assert [(f["train"], f["test"]) for f in folds] == [
+        (["case_1"], ["case_2", "case_3"]),
+        (["case_2"], ["case_1", "case_3"]),
+    ]
+    assert scores[0]["cases"] == 2
+    assert scores[1] is None
+    with pytest.raises(UserError, match=r"both\.zip: fold \[2\] is not in it \(it has \[0, 1\]\)"):
+        Predictor.load(both, folds=2, device="cpu")
+    shutil.copytree(space.model() / "fold_0", space.model() / "fold_7")
+    with pytest.raises(UserError, match="is of fold 0, its folder is of 7"):
+        mre_lowshot.export_model(tmp_path / "x.zip", model=space.model())
+
+
 def test_an_installed_model_is_exported_again_with_its_scores(exported, tmp_path):
     folder = mre_lowshot.install_model(exported, workspace=tmp_path).folder
     again = mre_lowshot.export_model(tmp_path / "again.zip", model=folder)

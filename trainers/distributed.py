@@ -133,6 +133,8 @@ def connected_processes(device_name: str) -> Iterator[tuple[Processes, torch.dev
     if count > 1 and device_name != "cpu" and local < torch.cuda.device_count():
         torch.cuda.set_device(local)  # before anything is put on the first GPU
     device = devices.resolve(device_name)
+    if count > 1 and device_name == "auto" and device.type == "mps":
+        device = torch.device("cpu")  # several processes cannot share a Mac's GPU
     if count == 1:
         yield SINGLE, device
         return

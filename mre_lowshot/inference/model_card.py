@@ -12,6 +12,7 @@ from mre_lowshot import __version__
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
+from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.inference.model_archive import CARD
 
 INTENDED_USE = (
@@ -106,7 +107,7 @@ def fold_entry(
         "training_scans": len(decisions.train) if decisions else 0,
         "labelled_scans_inside": len(content["atlases"]),
         "iterations": iteration,
-        "complete": iteration >= total,
+        "complete": iteration >= total and not needs_tuning(plan),
         "trained": trained,
         "versions": dict(content.get("versions") or {}),
         "scores": dict(scores) if scores else None,

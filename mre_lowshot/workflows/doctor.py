@@ -154,7 +154,7 @@ def _devices() -> dict[str, str]:
             f"{properties.name}, {limits.bytes_text(properties.total_memory)}, bfloat16 {'yes' if bf16 else 'no'}"
         )
     found["cuda"] = f"available (CUDA {torch.version.cuda})" if torch.cuda.is_available() else "not available"
-    found["mps"] = "available" if torch.backends.mps.is_available() else "not available"
+    found["mps"] = devices.mps_problem() or "available"
     return found
 
 
