@@ -179,6 +179,11 @@ def test_a_training_killed_at_any_moment_goes_on_to_the_same_bits(space, kills):
             found = checkpoint.load(fold / checkpoint.FINAL, CPU)[1]
             assert_same(wanted["weights"], found["weights"])
             assert_same(wanted["training"], found["training"])
+            logged = [json.loads(row) for row in (fold / "training_log.jsonl").read_text().splitlines()]
+            assert [row["iteration"] for row in logged] == found["training"]["history"]["iteration"]
+            assert [row["loss"] for row in logged] == found["training"]["history"]["loss"]
+            states = [run["status"] for run in json.loads((fold / "run.json").read_text())["runs"]]
+            assert states == ["killed"] * (len(states) - 1) + ["complete"]
             assert json.loads((fold / "validation/summary.json").read_text())["metric_per_case"] == scores
             mode = "--overwrite"
     if mode == "":

@@ -1,5 +1,7 @@
 """MPS is taken where it computes what the CPU computes. There is no such device here: a fake one stands in for it."""
 
+import os
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -111,8 +113,7 @@ def test_the_cpu_agrees_with_itself():
     assert devices.difference_from_cpu(lambda tensor: tensor.clone()) == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="Windows has no sysconf")
 def test_the_memory_of_the_machine_is_found_on_every_system():
-    import os
-
     expected = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     assert devices.memory_gb(torch.device("cpu")) == expected

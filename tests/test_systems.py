@@ -234,7 +234,7 @@ def test_a_dataset_is_given_by_a_path_with_either_separator(trained, tmp_path, m
 
 
 def test_signals_that_windows_lacks_or_adds(monkeypatch):
-    monkeypatch.delattr(signal, "SIGHUP")
+    monkeypatch.delattr(signal, "SIGHUP", raising=False)
     monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR2, raising=False)
     ended = []
     try:
@@ -249,7 +249,7 @@ def test_signals_that_windows_lacks_or_adds(monkeypatch):
 def test_the_number_of_cores_is_found_without_affinity(monkeypatch):
     from mre_lowshot.workflows import doctor
 
-    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     found = [name for name in vars(doctor) if "cores" in name or "cpus" in name]
     assert any(getattr(doctor, name)() == 7 for name in found)

@@ -70,12 +70,17 @@ def _earlier(path: Path, *, writes: bool) -> list[Any]:
     try:
         content = read_json(path, "record of the training")
         if isinstance(content, dict) and content.get("format") == FORMAT and isinstance(content.get("runs"), list):
-            return list(content["runs"])
+            return [_ended(run) for run in content["runs"]]
     except UserError:
         pass
     if writes:
         set_aside([path])
     return []
+
+
+def _ended(run: Any) -> Any:
+    """A run that did not record its end was killed: the fold is locked, so that no other one runs."""
+    return {**run, "status": "killed"} if isinstance(run, dict) and run.get("status") == "running" else run
 
 
 def _now() -> str:
