@@ -60,8 +60,6 @@ def name_problem(name: str) -> str | None:
         return "begins or ends with a blank"
     if name.endswith("."):
         return "ends with a dot"
-    if any(c in name for c in '/\\:*?"<>|'):
-        return "contains a character that file systems reserve"
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         return f"has {len(os.fsencode(name))} bytes, at most {MAX_NAME_BYTES} are allowed"
     return None
