@@ -95,7 +95,11 @@ def _acquire(folder: Path, key: str, doing: str, *, shared: bool, wait: float) -
             if attempt == ATTEMPTS:
                 raise
             continue
-        others = [found for found in _entries(folder, key) if found[0] != own]
+        try:
+            others = [found for found in _entries(folder, key) if found[0] != own]
+        except BaseException:
+            own.unlink(missing_ok=True)
+            raise
         rivals = [(path, entry) for path, entry in others if not (shared and entry.get("shared"))]
         if not rivals:
             return own
@@ -135,10 +139,12 @@ def _entries(folder: Path, key: str | None = None) -> list[tuple[Path, dict[str,
             here = entry["host"] == processes.host()
             running = processes.is_running(int(entry["pid"]), float(entry["started"]))
             gone = here and not (running and entry.get("boot", processes.boot()) == processes.boot())
-            float(entry["time"])
-        except FileNotFoundError:
-            continue  # released meanwhile
-        except (ValueError, KeyError, TypeError, OverflowError):
+            time.localtime(entry["time"])  # shown to the run that is refused
+        except (FileNotFoundError, IsADirectoryError):
+            continue  # released meanwhile; or no lock at all
+        except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError) as problem:
+            if isinstance(problem, PermissionError):
+                raise
             gone = True  # entries appear whole, so this is none
         if gone:
             with suppress(OSError):

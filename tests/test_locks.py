@@ -187,3 +187,20 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path):
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("change", [{"time": 1e30}, {"time": -1e20}, {"time": float("nan")}, {"time": "x"}])
+def test_a_lock_with_a_time_that_cannot_be_is_removed(tmp_path, change):
+    entry = {"host": "elsewhere", "pid": 1, "started": 1.0, "time": 1.0, "doing": "predicts", "shared": False}
+    path = tmp_path / f"{locks.PREFIX}.fold_0.0.1.0.json"
+    path.write_text(json.dumps({**entry, **change}))
+    with locked(tmp_path, "fold_0", "trains fold 0"):
+        assert not path.exists()
+
+
+def test_a_lock_of_hostile_content_is_removed_and_a_folder_of_its_name_ignored(tmp_path):
+    path = tmp_path / f"{locks.PREFIX}.fold_0.0.1.0.json"
+    path.write_text("[" * 100_000)
+    (tmp_path / f"{locks.PREFIX}.fold_0.0.1.1.json").mkdir()
+    with locked(tmp_path, "fold_0", "trains fold 0"):
+        assert not path.exists()

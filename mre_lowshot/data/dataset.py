@@ -61,6 +61,8 @@ class Dataset:
         Raises:
             UserError: dataset.json is missing or breaks a rule, imagesTr is missing, or no case is labelled.
         """
+        if not isinstance(folder, (str, Path)):
+            raise UserError(f"dataset {folder!r}: must be the path of its folder")
         folder = Path(folder).resolve()
         where = f"{folder.name}/dataset.json"
         data = read_json(folder / "dataset.json", f"dataset.json of {folder.name}")

@@ -153,7 +153,7 @@ def _parsed(path: Path, file: BinaryIO) -> _Fields:
 
 
 def _is_name(name: str) -> bool:
-    """Whether this may be a field: one that is read here, or of any other program (``dim[0]`` of a converted NIfTI file,
+    """Whether this may be a field: one read here, or of any other program (``dim[0]`` of a converted NIfTI file,
     ``0008|0060`` of DICOM). One that differs from a field read here in a single letter is damage."""
     if not name or not name.isprintable() or not name.isascii():
         return False
