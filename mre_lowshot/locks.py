@@ -55,7 +55,7 @@ def locked(folder: Path, key: str, doing: str, *, shared: bool = False, wait: fl
         if shared and problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             own = None  # a folder that cannot be written to does not change either
         else:
-            raise UserError(f"{folder}: cannot be written to ({problem.strerror}); give another folder") from None
+            raise UserError(files.not_written(folder, problem)) from None
     try:
         yield
     finally:
@@ -124,8 +124,13 @@ def _write_entry(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
         "shared": shared,
     }
     partial = folder / files.partial_name(path)  # a killed run's is removed by `files.remove_leftovers`
-    partial.write_text(json.dumps(entry), encoding="utf-8")
-    os.replace(partial, path)  # an entry appears whole
+    try:
+        partial.write_text(json.dumps(entry), encoding="utf-8")
+        os.replace(partial, path)  # an entry appears whole
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -52,5 +52,5 @@ def test_arguments_of_the_wrong_type(call, message):
 def test_the_folds_to_predict_with(trained, tmp_path):
     with pytest.raises(UserError, match="give at least one, or None for all"):
         mre_lowshot.predict(trained.raw / "imagesTr", tmp_path, model=trained.model(), folds=[], device="cpu")
-    with pytest.raises(UserError, match="fold 7"):
+    with pytest.raises(UserError, match=r"fold \[7\] is not trained"):
         mre_lowshot.predict(trained.raw / "imagesTr", tmp_path, model=trained.model(), folds=7, device="cpu")
