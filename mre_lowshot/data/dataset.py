@@ -243,8 +243,8 @@ def _label_fix(stem: str, ending: str, known: Collection[str], maps: Mapping[str
         name for name in known if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", stem)
     ]:
         return (
-            f"the image's name looks the same, but has another Unicode form ({ascii(other_form[0])}, the label map's "
-            f"{ascii(stem)}); give both the same name"
+            f"the image's name looks the same, but has another Unicode form ({other_form[0]!a}, the label map's "
+            f"{stem!a}); give both the same name"
         )
     wanted = stem[:-5] if stem.endswith("_0000") else _LABEL_SUFFIX.sub("", stem)
     if wanted == stem:
