@@ -299,9 +299,11 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     different = reference.geometry.differences(prediction.geometry)
     if different:
         fix = "resample it onto the reference with nearest-neighbour interpolation"
+        doubts = [f"{v.path}: {n}" for v in (reference, prediction) for n in v.notes]
+        why = f" ({'; '.join(doubts)})" if doubts else ""
         raise UserError(
             f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
-            f"first); {reference.geometry.remedy(prediction.geometry, fix)}"
+            f"first){why}; {reference.geometry.remedy(prediction.geometry, fix)}"
         )
     return reference, prediction.on_axes_of(reference.geometry)
 
