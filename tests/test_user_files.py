@@ -74,3 +74,17 @@ def test_a_reference_that_is_a_broken_link_is_named(tmp_path, trained, capsys):
     broken.symlink_to(tmp_path / "gone.nii.gz")
     assert command("evaluate", tmp_path / "references", tmp_path / "predictions", "-o", tmp_path / "scores") == 1
     assert "phantom_002" in str(capsys.readouterr())
+
+
+def test_a_copied_label_map_that_was_corrected_is_kept(space, capsys):
+    copied = space.prepared / "gt_segmentations/phantom_002.nii.gz"
+    drawn = corrected(copied)
+    assert space.plan() == 0
+    assert "NOTE gt_segmentations/phantom_002.nii.gz.old: a label map that was changed there is kept" in str(
+        capsys.readouterr()
+    )
+    assert copied.read_bytes() == (space.raw / "labelsTr/phantom_002.nii.gz").read_bytes()
+    assert (copied.parent / "phantom_002.nii.gz.old").read_bytes() == drawn
+    corrected(space.raw / "labelsTr/phantom_002.nii.gz")
+    assert space.plan("--overwrite") == 0  # what was copied and not changed is replaced
+    assert len(list(copied.parent.iterdir())) == 4
