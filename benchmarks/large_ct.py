@@ -3,6 +3,8 @@
 A synthetic 600x512x512 CT, 14 classes, the paper's grid (72x324x396), and the whole of `Predictor` with the paper's
 recipe (which has neither registration nor refinement), except the network. It is replaced by a stub, because its memory
 is bounded by its tiles and is shown by `python -m benchmarks`.
+
+With --model a trained model (of one CT channel) segments a 1000x512x512 CT instead: registration, network, refinement.
 """
 
 from __future__ import annotations
@@ -79,8 +81,9 @@ def ct_plan(grid: tuple[int, ...]) -> Plan:
     )
 
 
-def segment(scan: Path, out: Path, grid: tuple[int, ...]) -> None:
-    """Predict ``scan``, write the label map to ``out``, and print each stage with the peak memory so far."""
+def segment(scan: Path, out: Path, grid: tuple[int, ...], model: Path | None = None) -> None:
+    """Predict ``scan``, write the label map to ``out``, and print each stage with the peak memory so far. ``model`` is
+    a trained one, instead of the stub on ``grid``."""
     import torch
 
     from mre_lowshot.data.volume import Volume
@@ -96,15 +99,25 @@ def segment(scan: Path, out: Path, grid: tuple[int, ...]) -> None:
     def report(stage: str) -> None:
         print(f"  {stage:11} peak {peak_gb():.2f} GB, {time.monotonic() - begun:.0f} s", flush=True)
 
-    predictor = Predictor(Model.of_fold(ct_plan(grid), Stub(), ()), device=torch.device("cpu"))
+    if model:
+        predictor = Predictor.load(model, device="cpu")
+    else:
+        predictor = Predictor(Model.of_fold(ct_plan(grid), Stub(), ()), device=torch.device("cpu"))
     report("start")
     volume = Volume.read(scan)
     report("read")
     prepared = predictor.preprocess(volume, name="ct")
     del volume
     report("preprocess")
-    prediction = predictor.predict_prepared(predictor.register(prepared))
-    report("predict")
+    registered = predictor.register(prepared)
+    report("register")
+    output = predictor.run_network(registered)
+    report("network")
+    refined = predictor.refine(output)
+    del registered, output
+    report("refine")
+    prediction = predictor.export(refined)
+    report("export")
     prediction.save(out)
     report("write")
 
@@ -114,11 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.large_ct", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small scan, to check that it runs")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="a trained model's folder, instead of a stub")
     parser.add_argument("--scan", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     shape, grid = ((30, 48, 48), (12, 36, 36)) if options.quick else ((600, 512, 512), PAPER_GRID)
+    if options.model and not options.quick:
+        shape = (1000, 512, 512)
     if options.scan:  # the measured process, which must not contain the memory used for making the scan
-        segment(options.scan, options.scan.with_name("labels.nii.gz"), grid)
+        segment(options.scan, options.scan.with_name("labels.nii.gz"), grid, options.model)
         return 0
     import subprocess
 
@@ -127,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_ct(scan, shape)
         print(f"CT of {' x '.join(map(str, shape))} voxels (z, y, x), {CLASSES} classes", flush=True)
         again = [sys.executable, "-m", "benchmarks.large_ct", "--scan", str(scan), *["--quick"] * options.quick]
+        again += ["--model", str(options.model.resolve())] if options.model else []
         return subprocess.run(again, check=False).returncode
 
 

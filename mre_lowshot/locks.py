@@ -55,7 +55,7 @@ def locked(folder: Path, key: str, doing: str, *, shared: bool = False, wait: fl
         if shared and problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             own = None  # a folder that cannot be written to does not change either
         else:
-            raise UserError(f"{folder}: cannot be written to ({problem.strerror}); give another folder") from None
+            raise UserError(files.not_written(folder, problem)) from None
     try:
         yield
     finally:
@@ -95,7 +95,11 @@ def _acquire(folder: Path, key: str, doing: str, *, shared: bool, wait: float) -
             if attempt == ATTEMPTS:
                 raise
             continue
-        others = [found for found in _entries(folder, key) if found[0] != own]
+        try:
+            others = [found for found in _entries(folder, key) if found[0] != own]
+        except BaseException:
+            own.unlink(missing_ok=True)
+            raise
         rivals = [(path, entry) for path, entry in others if not (shared and entry.get("shared"))]
         if not rivals:
             return own
@@ -120,8 +124,13 @@ def _write_entry(folder: Path, key: str, doing: str, *, shared: bool) -> Path:
         "shared": shared,
     }
     partial = folder / files.partial_name(path)  # a killed run's is removed by `files.remove_leftovers`
-    partial.write_text(json.dumps(entry), encoding="utf-8", newline="")
-    files.replace(partial, path)  # an entry appears whole
+    try:
+        partial.write_text(json.dumps(entry), encoding="utf-8", newline="")
+        files.replace(partial, path)  # an entry appears whole
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -135,10 +144,12 @@ def _entries(folder: Path, key: str | None = None) -> list[tuple[Path, dict[str,
             here = entry["host"] == processes.host()
             running = processes.is_running(int(entry["pid"]), float(entry["started"]))
             gone = here and not (running and entry.get("boot", processes.boot()) == processes.boot())
-            float(entry["time"])
-        except FileNotFoundError:
-            continue  # released meanwhile
-        except (ValueError, KeyError, TypeError, OverflowError):
+            time.localtime(entry["time"])  # shown to the run that is refused
+        except (FileNotFoundError, IsADirectoryError):
+            continue  # released meanwhile; or no lock at all
+        except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError) as problem:
+            if isinstance(problem, PermissionError):
+                raise
             gone = True  # entries appear whole, so this is none
         if gone:
             with suppress(OSError):

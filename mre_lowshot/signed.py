@@ -32,7 +32,10 @@ def write_signed(path: Path, value: Mapping[str, Any], texts: Mapping[str, str])
         new = hashlib.sha256(printable(text).encode()).hexdigest()
         present = path.parent / name
         old = sha256(present) if present.is_file() else ""
-        digests[name] = [new, *([old] if old in listed.get(name, ()) else [])]  # until it is replaced below
+        digests[name] = [
+            new,
+            *([old] if old != new and old in listed.get(name, ()) else []),
+        ]  # until it is replaced below
     signature: dict[str, Any] = {"software": f"mre_lowshot {__version__}", "files": digests}
     content = {**value, KEY: signature}
     signature["digest"] = _digest(content)

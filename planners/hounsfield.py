@@ -22,6 +22,11 @@ class HuProblem:
     sentence: str
     certain: bool = True
 
+    @property
+    def for_prediction(self) -> str:
+        """The sentence without the fix that only planning offers."""
+        return self.sentence.removesuffix(f", {OTHER_NAME}")
+
 
 def hu_histogram(channel: np.ndarray) -> dict[str, float]:
     """Shares of a CT channel (D, H, W) by intensity, plain values for the fingerprint.
@@ -113,6 +118,10 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
     low, high = m["low"], m["high"]
     if high - low < MIN_RANGE_HU:
         return "a range that no CT has", unscale, True
+    if low < -32768 or (high > 65535 and m["min"] < 0):
+        return "beyond 16 bits", unscale, True
+    if low > 30000:
+        return "around 32768", "subtract the offset that it is stored with (32768)", True
     if m["wrapped"] > 0.001 or (m["max"] > 32767 and m["highest"] > 0.001):
         return "beyond 32767", "negative values were stored as unsigned integers: subtract 65536 from them", True
     if low >= -50 and m["around_1024"] > max(0.05, 0.4 * m["bright"], 2.5 * m["hard_bone"]):

@@ -74,6 +74,15 @@ def make_plan(
 FIRST = ("recipe.planning", "recipe.size", "recipe.architecture")
 
 
+FACTS = {
+    **dict.fromkeys(("dataset_name", "training_ranges"), "the dataset"),
+    **dict.fromkeys(("channel_names", "labels", "ignore_label", "file_ending"), "dataset.json"),
+    **dict.fromkeys(("reasons", "fold"), "the planner"),
+    "plans_name": "-p",
+    "format_version": "the version of mre_lowshot",
+}
+
+
 def split_changes(changes: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Changes of fields that the decisions depend on, and the others."""
     first = {key: value for key, value in changes.items() if key in FIRST}
@@ -100,6 +109,10 @@ def with_changes(plan: Plan, changes: dict[str, str], where: str = "--set") -> P
         return plan
     if early := [key for key in changes if key in FIRST]:
         raise UserError(f"{where}: {early[0]} is decided before the rest of the plan; choose another --recipe")
+    if facts := [key for key in changes if key.split(".")[0] in FACTS]:
+        raise UserError(
+            f"{where}: {facts[0]} is not decided but given by {FACTS[facts[0].split('.')[0]]}; change it there"
+        )
     rule = rules.DILATION_RULES.get(changes.get("network.dilations", ""))
     changed = all_changed(plan, {k: v for k, v in changes.items() if not (rule and k == "network.dilations")}, where)
     if rule:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from mre_lowshot.config import ChannelNormalization
 from mre_lowshot.errors import UserError
+from mre_lowshot.grid import Box, as_slices
 from mre_lowshot.preprocessing.cropping import foreground_mask
 
 SMOOTHING = 0.7  # sigma in voxels, so that no single noisy voxel decides
 
 
 def normalize(
-    image: np.ndarray, schemes: tuple[ChannelNormalization, ...], inside: np.ndarray | None = None
+    image: np.ndarray,
+    schemes: tuple[ChannelNormalization, ...],
+    inside: np.ndarray | None = None,
+    *,
+    contents: Sequence[Box] = (),
 ) -> np.ndarray:
     """Normalise a cropped (C, D, H, W) image channel by channel: a new float32 array (paper, IV-A).
 
-    ``inside`` (D, H, W) bool is the foreground for ``foreground_only``; None: the non-zero voxels.
+    Args:
+        image: the cropped image.
+        schemes: of each channel.
+        inside: (D, H, W) bool, the foreground for ``foreground_only``; None: the non-zero voxels.
+        contents: of each channel, the box without constant padding of its own (`padding.own_contents`). Where all
+            of a channel is z-scored, mean and deviation are those of the box, and what lies outside becomes the mean.
 
     Raises:
         UserError: the channel count differs from the plan's, or a channel is constant and cannot be z-scored.
@@ -33,6 +45,9 @@ def normalize(
             result[index] -= scheme.lower  # in place: copies of a large CT would not fit into a small memory
             result[index] /= scheme.width
             continue
+        if contents and not scheme.foreground_only:
+            result[index] = _scored(channel, as_slices(contents[index]), index)
+            continue
         values = channel[inside] if scheme.foreground_only and inside is not None and inside.any() else channel
         # float64 sums: with values near a million, float32 sums lose the spread
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
@@ -41,6 +56,17 @@ def normalize(
         np.subtract(channel, mean, out=result[index], casting="unsafe")
         result[index] /= deviation
     return result
+
+
+def _scored(channel: np.ndarray, content: tuple[slice, ...], index: int) -> np.ndarray:
+    """The z-scores (D, H, W) of a channel, 0 outside ``content``."""
+    values = channel[content].astype(np.float64)
+    deviation = float(values.std())
+    if not deviation > 0:
+        raise UserError(f"channel {index} is constant ({values.flat[0]:g}); it holds no image; export it again")
+    scored = np.zeros(channel.shape, dtype=np.float32)
+    scored[content] = (values - values.mean()) / deviation
+    return scored
 
 
 def smoothed(channel: np.ndarray) -> np.ndarray:

@@ -33,6 +33,16 @@ def unpadded_box(image: np.ndarray) -> Box:
     return tuple((low, high) for low, high in box)
 
 
+def own_contents(image: np.ndarray) -> list[Box]:
+    """For each channel of a cropped (C, D, H, W) image the box without the padding that only this channel has, as where
+    it was acquired with fewer slices; empty where no channel has any."""
+    if len(image) == 1:  # padding of the whole image is not in the crop
+        return []
+    full = full_box(image.shape[1:])
+    found = [unpadded_box(channel[None]) for channel in image]
+    return found if any(box != full for box in found) else []
+
+
 def _padding_value(image: np.ndarray) -> np.ndarray | None:
     """The value (C) of the first border plane that is constant in every channel; None where there is none."""
     for axis in range(1, 4):

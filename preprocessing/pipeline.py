@@ -15,7 +15,7 @@ from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, 
 from mre_lowshot.preprocessing.grid_limits import check_grid
 from mre_lowshot.preprocessing.normalization import normalize
 from mre_lowshot.preprocessing.outliers import limit_outliers
-from mre_lowshot.preprocessing.padding import content_box
+from mre_lowshot.preprocessing.padding import content_box, own_contents
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def forward(
     if config.bias_field and len(cropped) == len(config.normalization):
         inside = body_mask(cropped, spacing)
         cropped = np.stack([correct_bias_field(channel, inside, spacing) for channel in cropped])
-    cropped = normalize(cropped, config.normalization, inside)
+    contents = own_contents(cropped) if not config.keep_padding and config.crop != "nonzero" else []
+    cropped = normalize(cropped, config.normalization, inside, contents=contents)
     transform = GridTransform(
         tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, config)
     )

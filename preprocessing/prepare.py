@@ -114,7 +114,7 @@ def prepare_dataset(
     ``folder/gt_segmentations/``, and record settings and source files in ``preprocessing.json``.
 
     Returns:
-        Notes for the user: structures too small for the plan's grid.
+        Notes for the user: structures too small for the plan's grid, and label maps that were set aside.
 
     Raises:
         UserError: a scan does not fit the plan, a file changed meanwhile, or a label map that another run trains with
@@ -126,7 +126,7 @@ def prepare_dataset(
     used_crops = crops_hash(dataset.folder) if plan.preprocessing.crop == "given" else None
     notes: list[str] = []
     sources: dict[str, CaseSource] = {}
-    with shared_files(dataset, folder) as references:
+    with shared_files(dataset, folder, notes.append) as references:
         record.unlink(missing_ok=True)  # until all cases are written, the folder does not count as preprocessed
         for case in progress(dataset.labelled):
             if case.label is None:

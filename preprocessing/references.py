@@ -3,7 +3,7 @@ the locks of planning and training there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from mre_lowshot import files
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import read_labels, write_volume
-from mre_lowshot.files import remove_leftovers
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import read_json, remove_leftovers
 from mre_lowshot.locks import locked
-from mre_lowshot.preprocessing.record import REFERENCES, parts_of
+from mre_lowshot.preprocessing.record import RECORD, REFERENCES, parts_of
+from mre_lowshot.signed import set_aside
 
 SHARED = "references"  # key of the lock of what plans share
 WAIT = 30.0  # seconds for another run to copy label maps
@@ -53,9 +55,12 @@ def reading(folder: Path, plans_name: str) -> Iterator[None]:
 
 
 @contextmanager
-def shared_files(dataset: Dataset, folder: Path) -> Iterator[dict[str, Path]]:
+def shared_files(
+    dataset: Dataset, folder: Path, log: Callable[[str], None] = lambda _: None
+) -> Iterator[dict[str, Path]]:
     """Copy dataset.json and the label maps of all labelled cases, delete copies with another ending of the same cases,
-    and hold them for reading in the block; yields the copies by case.
+    and hold them for reading in the block; yields the copies by case. A copy that someone has changed is kept as
+    NAME.old, which ``log`` receives.
 
     Raises:
         UserError: a copy must be replaced while another run trains with the old one.
@@ -63,6 +68,8 @@ def shared_files(dataset: Dataset, folder: Path) -> Iterator[dict[str, Path]]:
     doing = f"copies the label maps of {dataset.name}"
     if not _is_current(dataset, folder):
         with locked(folder, SHARED, doing, wait=2.0):
+            for path in _set_aside_changed(dataset, folder):
+                log(f"{path.parent.name}/{path.name}: a label map changed there is kept; correct it in labelsTr")
             _update(dataset, folder)
     with locked(folder, SHARED, "preprocesses the dataset", shared=True, wait=WAIT):
         yield {case.name: _copy_of(case, dataset, folder) for case in dataset.labelled}
@@ -88,6 +95,23 @@ def _same(source: Path, target: Path) -> bool:
     if not target.is_file() or source.stat().st_size != target.stat().st_size:
         return False
     return files.sha256(source) == files.sha256(target)
+
+
+def _set_aside_changed(dataset: Dataset, folder: Path) -> list[Path]:
+    """Rename copies that will be replaced and that no plan's record lists: a person has changed them. Returns the new
+    names."""
+    listed = set()
+    for record in folder.glob(f"*/{RECORD}"):
+        try:
+            cases = read_json(record, "record of preprocessing")["cases"]
+            listed |= {file["sha256"] for case in cases.values() for file in case["reference"]}
+        except (UserError, KeyError, TypeError, AttributeError):
+            return []  # a damaged record: nobody can tell
+    if not listed:
+        return []
+    copies = [(case.label, _copy_of(case, dataset, folder)) for case in dataset.labelled if case.label]
+    replaced = [copy for label, copy in copies if copy.is_file() and copy.suffix != ".mhd" and not _same(label, copy)]
+    return set_aside(path for path in replaced if files.sha256(path) not in listed)
 
 
 def _update(dataset: Dataset, folder: Path) -> None:

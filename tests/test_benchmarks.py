@@ -193,7 +193,7 @@ def test_compiled_networks_are_timed_or_the_reason_against_is_reported(tmp_path,
     (["--checkpoint", "x.pth", "--size", "cpu"], "checkpoint is missing"),
     (["--case", "x.npz"], "--case needs trained weights: give their --checkpoint too"),
     (["--quick", "--json", "nowhere/x.json"], "its folder does not exist; create it first"),
-    (["--quick", "--device", "nonsense"], "not available"),
+    (["--quick", "--device", "nonsense"], "not a device of mre_lowshot"),
 ])  # fmt: skip
 def test_wrong_use_is_reported_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,7 @@ def test_every_row_is_a_plan_and_no_two_trainings_share_a_name(base):
         assert any(row.name == table.reference for row in table.rows)
         for row in table.rows_at(base):
             plan = row_plan(table.name, row.name, base)
-            recipe = replace(plan.recipe, name="")
+            recipe = replace(plan.recipe, name="any")
             for name, (other, other_recipe) in plans.items():
                 # rows without a size of their own (recipe default on the same device) may be alike under two recipes
                 assert (plan.network, recipe) != (other.network, other_recipe) or name == plan.plans_name

@@ -1,5 +1,6 @@
 """CT that is not in HU is refused; CT that is, however clipped, cropped or padded, is accepted."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,15 @@ def test_real_abdomens_are_accepted_and_their_transforms_refused():
             found = hu_rule("CT", hu_histogram(change(image)))
             missed += [] if found and found.certain else [f"{path.name}: {name}"]
     assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("scaled", "fix"),
+    [(lambda hu: hu * 1000, "undo its scaling"), (lambda hu: hu + 32768, r"subtract the offset that .* \(32768\)")],
+)
+def test_the_fix_fits_what_was_done_to_the_values(scaled, fix):
+    values = np.random.default_rng(0).normal(40, 30, (20, 20, 20))
+    values[:8] = np.random.default_rng(1).normal(-1000, 10, (8, 20, 20))
+    problem = hu_rule("CT", hu_histogram(scaled(values).astype(np.float32)))
+    assert problem.certain
+    assert re.search(fix, problem.sentence)

@@ -82,7 +82,8 @@ def test_the_limit_of_several_folds_is_the_lowest_and_none_where_a_fold_has_none
     other = with_limits(MinHu(1, 0, -50.0))
     window = plan.preprocessing.normalization[0]
     assert (window.lower, window.upper) == (-210, 290)
-    assert ensemble_hu_limits([one, other]) == (MinHu(1, 0, pytest.approx(160 / 500)),)
+    (limit,) = ensemble_hu_limits([one, other])
+    assert (limit.label, limit.channel, limit.value) == (1, 0, pytest.approx(160 / 500))
     assert len(ensemble_hu_limits([one])) == 2
     assert ensemble_hu_limits([one, replace(plan, fold=None)]) == ()
 

@@ -127,3 +127,15 @@ def test_a_ct_that_is_not_in_hu_and_a_slice_for_a_3d_model_are_refused():
     flat = replace(plan(), network=network, patch=PatchConfig((12, 12), (8, 8)))
     with pytest.raises(UserError, match="a volume of 20 x 36 x 44 voxels, the model was trained on 2D images"):
         refuse_input(volume(image), flat)
+
+
+@pytest.mark.parametrize("scheme", ["clip", "zscore"])
+def test_a_constant_scan_is_refused_as_such(scheme):
+    with pytest.raises(UserError, match=r"is constant \(7 everywhere\); export the scan again"):
+        refuse_input(Volume.from_array(np.full((9, 9, 9), 7.0), (1, 1, 1)), plan(scheme))
+
+
+def test_a_refusal_at_prediction_offers_no_fix_of_planning():
+    array = np.random.default_rng(0).random((9, 9, 9))
+    with pytest.raises(UserError, match=r"a range that no CT has; undo its scaling$"):
+        refuse_input(Volume.from_array(array, (1, 1, 1)), replace(plan("clip"), channel_names=("CT",)))

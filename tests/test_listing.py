@@ -78,7 +78,6 @@ DROPPED = {
     "dot before the ending": (file("b..nii.gz"), "case b.: its name ends with a dot"),
     "upper case twin": (file("A.nii.gz"), "cases A and a in scans differ only in upper and lower case"),
     "ending twin": (file("a.NII.GZ"), "case a: more than one file (a.NII.GZ, a.nii.gz) in scans; keep one"),
-    "colon": (file("b:c.nii.gz"), "case b:c: its name contains a character that file systems reserve"),
     "long name": (file("b" * 250 + ".mha"), "has 250 bytes, at most 248 are allowed"),
 }
 

@@ -1,5 +1,6 @@
 """Locks: the second run is refused with the owner; a lock whose owner is gone is removed."""
 
+import errno
 import json
 import os
 import re
@@ -183,7 +184,35 @@ def test_a_folder_that_cannot_be_written_can_be_read(tmp_path):
     try:
         with locked(tmp_path, "a", "trains", shared=True):
             pass
-        with pytest.raises(UserError, match="cannot be written to"), locked(tmp_path, "a", "plans"):
+        with pytest.raises(UserError, match="cannot be written"), locked(tmp_path, "a", "plans"):
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("change", [{"time": 1e30}, {"time": -1e20}, {"time": float("nan")}, {"time": "x"}])
+def test_a_lock_with_a_time_that_cannot_be_is_removed(tmp_path, change):
+    entry = {"host": "elsewhere", "pid": 1, "started": 1.0, "time": 1.0, "doing": "predicts", "shared": False}
+    path = tmp_path / f"{locks.PREFIX}.fold_0.0.1.0.json"
+    path.write_text(json.dumps({**entry, **change}))
+    with locked(tmp_path, "fold_0", "trains fold 0"):
+        assert not path.exists()
+
+
+def test_a_lock_of_hostile_content_is_removed_and_a_folder_of_its_name_ignored(tmp_path):
+    path = tmp_path / f"{locks.PREFIX}.fold_0.0.1.0.json"
+    path.write_text("[" * 100_000)
+    (tmp_path / f"{locks.PREFIX}.fold_0.0.1.1.json").mkdir()
+    with locked(tmp_path, "fold_0", "trains fold 0"):
+        assert not path.exists()
+
+
+def test_a_lock_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "replace", fail)
+    message = r"cannot be written \(No space left on device, .* free\); make space"
+    with pytest.raises(UserError, match=message), locked(tmp_path, "fold_0", "trains fold 0"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -195,3 +195,21 @@ def test_spacings_that_no_patient_has_change_neither_grid_nor_boxes_nor_input(na
 def test_ordinary_spacings_are_taken_as_they_are():
     assert nominal_spacing((3.0, 0.15, 0.15)) == (3.0, 0.15, 0.15)
     assert nominal_spacing((0.05, 0.025, 0.025)) == (2.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1000, -32768])
+def test_padding_of_one_channel_of_two_is_left_out_of_its_intensities(value):
+    """The second channel has fewer slices; what it measured is normalised as without the padding."""
+    both = np.concatenate([cut_out(0), 2 * cut_out(1)])
+    padded = both.copy()
+    padded[1, :6] = value
+    padded[1, :, :, -3:] = value
+    config = PreprocessingConfig(
+        crop="none", grid="native", spacing=SPACING, normalization=(ChannelNormalization("zscore"),) * 2
+    )
+    made, _ = forward(padded, SPACING, config)
+    alone, _ = forward(both[:, 6:, :, :-3], SPACING, config)
+    assert np.allclose(made[0], forward(both, SPACING, config)[0][0], atol=1e-4)
+    assert np.allclose(made[1, 6:, :, :-3], alone[1], atol=1e-4)
+    assert (made[1, :6] == 0).all()
+    assert np.abs(made).max() < 20

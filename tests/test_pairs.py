@@ -1,7 +1,9 @@
 """Pairs of image and label map that do not fit, and scans whose label map could not be written."""
 
 import json
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -106,3 +108,42 @@ def test_a_tiff_volume_is_refused_before_training(raw):
     folder = raw({"a": (stack, label(stack))}, ".tif")
     problems = verify(Dataset.load(folder))
     assert any("a volume of 6 slices; label maps of volumes cannot be written to .tif: convert" in p for p in problems)
+
+
+def test_a_label_map_in_another_unicode_form_is_named_with_the_fix(trained, tmp_path):
+    raw = tmp_path / "Dataset900_Synthetic"
+    shutil.copytree(trained.raw, raw)
+    (raw / "imagesTr/phantom_002_0000.nii.gz").rename(raw / "imagesTr/ph\u00e9_0000.nii.gz")
+    (raw / "labelsTr/phantom_002.nii.gz").rename(raw / "labelsTr/phe\u0301.nii.gz")
+    [problem] = Dataset.load(raw).problems
+    assert problem.endswith(
+        "has another Unicode form ('ph\\xe9', the label map's 'phe\\u0301'); give both the same name"
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_broken_link_to_label_maps_of_test_scans_is_named_without_test_scans(trained, tmp_path, kind):
+    raw = tmp_path / "Dataset900_Synthetic"
+    shutil.copytree(trained.raw, raw)
+    if kind == "file":
+        (raw / "labelsTs").mkdir()
+    (raw / ("labelsTs/a.nii.gz" if kind == "file" else "labelsTs")).symlink_to(tmp_path / "gone")
+    [problem] = Dataset.load(raw).problems
+    assert "symbolic link" in problem
+
+
+@pytest.mark.parametrize("lost", ["image", "label map"])
+def test_a_header_without_a_position_is_the_reason_given(trained, tmp_path, lost):
+    """The file with both codes 0 gets the header of the other; nothing is resampled."""
+    raw = tmp_path / "Dataset900_Synthetic"
+    shutil.copytree(trained.raw, raw)
+    names = ["imagesTr/phantom_002_0000.nii.gz", "labelsTr/phantom_002.nii.gz"]
+    target, source = names if lost == "image" else names[::-1]
+    image = nib.load(raw / target)
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(raw / target)
+    [problem] = verify(Dataset.load(raw))
+    assert f"({lost}: orientation unknown: qform_code and sform_code are 0" in problem
+    assert f"the {lost} has lost its position, so resample neither; copy the header of the other into it" in problem
+    assert f"map(s.ReadImage, ('{source}', '{target}'))" in problem
+    assert "nearest" not in problem

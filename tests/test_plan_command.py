@@ -190,3 +190,24 @@ def test_nnunets_own_fingerprint_is_not_replaced(space):
     assert space.plan("--overwrite", "--no_pp") == 0
     assert ours.read_text() == theirs
     assert "cases" in json.loads((space.prepared / "mre_fingerprint.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ("dataset_name=foo", "the dataset"),
+        ('channel_names=["MR"]', "dataset.json"),
+        ("labels.liver=2", "dataset.json"),
+        ("file_ending=.png", "dataset.json"),
+        ("ignore_label=9", "dataset.json"),
+        ("training_ranges={}", "the dataset"),
+        ("plans_name=Bar", "-p"),
+        ("reasons={}", "the planner"),
+        ("fold=null", "the planner"),
+    ],
+)
+def test_what_is_given_by_the_dataset_is_not_set(space, capsys, change, place):
+    assert space.plan("--no_pp", name="Other", settings=(change,)) == 2
+    field = change.split("=")[0]
+    assert f"--set: {field} is not decided but given by {place}; change it there" in capsys.readouterr().err
+    assert not (space.prepared / "Other.json").exists()

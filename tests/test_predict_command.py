@@ -94,6 +94,10 @@ def test_scans_that_do_not_fit_the_model_are_named(trained, tmp_path, capsys):
     messages = capsys.readouterr().err
     assert "failed: case two: two_0001.nii.gz" in messages
     assert "warning: case coarse: spacing along z is" in messages
+    found = json.loads((tmp_path / "out/run.json").read_text())["cases"]["coarse"]["differences_from_training"]
+    (spacing,) = (item for item in found if item["name"] == "spacing_z")
+    assert spacing["value"] == pytest.approx(1.8 * image.GetSpacing()[2] / 1.8)
+    assert spacing["training_range"][1] < spacing["value"] / 1.5
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["coarse.nii.gz"]
 
 

@@ -353,7 +353,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_refused_before_the_work(
 ):
     (tmp_path / "file").write_text("")
     assert trained.predict(predicted / "in", tmp_path / "file/out") == 2
-    assert "file/out: cannot be written to (Not a directory)" in capsys.readouterr().err
+    assert "file/out: cannot be written (Not a directory)" in capsys.readouterr().err
     write_bytes = Path.write_bytes
 
     def refuses(self, data):

@@ -149,7 +149,7 @@ def test_a_prediction_is_not_saved_in_an_unknown_format(prediction, tmp_path):
 
 IMAGE = np.zeros((4, 5, 6), np.float32)
 FORMS = r"give a file, a list of channel files, a Volume, a SimpleITK image, or \(array, spacing\)"
-SPACING = r"give three numbers above 0, \(z, y, x\) in mm"
+SPACING = r"give three numbers from 1e-06 to 500, \(z, y, x\) in mm"
 
 
 @pytest.mark.parametrize(

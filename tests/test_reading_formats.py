@@ -232,3 +232,24 @@ def test_simpleitk_images_go_there_and_back_in_any_direction():
             assert np.allclose(getattr(again, f"Get{part}")(), getattr(image, f"Get{part}")(), atol=1e-9)
     with pytest.raises(UserError, match="voxels of type complex"):
         Volume.from_sitk(sitk.Image([3, 3, 3], sitk.sitkComplexFloat32))
+
+
+def test_fields_of_other_programs_in_a_metaimage_are_ignored(tmp_path):
+    """SimpleITK writes the fields of a converted NIfTI or DICOM file into the header."""
+    image = sitk.GetImageFromArray(ARRAY)
+    for name in ("dim[0]", "pixdim[1]", "0008|0060", "ITK_FileNotes", "a-b.c (x)"):
+        image.SetMetaData(name, "3")
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    assert b"dim[0] = 3" in (tmp_path / "a.mha").read_bytes()
+    assert (read_image(tmp_path / "a.mha").array[0] == ARRAY).all()
+
+
+@pytest.mark.parametrize("name", ["ElementSpacinf", "TransformMatrhx", "BinaryDataByteOrderMSC", "Offseu"])
+def test_a_field_that_is_misspelt_in_one_letter_is_damage(tmp_path, name):
+    path = write_mha(tmp_path / "a.mha", **{name: "1 1 1"})
+    assert f"its header has the line '{name} = 1 1 1'; it is truncated or damaged" in refusal(path)
+
+
+def test_a_flag_is_true_or_false(tmp_path):
+    path = write_mha(tmp_path / "a.mha", BinaryDataByteOrderMSB="Galse")
+    assert "BinaryDataByteOrderMSB is 'Galse', neither True nor False" in refusal(path)

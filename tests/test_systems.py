@@ -166,7 +166,8 @@ RESERVED = ["CON", "nul", "Aux", "prn", "COM1", "lpt9", "con.v2", "NUL .x", "COM
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_names_of_devices_are_refused_everywhere(name, tmp_path):
+def test_names_of_devices_are_refused_where_they_are_reserved(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("mre_lowshot.data.listing.WINDOWS", True)
     assert "device on Windows" in name_problem(name)
     with pytest.raises(UserError, match="CON, NUL"):
         require_file_name("dataset_name", name)
@@ -185,7 +186,8 @@ def test_names_that_only_resemble_devices_are_taken(name):
 
 
 @pytest.mark.parametrize("name", ["a:b", "a.", "a ", "a\\b", "a/b", 'a"b', "a|b", "a?b", "a*b", "a<b"])
-def test_names_that_windows_changes_or_refuses_are_refused(name):
+def test_names_that_windows_changes_or_refuses_are_refused(name, monkeypatch):
+    monkeypatch.setattr("mre_lowshot.data.listing.WINDOWS", True)
     assert name_problem(name)
     with pytest.raises(UserError):
         require_file_name("level", name)
@@ -211,7 +213,8 @@ def test_twins_in_upper_and_lower_case_are_refused_where_they_would_be_one_file(
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["other.nii.gz"]
 
 
-def test_backslashes_in_file_names_are_not_taken_for_folders(tmp_path):
+def test_backslashes_in_file_names_are_not_taken_for_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("mre_lowshot.data.listing.WINDOWS", True)
     (tmp_path / "a\\b.nii.gz").write_bytes(b"x")
     (name,) = list_images(tmp_path, None).files
     assert name_problem(name) == "contains a character that file systems reserve"

@@ -10,8 +10,9 @@ from mre_lowshot.config import Plan
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import load_plan, require_same, same_plan, write_or_verify
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import copy, remove_folder, remove_leftovers, sha256, write_json
+from mre_lowshot.files import copy, remove_leftovers, sha256, write_json
 from mre_lowshot.locks import holders, locked
+from mre_lowshot.trainers.own_files import clear_fold
 
 WAIT = 30.0  # seconds for another fold to take its folder
 
@@ -27,7 +28,8 @@ def take_folder(
         fold_plan: the same with the fold's decisions.
         dataset_json: description of the dataset, copied beside the model's plan.
         begins: the fold is trained from the beginning; a plan of an earlier attempt without a checkpoint is replaced.
-        overwritten: folds of the model that the same run trains again; ``folder``, if it is one, is deleted.
+        overwritten: folds of the model that the same run trains again; the results of ``folder``, if it is one, are
+            deleted.
 
     Raises:
         UserError: the folder holds results of another plan, or cannot be written.
@@ -42,7 +44,7 @@ def take_folder(
         elif not _holds_others(model, plan, {folder, *overwritten}):
             _replace(model, plan, overwritten)
         if folder in overwritten:
-            remove_folder(folder)
+            clear_fold(folder)
         elif begins:
             (folder / "plans.json").unlink(missing_ok=True)
         if not _same_file(dataset_json, model / "dataset.json"):
@@ -73,7 +75,7 @@ def _replace(model: Path, plan: Plan, overwritten: Collection[Path]) -> None:
         same = False
     if not same:
         for fold in overwritten:
-            remove_folder(fold)
+            clear_fold(fold)
         write_json(path, to_json(plan))
 
 

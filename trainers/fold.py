@@ -30,6 +30,7 @@ from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.inference.sliding_window import log_to_stderr
+from mre_lowshot.inference.written import WrittenMaps
 from mre_lowshot.locks import locked
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide_fold
@@ -244,8 +245,8 @@ def validate(
 ) -> dict[str, Any]:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
-    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``. A summary that someone has
-    changed is kept as ``summary.json.old``.
+    Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``. A summary or label map that
+    someone has changed is kept as ``summary.json.old``.
 
     Returns:
         The summary, with each case's quality score (``quality``) beside its metrics, and the ``calibration`` of the
@@ -256,7 +257,7 @@ def validate(
     predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()
-    record = read_record(plan, job.prepared)
+    record, maps = read_record(plan, job.prepared), WrittenMaps(folder)
     for name in names:
         out = folder / f"{name}{plan.file_ending}"
         try:
@@ -264,7 +265,8 @@ def validate(
             reference = reference_of(plan, job.prepared, name, record)
             refined = predictor.refine(predictor.run_network(predictor.register(case)))
             prediction = predictor.export(refined)
-            prediction.save(out)
+            for aside in maps.save(out, prediction.save):
+                log(f"note: {out} was changed since it was written; the changed one is kept as {aside.name}")
             truth = read_labels(reference, like=prediction.labels.geometry)
             predicted, spacing = prediction.labels.array, truth.geometry.spacing
             metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)

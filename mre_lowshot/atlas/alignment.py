@@ -29,6 +29,8 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
 from mre_lowshot.sampling import TrainingCase
 
+MIN_VOXELS = 4  # along each axis, that ITK can smooth
+
 
 @dataclass(frozen=True)
 class PreviousPass:
@@ -89,6 +91,12 @@ def align(
         return np.concatenate([_register(atlas, image, spacing, kind, its) for atlas, its in pairs])
     except RuntimeError as problem:  # SimpleITK gives the reason in its last line
         reason = str(problem).strip().splitlines()[-1]
+        if min(image.shape[1:]) < MIN_VOXELS:
+            size = " x ".join(map(str, image.shape[1:]))
+            raise UserError(
+                f"cannot be registered to a training scan: it has {size} voxels on the plan's grid, and {MIN_VOXELS} "
+                "or more are needed along each axis; give the whole scan, and check the voxel size in its header"
+            ) from None
         raise UserError(
             f"cannot be registered to a training scan ({reason}); if such scans are common, "
             "plan with -p NAME --set recipe.atlas.registration=none network.atlas_prior=false"

@@ -6,7 +6,9 @@ This module uses file names only; `data.verification` reads and checks the conte
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +65,8 @@ class Dataset:
         Raises:
             UserError: dataset.json is missing or breaks a rule, imagesTr is missing, or no case is labelled.
         """
+        if not isinstance(folder, (str, Path)):
+            raise UserError(f"dataset {folder!r}: must be the path of its folder")
         folder = Path(folder).resolve()
         where = f"{folder.name}/dataset.json"
         data = read_json(folder / "dataset.json", f"dataset.json of {folder.name}")
@@ -101,9 +105,20 @@ def _test_cases(folder: Path, channels: int, ending: str) -> tuple[list[Case], l
         return _paired(folder, "Ts", channels, ending)
     if images.is_symlink() and not images.is_dir():
         return [], ["imagesTs: is a broken symbolic link; restore the folder or remove the link"]
-    if labels.is_dir() and (maps := list_images(labels, ending).files):
-        return [], [f"labelsTs: holds {len(maps)} label map(s), but imagesTs no image; add the images, or move them"]
-    return [], []
+    if not labels.is_dir():
+        return [], _no_folder(labels)
+    found = list_images(labels, ending)
+    problems = list(found.problems)
+    if count := len(found.files):
+        problems.append(f"labelsTs: holds {count} label map(s), but imagesTs no image; add the images, or move them")
+    return [], problems
+
+
+def _no_folder(labels: Path) -> list[str]:
+    """A problem where the folder of label maps is something else."""
+    if not os.path.lexists(labels):
+        return []
+    return [f"{labels.name}: is a file or a broken symbolic link; make it a folder with label maps"]
 
 
 def find_cases(
@@ -209,9 +224,7 @@ def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[C
     listing = list_images(images, ending)
     cases, problems = _cases(listing, channels, ending)
     if not labels.is_dir():
-        if labels.is_symlink() or labels.exists():
-            problems.append(f"{labels.name}: is a file or a broken symbolic link; make it a folder with label maps")
-        return cases, problems
+        return cases, problems + _no_folder(labels)
     found = list_images(labels, ending)
     problems += found.problems
     known = set(_groups(listing, channels, ending)[0])
@@ -230,6 +243,13 @@ def _paired(folder: Path, part: str, channels: int, ending: str) -> tuple[list[C
 
 def _label_fix(stem: str, ending: str, known: Collection[str], maps: Mapping[str, Path]) -> str:
     """What to do with a label map that has no image: the name it should have, where that can be guessed."""
+    if other_form := [
+        name for name in known if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", stem)
+    ]:
+        return (
+            f"the image's name looks the same, but has another Unicode form ({other_form[0]!a}, the label map's "
+            f"{stem!a}); give both the same name"
+        )
     wanted = stem[:-5] if stem.endswith("_0000") else _LABEL_SUFFIX.sub("", stem)
     if wanted == stem:
         close = [name for name in known if name.casefold() == stem.casefold()]

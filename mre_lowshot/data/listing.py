@@ -25,6 +25,7 @@ _INSIDE = re.compile(r"\.(nii|nrrd|mha|mhd|png|tiff?)(?![a-z0-9])", re.IGNORECAS
 SIDE_FILES = (".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".md", ".md5", ".sha1", ".sha256", ".bval", ".bvec",
               ".log", ".yaml", ".yml")  # fmt: skip
 MOST_NAMED = 3  # files of one kind that are named one by one
+WINDOWS = os.name == "nt"  # which reserves names and letters
 MAX_NAME_BYTES = 248  # of a case: with .nii.gz the 255 that file systems allow
 
 
@@ -60,9 +61,9 @@ def name_problem(name: str) -> str | None:
         return "begins or ends with a blank"
     if name.endswith("."):
         return "ends with a dot"
-    if any(c in name for c in RESERVED_LETTERS):
+    if WINDOWS and any(c in name for c in RESERVED_LETTERS):
         return "contains a character that file systems reserve"
-    if is_device_name(name):
+    if WINDOWS and is_device_name(name):
         return "is that of a device on Windows, where no file can have it"
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         return f"has {len(os.fsencode(name))} bytes, at most {MAX_NAME_BYTES} are allowed"

@@ -10,6 +10,7 @@ from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.volume import Volume
 
 RESAMPLE = "resample the label map onto the image (nearest neighbour), or export the pair again"
+UNKNOWN = "orientation unknown"  # begins the note of a header without a position
 TOLERANCE = 1e-3  # of a default header's values, which are whole numbers
 
 
@@ -17,11 +18,24 @@ def pair_problems(image: Volume, label: Volume, *, image_path: Path, label_path:
     """Problems of an image (C, D, H, W) with its label map (D, H, W): another grid, or the image itself."""
     different = image.geometry.differences(label.geometry)
     if different:
-        fix = _grid_fix(image.geometry, label.geometry, image_path, label_path)
-        return [f"image and label map are not on one grid: {'; '.join(different)}; {fix}"]
+        fix = _fix(image, label, image_path, label_path)
+        doubts = [f"{what}: {n}" for what, v in (("image", image), ("label map", label)) for n in v.notes]
+        why = f" ({'; '.join(doubts)})" if doubts else ""
+        return [f"image and label map are not on one grid: {'; '.join(different)}{why}; {fix}"]
     if len(image.array) == 1 and np.array_equal(image.array[0], label.array):
         return [f"the label map {label_path.name} is identical with the image; save the annotation in its place"]
     return []
+
+
+def _fix(image: Volume, label: Volume, image_path: Path, label_path: Path) -> str:
+    unknown = [any(note.startswith(UNKNOWN) for note in volume.notes) for volume in (image, label)]
+    if image.geometry.file_grid().shape == label.geometry.file_grid().shape and unknown[0] != unknown[1]:
+        lost, source, target = (
+            ("image", label_path, image_path) if unknown[0] else ("label map", image_path, label_path)
+        )
+        return f"the {lost} has lost its position, so resample neither; copy the header of the other into it: " \
+               f"{_copy_command(source, target)}"  # fmt: skip
+    return _grid_fix(image.geometry, label.geometry, image_path, label_path)
 
 
 def _grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Path) -> str:

@@ -256,7 +256,10 @@ def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Sp
                 f'{where}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {remake}'
             )
         for part in ("train", "val"):
-            _check_names(fold[part], names, f"{where}: {part}")
+            try:
+                _check_names(fold[part], names, f"{where}: {part}")
+            except UserError as problem:
+                raise UserError(f"{problem}; {remake}") from None
         if both := set(fold["train"]) & set(fold["val"]):
             raise UserError(f"{where}: {_some(both)} in train and in val; remove each case from one of them")
         if not fold["train"]:

@@ -6,6 +6,7 @@ Elsewhere arrays are (C, D, H, W) or (D, H, W) and spacings are (z, y, x) in mm.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.axes import IDENTITY, turn_array
-from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.geometry import MAX_SPACING, MIN_SPACING, Geometry
 from mre_lowshot.data.readers import read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
@@ -54,6 +55,10 @@ class Volume:
         Raises:
             UserError: a file is missing or unreadable, or two channels do not lie on one grid.
         """
+        if not paths:
+            raise UserError("Volume.read: give the path of each channel's file")
+        for path in paths:
+            _require_path(path)
         return read_channels([Path(path) for path in paths])
 
     @classmethod
@@ -63,7 +68,7 @@ class Volume:
         Raises:
             UserError: the array has not three or four axes, or the spacing not three positive numbers.
         """
-        array = np.asarray(array)
+        array = _numbers(array)
         array = array[None] if array.ndim == 3 else array
         if array.ndim != 4:
             raise UserError(
@@ -73,9 +78,15 @@ class Volume:
             sides = tuple(float(s) for s in spacing)
         except (TypeError, ValueError):
             sides = ()
-        if len(sides) != 3 or not all(0 < s < np.inf for s in sides):
-            raise UserError(f"spacing {sides or spacing!r}: give three numbers above 0, (z, y, x) in mm")
-        return cls(np.ascontiguousarray(array, dtype=np.float32), Geometry(tuple(array.shape[1:]), sides))
+        if len(sides) != 3 or not all(MIN_SPACING <= s <= MAX_SPACING for s in sides):
+            raise UserError(
+                f"spacing {sides or spacing!r}: give three numbers from {MIN_SPACING:g} to {MAX_SPACING:g}, (z, y, x) "
+                "in mm"
+            )
+        made = _image(np.moveaxis(array, 0, -1), Geometry(tuple(array.shape[1:]), sides))
+        if array.dtype.kind == "f" and np.isfinite(array).all() and not np.isfinite(made.array).all():
+            raise UserError(f"array has values beyond {np.finfo(np.float32).max:.3g}; divide them, or clip them")
+        return made
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> Volume:
@@ -120,12 +131,42 @@ class Volume:
         Raises:
             UserError: the ending is not a format written here, or the image has several channels.
         """
+        _require_path(path)
         array = self.array
         if array.ndim == 4:
             if len(array) != 1:
                 raise UserError(f"{path}: an image of {len(array)} channels; save each channel to its own file")
             array = array[0]
         write_volume(Path(path), array, self.geometry)
+
+
+def _numbers(array: object) -> np.ndarray:
+    """An array of real numbers that is not empty.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise UserError(
+            "array is masked, and masks are not used; give array.filled(VALUE), with that of the background"
+        )
+    try:
+        found = np.asarray(array)
+        if found.dtype.kind == "O":
+            found = found.astype(np.float64)
+    except (ValueError, TypeError) as problem:
+        raise UserError(f"array does not hold numbers only ({problem}); give integers or real numbers") from None
+    if found.dtype.kind not in "buif":
+        fix = "give the magnitude, for example" if found.dtype.kind == "c" else "give integers or real numbers"
+        raise UserError(f"array has values of type {found.dtype}; {fix}")
+    if not found.size:
+        raise UserError(f"array of shape {found.shape} holds no voxel; give an image")
+    return found
+
+
+def _require_path(path: object) -> None:
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise UserError(f"path {path!r}: must be the path of an image file")
 
 
 def read_image(path: Path) -> Volume:

@@ -159,7 +159,8 @@ def evaluate_folder(
 
 
 def label_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of ``folder`` by case name (file name without ending), sorted, without hidden files.
+    """The image files of ``folder`` by case name (file name without ending), sorted, without hidden files. What has the
+    name of one and cannot be read (a broken symbolic link, a folder) is listed too, so that it is named later.
 
     Raises:
         UserError: it is not a folder, or contains no file in a readable format.
@@ -169,7 +170,7 @@ def label_files(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         ending = file_ending(path)
-        if ending and path.is_file() and not path.name.startswith("."):
+        if ending and not path.name.startswith("."):
             found.setdefault(path.name[: -len(ending)], []).append(path)
     if not found:
         raise UserError(f"{folder}: holds no label maps (.nii.gz, .nrrd, .mha, .png, ...)")
@@ -298,9 +299,11 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     different = reference.geometry.differences(prediction.geometry)
     if different:
         fix = "resample it onto the reference with nearest-neighbour interpolation"
+        doubts = [f"{v.path}: {n}" for v in (reference, prediction) for n in v.notes]
+        why = f" ({'; '.join(doubts)})" if doubts else ""
         raise UserError(
             f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
-            f"first); {reference.geometry.remedy(prediction.geometry, fix)}"
+            f"first){why}; {reference.geometry.remedy(prediction.geometry, fix)}"
         )
     return reference, prediction.on_axes_of(reference.geometry)
 

@@ -86,9 +86,12 @@ def refuse_input(image: Volume, plan: Plan) -> list[HuProblem]:
         )
     doubts = []
     for name, channel, is_ct in zip(plan.channel_names, image.array, plan.preprocessing.is_ct, strict=True):
+        low, high = float(channel.min()), float(channel.max())
+        if low == high:
+            raise UserError(f"channel {name!r} is constant ({low:g} everywhere); export the scan again")
         problem = hu_rule(name, hu_histogram(channel)) if is_ct else None
         if problem and problem.certain:
-            raise UserError(problem.sentence)
+            raise UserError(problem.for_prediction)
         doubts += [problem] if problem else []
     return doubts
 

@@ -297,7 +297,7 @@ class Predictor:
             atlases=sum(map(len, self.model.atlases)),
         )
         differences = differences_from_training(volume, self.plan)
-        notes = dict.fromkeys((*(doubt.sentence for doubt in doubts), *volume.notes))
+        notes = dict.fromkeys((*(doubt.for_prediction for doubt in doubts), *volume.notes))
         return replace(prepared, warnings=(*map(Difference, notes), *differences))
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:

@@ -160,6 +160,8 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
 
 def _texts(changes: Mapping[str, Any]) -> dict[str, str]:
     """Changes as the command line gives them."""
+    if not isinstance(changes, Mapping):
+        raise UserError(f"changes {shown(changes)}: give a dict, as {{'recipe.optimizer.iterations': 1000}}")
     texts = {}
     for key, value in changes.items():
         if not isinstance(key, str):

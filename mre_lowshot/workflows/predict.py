@@ -165,7 +165,13 @@ def fold_numbers(folds: Sequence[int | str] | None) -> list[int] | None:
     Raises:
         UserError: one is no fold.
     """
-    parsed = [parse_fold(str(fold)) for fold in folds] if folds is not None else ["all"]
+    if folds is None:
+        return None
+    if isinstance(folds, (str, int)):
+        folds = [folds]
+    if not folds:
+        raise UserError("folds []: give at least one, or None for all")
+    parsed = [parse_fold(str(fold)) for fold in folds]
     return None if "all" in parsed else [fold for fold in parsed if isinstance(fold, int)]
 
 

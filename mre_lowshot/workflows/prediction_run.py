@@ -15,6 +15,7 @@ from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, lo
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.input_checks import Difference
 from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
 from mre_lowshot.report.overlays import draw_case
@@ -221,13 +222,15 @@ def _entry(
     case, prediction = outcome.case, outcome.prediction
     seconds = {**outcome.seconds, **({} if write_seconds is None else {"write": round(write_seconds, 3)})}
     quality = prediction.quality if prediction is not None and write_seconds is not None else None
+    warnings = prediction.warnings if prediction is not None else ()
     return {
         "status": "failed" if failed else "done",
         "reason": failed or None,
         "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
         "crop": _listed_box(crops.get(case.name)),
         "quality": {"score": quality.score, "basis": quality.basis} if quality else None,
-        "warnings": list(prediction.warnings) if prediction is not None else [],
+        "warnings": [str(warning) for warning in warnings],
+        "differences_from_training": [w.to_json() for w in warnings if isinstance(w, Difference) and w.training_range],
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -25,6 +25,13 @@ _TYPES = {
     "MET_DOUBLE": "f8",
 }  # fmt: skip
 _WRITTEN = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}
+_FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+_FIELDS = (
+    "ObjectType", "NDims", "DimSize", "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData",
+    "CompressedDataSize", "TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "HeaderSize",
+    "ElementSpacing", "ElementSize", "ElementType", "ElementNumberOfChannels", "ElementDataFile", "DistanceUnits",
+    "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset",
+)  # fmt: skip
 _MM = ("mm", "millimeter", "millimeters", "?", "")
 
 
@@ -130,7 +137,7 @@ def _parsed(path: Path, file: BinaryIO) -> _Fields:
         name, separator, value = line.partition("=")
         if not separator:
             name, separator, value = line.partition(":")
-        if line.strip() and (not separator or not re.fullmatch(r"[A-Za-z]\w*", name.strip())):
+        if line.strip() and (not separator or not _is_name(name.strip())):
             raise damaged(path, f"its header has the line {line[:60]!r}")
         if name.strip() in values:
             raise UserError(f"{path}: its header gives {name.strip()} twice; correct it")
@@ -143,6 +150,14 @@ def _parsed(path: Path, file: BinaryIO) -> _Fields:
     except (ValueError, KeyError, OverflowError, IndexError) as problem:
         reason = f"{problem} is missing" if isinstance(problem, KeyError) else str(problem)
         raise UserError(f"{path}: cannot be read as an image (MetaImage header: {reason}); export it again") from None
+
+
+def _is_name(name: str) -> bool:
+    """Whether this may be a field: one read here, or of any other program (``dim[0]`` of a converted NIfTI file,
+    ``0008|0060`` of DICOM). One that differs from a field read here in a single letter is damage."""
+    if not name or not name.isprintable() or not name.isascii():
+        return False
+    return not any(len(name) == len(f) and sum(a != b for a, b in zip(name, f, strict=True)) == 1 for f in _FIELDS)
 
 
 def _understood(path: Path, values: dict[str, str], start: int) -> _Fields:
@@ -241,8 +256,12 @@ def _voxels(path: Path, file: BinaryIO, found: _Fields) -> np.ndarray:
 
 
 def _flag(values: dict[str, str], *names: str, default: bool = False) -> bool:
-    given = next((values[name] for name in names if name in values), None)
-    return default if given is None else given[:1] in ("T", "t", "1")
+    name = next((name for name in names if name in values), None)
+    if name is None:
+        return default
+    if values[name].lower() not in _FLAGS:
+        raise ValueError(f"{name} is {values[name][:20]!r}, neither True nor False")
+    return _FLAGS[values[name].lower()]
 
 
 def _vector(values: dict[str, str], count: int, *names: str) -> np.ndarray | None:
