@@ -21,6 +21,8 @@ from mre_lowshot.errors import UserError
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+    from mre_lowshot.data.label_table import LabelTable
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -114,8 +116,9 @@ class Volume:
         array = np.ascontiguousarray(turn_array(self.array, turn, first=self.array.ndim - 3))
         return Volume(array, self.geometry.turned(turn), self.path, self.notes)
 
-    def save(self, path: str | Path) -> None:
-        """Write a label map or single-channel image on its grid, in the orientation it was read in.
+    def save(self, path: str | Path, table: LabelTable | None = None) -> None:
+        """Write a label map or single-channel image on its grid, in the orientation it was read in; of a label map
+        with the names and colours of ``table``, if the format can hold them (NIfTI).
 
         Raises:
             UserError: the ending is not a format written here, or the image has several channels.
@@ -125,7 +128,7 @@ class Volume:
             if len(array) != 1:
                 raise UserError(f"{path}: an image of {len(array)} channels; save each channel to its own file")
             array = array[0]
-        write_volume(Path(path), array, self.geometry)
+        write_volume(Path(path), array, self.geometry, table)
 
 
 def read_image(path: Path) -> Volume:
@@ -216,8 +219,14 @@ def geometry_of(path: Path) -> Geometry:
     return read_header(path).geometry
 
 
-def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry, table: LabelTable | None = None) -> None:
     """Write (D, H, W) on the grid it was read from: in the file's own orientation, compressed.
+
+    Args:
+        path: of the file.
+        array: to write.
+        geometry: its grid.
+        table: names and colours of the labels, for the formats that hold them (NIfTI).
 
     One slice goes to 2D formats (PNG, TIFF) as a 2D image, and to others where it was read from one. Label maps are
     stored as uint8 (uint16 above 255 labels), anything else as float32.
@@ -227,7 +236,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """
     if tuple(array.shape) != tuple(geometry.shape):
         raise ValueError(f"array {array.shape} does not fit the grid {geometry.shape}")
-    write_array(path, storable(array), geometry)
+    write_array(path, storable(array), geometry, table)
 
 
 def storable(array: np.ndarray) -> np.ndarray:

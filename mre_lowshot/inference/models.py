@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from mre_lowshot.atlas.mirrored import with_mirrored
 from mre_lowshot.config import Plan
 from mre_lowshot.config.check import require_path, require_whole
 from mre_lowshot.config.plan_files import TRAINER
+from mre_lowshot.data.colours import label_colours
+from mre_lowshot.data.dicom.codes import Code, label_codes
 from mre_lowshot.data.workspace import names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
@@ -36,17 +40,49 @@ class Model:
     atlases: tuple[Atlases, ...]
     unfinished: tuple[int, ...] = ()  # folds whose training has not ended
     checkpoints: tuple[Path, ...] = ()  # the files that were loaded, one a fold
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # content of the dataset.json that it was trained with
 
     @property
     def plan(self) -> Plan:
         """What the folds share (network, patch, preprocessing, labels): the first fold's plan."""
         return self.plans[0]
 
+    @cached_property
+    def colours(self) -> dict[int, str]:
+        """``#rrggbb`` of each label value above 0: those that dataset.json gives, and of the palette.
+
+        Raises:
+            UserError: dataset.json gives something else as a colour.
+        """
+        return label_colours(self.plan.labels, self._of_labels("label_colours"), f"{self.folder}: dataset.json")
+
+    @cached_property
+    def codes(self) -> dict[str, Code]:
+        """The coded terms that dataset.json gives labels, by name.
+
+        Raises:
+            UserError: it gives something else.
+        """
+        return label_codes(self.plan.labels, self._of_labels("label_codes"), f"{self.folder}: dataset.json")
+
+    def _of_labels(self, key: str) -> Any:
+        """What dataset.json gives for the labels of the plan, among which ``ignore`` is not."""
+        given = self.dataset.get(key)
+        return {k: v for k, v in given.items() if k in self.plan.labels} if isinstance(given, Mapping) else given
+
     @classmethod
-    def of_fold(cls, plan: Plan, network: nn.Module, atlases: Atlases, folder: Path = Path()) -> Model:
-        """The model of a single fold, as its trainer has it in memory."""
+    def of_fold(
+        cls,
+        plan: Plan,
+        network: nn.Module,
+        atlases: Atlases,
+        folder: Path = Path(),
+        *,
+        dataset: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """The model of a single fold, as its trainer has it in memory; ``dataset`` is the content of dataset.json."""
         number = plan.fold.fold if plan.fold else 0
-        return cls(folder, (number,), (plan,), (network,), (atlases,))
+        return cls(folder, (number,), (plan,), (network,), (atlases,), dataset=dataset or {})
 
 
 def find_folder(
@@ -127,12 +163,16 @@ def _single_checkpoint(path: Path) -> Path | None:
 
 
 def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
-    folds, plans, networks, atlases, unfinished = [], [], [], [], []
+    folds: list[int] = []
+    plans, networks, atlases, unfinished = [], [], [], []
+    dataset: Mapping[str, Any] = {}
     for path in paths:
         plan, content = checkpoint.load(path, device)
         fold = int(path.parent.name[5:]) if _FOLD.match(path.parent.name) else plan.fold.fold if plan.fold else 0
         network = outline(plan.network)  # without initialising weights, which the checkpoint's replace
         network.load_state_dict(content["weights"], assign=True)
+        if not folds and isinstance(content.get("dataset"), dict):
+            dataset = content["dataset"]
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
@@ -144,7 +184,10 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         raise UserError(
             f"{folder}: folds {different} were trained with another plan than fold {folds[0]}; choose with -f"
         )
-    return Model(folder, tuple(folds), tuple(plans), tuple(networks), tuple(atlases), tuple(unfinished), tuple(paths))
+    trained = (tuple(networks), tuple(atlases), tuple(unfinished), tuple(paths))
+    model = Model(folder, tuple(folds), tuple(plans), *trained, dataset=dataset)
+    _ = model.colours, model.codes  # refused before any work
+    return model
 
 
 def _shared(plan: Plan) -> tuple[object, ...]:

@@ -198,6 +198,11 @@ class Predictor:
         return self.model.plan
 
     @property
+    def colours(self) -> Mapping[int, str]:
+        """``#rrggbb`` of each label value above 0, the same in everything that is written or drawn."""
+        return self.model.colours
+
+    @property
     def device(self) -> torch.device:
         """The device that networks compute on."""
         return self.window.device
@@ -359,7 +364,8 @@ class Predictor:
 
     def export(self, refined: RefinedScan) -> Prediction:
         """The label map on the scan's own grid."""
-        return export_scan(refined, self.plan.labels, self.settings.single_component)
+        single, model = self.settings.single_component, self.model
+        return export_scan(refined, self.plan.labels, single, colours=model.colours, codes=model.codes)
 
     def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
         """The stages network, refine and export."""

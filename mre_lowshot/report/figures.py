@@ -151,8 +151,9 @@ def overlay(
             shown = view.take(image)
             axes.imshow(shown, "gray", aspect=view.aspect, interpolation="bilinear", vmin=black, vmax=white)
             if array is not None:
-                _draw_labels(axes, view.take(array), {value: colours[value] for value in names})
-            _annotate(axes, view, marked, caption=column == 0 and image.shape[0] > 1)
+                draw_labels(axes, view.take(array), {value: colours[value] for value in names})
+            first = column == 0 and image.shape[0] > 1
+            annotate(axes, view, marked, caption=f"{view.name} {view.index}" if first else "")
             if row == 0:
                 axes.set_title(name, fontsize=10, pad=3)
     figure.suptitle(printable(title), parse_math=False, fontsize=11, y=1 - 0.08 / height, va="top")
@@ -160,7 +161,8 @@ def overlay(
     save_figure(figure, path)
 
 
-def _draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> None:
+def draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> None:
+    """Tint and outline the labels of ``plane`` (rows, columns) in ``colours`` on the image that ``axes`` shows."""
     from matplotlib.colors import to_rgba
 
     tint = np.zeros((*plane.shape, 4))
@@ -174,7 +176,9 @@ def _draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> No
             axes.contour(columns, rows, mask, [0.5], colors=[colour], linewidths=1.1)
 
 
-def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
+def annotate(axes: Any, view: View, letters: bool, *, caption: str = "") -> None:
+    """Mark the anatomical directions at the edges of the image that ``axes`` shows, if ``letters``, and write
+    ``caption`` into its corner."""
     from matplotlib.patheffects import Normal, Stroke
 
     height, width = axes.images[0].get_array().shape
@@ -188,7 +192,7 @@ def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
         for letter, (edge, inwards) in zip(view.edges, offsets, strict=True):
             axes.annotate(letter, edge, inwards, fontsize=8, ha="center", va="center", **style)
     if caption:
-        axes.annotate(f"{view.name} {view.index}", (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
+        axes.annotate(caption, (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
 
 
 def _legend(
