@@ -18,6 +18,9 @@ and 1 for each scan and label: the agreement of the network with the labels warp
 registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a
 segmentation acceptable: check the scans from the top of the list down, until the segmentations are correct.
 
+label_descriptions.txt (for ITK-SNAP) and dseg.tsv (BIDS) give the labels' names and colours; NIfTI label maps hold them
+too. docs/OUTPUTS.md describes every file.
+
 run.json (run_part0.json ...) lists model, options, versions, and for each case its files with their SHA-256, seconds,
 quality score, warnings and, where it failed, the reason. By it mre_predict recognises its own files: a corrected label
 map, or any other file that it has not written, is replaced with --overwrite only. With --continue_prediction an empty
@@ -59,9 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--save_probabilities", action="store_true",
                       help="also write CASE.npz: probabilities (class, z, y, x) in LPS, whatever the file's "
                       "orientation")  # fmt: skip
+    made.add_argument("--statistics", action="store_true",
+                      help="also write statistics.csv and statistics.json: volume, mean, standard deviation and median "
+                      "intensity, centroid and extent of each structure, and whether it touches the scan's "
+                      "border")  # fmt: skip
+    made.add_argument("--preview", action="store_true",
+                      help="also draw previews/CASE.png: three planes, and the structures seen from three sides, with "
+                      "names and volumes")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true",
-                      help="skip cases that are done: label map (and overlay, probabilities) exist, are whole, and "
-                      "come from this scan, model and options; corrected label maps are kept")  # fmt: skip
+                      help="skip cases that are done: label map (and pictures, probabilities) exist, are whole, and "
+                      "come from this scan, model and options; corrected label maps are kept, and measured with "
+                      "--statistics")  # fmt: skip
     made.add_argument("--overwrite", action="store_true",
                       help="replace files that mre_predict has not written, or that have changed since (otherwise they "
                       "are refused before the work starts)")  # fmt: skip
@@ -95,6 +106,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         compile=options.compile,
         overlays=options.overlays,
         save_probabilities=options.save_probabilities,
+        statistics=options.statistics,
+        preview=options.preview,
         continue_prediction=options.continue_prediction,
         overwrite=options.overwrite,
         num_parts=options.num_parts,

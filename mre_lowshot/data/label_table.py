@@ -11,7 +11,9 @@ from mre_lowshot.files import printable
 
 DESCRIPTIONS = "label_descriptions.txt"
 DSEG = "dseg.tsv"
-_CARET = 30  # NIFTI_ECODE_CARET, registered for this XML; Connectome Workbench reads no other
+# The codes of the extension, which is written twice. 0: as TotalSegmentator writes it; nibabel cannot give the content
+# of the other as bytes. 30: NIFTI_ECODE_CARET, registered for this XML; Connectome Workbench reads no other.
+_CODES = (0, 30)
 _HEADING = """\
 ################################################
 # ITK-SnAP Label Description File
@@ -60,8 +62,8 @@ class LabelTable:
         rows = [f"{value}\t{_flat(name)}\t{self.colours[value]}\n" for value, name in self.names.items()]
         return "index\tname\tcolor\n" + "".join(rows)
 
-    def nifti_extension(self) -> bytes:
-        """The extension of a NIfTI header with this table, and the four bytes that announce it."""
+    def nifti_extensions(self) -> bytes:
+        """The extensions of a NIfTI header with this table, after the four bytes that announce them."""
         labels = "".join(
             f'<Label Key="{value}" {_fractions(self.colours[value])} Alpha="1">'
             f"<![CDATA[{_flat(name).replace(']]>', ']] >')}]]></Label>\n"
@@ -75,7 +77,8 @@ class LabelTable:
         content = text.encode()
         size = -(-(len(content) + 8) // 16) * 16
         # filled with spaces: some readers give the bytes to an XML parser as they are, which refuses zeros
-        return b"\1\0\0\0" + struct.pack("<ii", size, _CARET) + content.ljust(size - 8)
+        content = content.ljust(size - 8)
+        return b"\1\0\0\0" + b"".join(struct.pack("<ii", size, code) + content for code in _CODES)
 
 
 def _line(value: int, colour: tuple[int, int, int], shown: int, name: str) -> str:

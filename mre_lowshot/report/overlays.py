@@ -12,7 +12,7 @@ from mre_lowshot.report.figures import overlay
 
 def draw_case(
     path: Path,
-    images: Sequence[Path],
+    images: Volume | Sequence[Path],
     prediction: Path | Volume,
     *,
     labels: Mapping[str, int],
@@ -25,7 +25,7 @@ def draw_case(
 
     Args:
         path: PNG file to write.
-        images: channel files of the scan.
+        images: the scan, in memory or as its channel files.
         prediction: label map, in memory or as a file.
         labels: name to value.
         title: heading.
@@ -35,7 +35,7 @@ def draw_case(
     Raises:
         UserError: a file cannot be read.
     """
-    image = read_channels(list(images))
+    image = images if isinstance(images, Volume) else read_channels(list(images))
     volume = prediction if isinstance(prediction, Volume) else read_labels(prediction, like=image.geometry)
     predicted = volume.array
     spacing = image.geometry.spacing

@@ -24,12 +24,12 @@ from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers
 from mre_lowshot.inference.export import check_probabilities
-from mre_lowshot.inference.record import FileState, RunRecord
+from mre_lowshot.inference.record import PICTURE_FOLDERS, FileState, RunRecord
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.plotting import check_png
 
-OVERLAYS = "overlays"
+OVERLAYS, PREVIEWS = PICTURE_FOLDERS
 DAMAGED = ".damaged"  # is added to the name of a file that is set aside
 DATA_ENDINGS = (".zraw", ".raw")  # the voxels of a .mhd file
 LISTED = 10  # files named in a message
@@ -51,7 +51,8 @@ def only_run(folder: Path, *, num_parts: int, part_id: int) -> Iterator[None]:
             held.enter_context(locked(folder, f"predict_part{part_id}", doing))
         remove_stale(folder)
         remove_leftovers(folder)
-        remove_leftovers(folder / OVERLAYS)
+        for pictures in PICTURE_FOLDERS:
+            remove_leftovers(folder / pictures)
         yield
 
 
@@ -62,6 +63,13 @@ class Request:
     overlays: bool
     probabilities: bool
     labels: frozenset[int]
+    previews: bool = False
+    statistics: bool = False
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The folders of the pictures that are asked for."""
+        return tuple(f for f, wanted in ((OVERLAYS, self.overlays), (PREVIEWS, self.previews)) if wanted)
 
 
 class OutputFolder:
@@ -93,9 +101,7 @@ class OutputFolder:
         found = [self.label_map(case)]
         if self.request.probabilities:
             found.append(self.root / f"{case.name}.npz")
-        if self.request.overlays:
-            found.append(self.root / OVERLAYS / f"{case.name}.png")
-        return found
+        return found + [self.root / folder / f"{case.name}.png" for folder in self.request.pictures]
 
     # Before the work.
 
@@ -133,7 +139,7 @@ class OutputFolder:
 
     def _data_is_own(self, path: Path, case: Case) -> bool:
         """Whether the voxels beside a .mhd file are those that a run has written."""
-        return all(self.record.is_own(data, case.name) for data in _data_files(path))
+        return all(self.record.is_own(data, case.name) for data in data_files(path))
 
     def _unusable(self, path: Path, case: Case) -> str:
         """Why a label map that is not listed does not count as done; empty where it does."""
@@ -164,15 +170,15 @@ class OutputFolder:
         self._require_distinct(cases)
         foreign, folders, twins = [], [], []
         for case in cases:
-            for path in (*self.targets(case), *_data_files(self.label_map(case))):
+            for path in (*self.targets(case), *data_files(self.label_map(case))):
                 if path.is_dir() and not path.is_symlink():
                     folders.append(self._name(path))
                 elif os.path.lexists(path) and not self._replaceable(path, case.name):
                     why = f" ({self._unfit[path]})" if path in self._unfit else ""
                     foreign.append(self._name(path) + why)
             twins += [p.name for p in self._twins(case) if not self.record.is_own(p, case.name)]
-        if self.request.overlays and os.path.lexists(self.root / OVERLAYS) and not (self.root / OVERLAYS).is_dir():
-            folders.append(OVERLAYS)
+        pictures = ((name, self.root / name) for name in self.request.pictures)
+        folders += [name for name, folder in pictures if os.path.lexists(folder) and not folder.is_dir()]
         if folders:
             raise UserError(f"-o {self.root}: {_some(folders)}: a file and a folder of one name; move it away")
         if twins:
@@ -215,8 +221,7 @@ class OutputFolder:
         Raises:
             UserError: one of them cannot be written to.
         """
-        folders = [self.root, *([self.root / OVERLAYS] if self.request.overlays else [])]
-        for folder in folders:
+        for folder in (self.root, *(self.root / name for name in self.request.pictures)):
             probe = folder / partial_name(Path("probe"))
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -305,15 +310,15 @@ class OutputFolder:
             os.replace(path, path.with_name(f"{uuid.uuid4().hex[:8]}{path.suffix}{DAMAGED}"))
 
     def _still_valid(self, outputs: Sequence[FileState], before: Sequence[FileState], case: Case) -> list[FileState]:
-        """Overlay and probabilities of an earlier run that belong to the same label map, and are not asked for now."""
+        """Pictures and probabilities of an earlier run that belong to the same label map, and are not asked for now."""
         label, new = self._name(self.label_map(case)), {state.file for state in outputs}
         if not any(state.file == label and state in before for state in outputs):
             return []
-        extras = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png"} - new
+        extras = _extra_names(case) - new
         return [s for s in dict.fromkeys(before) if s.file in extras and s.matches(self.root / s.file)]
 
     def _remove_obsolete(self, case: Case, present: set[str], before: Sequence[FileState]) -> None:
-        names = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png", *(path.name for path in self._twins(case))}
+        names = _extra_names(case) | {path.name for path in self._twins(case)}
         names |= {f"{case.name}{ending}" for ending in DATA_ENDINGS}
         for state in before:
             path = self.root / state.file
@@ -334,13 +339,13 @@ def input_states(case: Case) -> list[dict[str, object]]:
     return [
         {**FileState.of(path, str(path)).to_json(), "mtime": path.stat().st_mtime}
         for image in case.images
-        for path in (image, *_data_files(image))
+        for path in (image, *data_files(image))
     ]
 
 
 def _same_inputs(entry: Mapping[str, object], case: Case) -> bool:
     listed = FileState.listed(entry, "inputs")
-    paths = [path for image in case.images for path in (image, *_data_files(image))]
+    paths = [path for image in case.images for path in (image, *data_files(image))]
     if len(listed) != len(paths):
         return False
     times = [item.get("mtime") for item in entry["inputs"]]  # type: ignore[attr-defined]
@@ -350,7 +355,12 @@ def _same_inputs(entry: Mapping[str, object], case: Case) -> bool:
     )
 
 
-def _data_files(image: Path) -> list[Path]:
+def _extra_names(case: Case) -> set[str]:
+    return {f"{case.name}.npz", *(f"{folder}/{case.name}.png" for folder in PICTURE_FOLDERS)}
+
+
+def data_files(image: Path) -> list[Path]:
+    """The files of voxels beside the header ``image``; none for other formats."""
     if image.suffix.lower() != ".mhd":
         return []
     return [path for ending in DATA_ENDINGS if (path := image.with_suffix(ending)).is_file()]

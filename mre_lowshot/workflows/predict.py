@@ -39,6 +39,8 @@ def predict(
     compile: bool = False,
     overlays: bool = False,
     save_probabilities: bool = False,
+    statistics: bool = False,
+    preview: bool = False,
     continue_prediction: bool = False,
     overwrite: bool = False,
     num_parts: int = 1,
@@ -51,7 +53,8 @@ def predict(
 
     Args:
         inputs: folder with the scans, or one scan file.
-        output: folder for the label maps, run.json and quality.csv.
+        output: folder for the label maps, run.json, quality.csv, and the labels' names and colours
+            (label_descriptions.txt, dseg.tsv).
         model: a model's folder or a checkpoint file; None: the trained model that fits the next three, the newest
             where several do.
         dataset, level, plans_name: of the model.
@@ -59,6 +62,9 @@ def predict(
         step_size, centre_tiles, mirroring, precision, compile, device: as in `Predictor.load`.
         overlays: also draw overlays/CASE.png.
         save_probabilities: also write CASE.npz.
+        statistics: also write statistics.json and statistics.csv: volume, intensities and position of each structure.
+            With ``continue_prediction`` the label maps that are there, corrected ones too, are measured as they are.
+        preview: also draw previews/CASE.png: three planes and three projections with the labels.
         continue_prediction: skip cases for which all that is asked for exists, whole and from the same scan, model and
             options; label maps that a person has corrected are kept.
         overwrite: replace files that no run has written, or that have changed since; without it they are refused before
@@ -98,6 +104,7 @@ def predict(
     _report_model(predictor, how, reporter)
     cases, problems = find_input_cases(inputs, output, len(predictor.plan.channel_names))
     options |= {"overlays": overlays, "save_probabilities": save_probabilities, "overwrite": overwrite}
+    options |= {"statistics": statistics, "preview": preview}
     options |= {"continue_prediction": continue_prediction, "num_parts": num_parts, "part_id": part_id}
     with only_run(output, num_parts=num_parts, part_id=part_id):
         run = {
@@ -107,10 +114,11 @@ def predict(
         }
         part = f"_part{part_id}" if num_parts > 1 else ""
         record = RunRecord(output, f"run{part}.json", run, replace=overwrite)
-        request = Request(overlays, save_probabilities, frozenset(predictor.plan.labels.values()))
+        labels = frozenset(predictor.plan.labels.values())
+        request = Request(overlays, save_probabilities, labels, previews=preview, statistics=statistics)
         target = OutputFolder(output, record, request, overwrite=overwrite)
         crops = read_crops(inputs) if inputs.is_dir() else {}
-        work = PredictionRun(predictor, target, crops=crops, table=f"quality{part}.csv", reporter=reporter)
+        work = PredictionRun(predictor, target, crops=crops, part=part, reporter=reporter)
         return work.run(cases[part_id::num_parts], problems, continued=continue_prediction)
 
 

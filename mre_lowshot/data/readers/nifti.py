@@ -85,7 +85,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry, *, table: LabelTabl
     """
     native = np.ascontiguousarray(turn_array(array, inverse(geometry.axes)))
     header = _header(native, geometry)
-    extension = table.nifti_extension() if table is not None else b"\0\0\0\0"
+    extension = table.nifti_extensions() if table is not None else b"\0\0\0\0"
     if table is not None:
         header["intent_code"] = _LABEL_INTENT
         header["vox_offset"] += len(extension) - 4
