@@ -110,7 +110,8 @@ def _centre(array: np.ndarray, boxes: Boxes) -> tuple[int, int, int]:
     for value, box in boxes.items():
         mask = array[box] == value
         for share, side, others in zip(shares, box, ((1, 2), (0, 2), (0, 1)), strict=True):
-            area = mask.sum(axis=others) / max(1, mask.sum(axis=others).max())
+            area = mask.sum(axis=others)
+            area = area / area.max()
             share[side] += np.minimum(area, 0.5) + 0.1 * area
     z, y, x = (int(share.argmax()) if boxes else len(share) // 2 for share in shares)
     return z, y, x
