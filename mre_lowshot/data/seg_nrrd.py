@@ -21,7 +21,7 @@ _REGIONS = "Anatomic codes - DICOM master list"
 
 
 def write_seg_nrrd(
-    path: Path,
+    path: str | Path,
     labels: Volume,
     *,
     label_names: Mapping[str, int],
@@ -64,7 +64,7 @@ def write_seg_nrrd(
     pairs["Segmentation_MasterRepresentation"] = "Binary labelmap"  # Slicer before 5.0
     pairs["Segmentation_SourceRepresentation"] = "Binary labelmap"
     pairs["Segmentation_ReferenceImageExtentOffset"] = "0 0 0"
-    nrrd.write(path, storable(labels.array), labels.geometry, pairs=pairs)
+    nrrd.write(Path(path), storable(labels.array), labels.geometry, pairs=pairs)
 
 
 def _extents(array: np.ndarray, values: list[int]) -> dict[int, str]:

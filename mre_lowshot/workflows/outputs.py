@@ -222,6 +222,8 @@ class OutputFolder:
             UserError: one of them cannot be written to.
         """
         for folder in (self.root, *(self.root / name for name in self.request.pictures)):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"-o {self.root}: {folder.name}: a file and a folder of one name; move it away")
             probe = folder / partial_name(Path("probe"))
             try:
                 folder.mkdir(parents=True, exist_ok=True)
