@@ -161,7 +161,7 @@ def test_wrong_colours_in_a_checkpoint_are_refused(space, predicted, tmp_path, c
 
 @pytest.mark.parametrize("name", FILES)
 def test_label_files_of_the_user_are_kept(done, trained, counted, capsys, name):
-    """Also a folder of that name; files that a run has written are brought up to date."""
+    """Also a folder of that name; files that a run has written are updated."""
     out = done / "out"
     (out / name).write_text("mine")
     other = FILES[1 - FILES.index(name)]
