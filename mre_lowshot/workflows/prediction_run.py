@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.scan_input import read_case
 from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.formats import ModelLabels
 from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
 from mre_lowshot.report.overlays import draw_case
-from mre_lowshot.workflows.outputs import OVERLAYS, OutputFolder, input_states
+from mre_lowshot.workflows.input_files import input_states
+from mre_lowshot.workflows.outputs import OVERLAYS, OutputFolder
 from mre_lowshot.workflows.reporting import Reporter
 
 
@@ -51,12 +54,25 @@ class PredictionRun:
         target: the output folder.
         crops: given boxes, by case.
         table: name of the table of qualities.
+        labels: names, colours and codes of the model's labels.
         reporter: receives progress and messages.
+        verbose: report the seconds of each case.
+        prefetch: on a GPU, preprocess the next scan meanwhile.
     """
 
     def __init__(
-        self, predictor: Predictor, target: OutputFolder, *, crops: Mapping[str, Box], table: str, reporter: Reporter
+        self,
+        predictor: Predictor,
+        target: OutputFolder,
+        *,
+        crops: Mapping[str, Box],
+        table: str,
+        labels: ModelLabels,
+        reporter: Reporter,
+        verbose: bool = False,
+        prefetch: bool = True,
     ) -> None:
+        self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
         self.predictor, self.target, self.crops, self.table, self.reporter = predictor, target, crops, table, reporter
         self.qualities: dict[str, Quality] = {}
         self.warnings: dict[str, tuple[str, ...]] = {}
@@ -118,7 +134,7 @@ class PredictionRun:
 
     def _predict(self, todo: Sequence[Case]) -> None:
         with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
-            for outcome in self.predictor.predict_cases(todo, crops=self.crops):
+            for outcome in self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch):
                 self._take(outcome)
                 del outcome  # its probabilities are large; free them before the next scan is segmented
                 bar.update()
@@ -148,20 +164,39 @@ class PredictionRun:
         if prediction is None:
             return f"case {case.name}: was not predicted"
         begun = time.monotonic()
-        path = self.target.label_map(case)
         try:
             with self.target.staged() as staging:
-                prediction.save(staging / path.name)
-                problem = self._write_extras(prediction, case, staging)
+                path, problem = self._write_label_maps(prediction, case, staging)
+                problem = self._write_extras(prediction, case, staging) or problem
                 entry = _entry(outcome, self.crops, failed=problem, write_seconds=time.monotonic() - begun)
                 self.target.publish(case, entry)
         except Exception as failure:
             return self._described(failure, case)
         self.files[case.name], self.qualities[case.name] = path, prediction.quality
         self._unwritten.add(case.name)
+        if self.verbose:
+            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["seconds"].items())
+            files = ", ".join(file.name for file in self.target.label_maps(case) if file.exists())
+            self.reporter.info(f"case {case.name}: {stages}; quality score {prediction.quality.score:.2f}; {files}")
         if prediction.warnings:
             self.warnings[case.name] = prediction.warnings
         return problem
+
+    def _write_label_maps(self, prediction: Prediction, case: Case, staging: Path) -> tuple[Path, str]:
+        """Write the label map in each format; the first one written, and the problem of one that cannot be. It is
+        raised where none can be written."""
+        written: list[Path] = []
+        failures: list[Exception] = []
+        for path, made in self.target.label_maps(case).items():
+            try:
+                made.write(staging / path.name, prediction, self.labels, case.series)
+                written.append(path)
+            except Exception as failure:
+                failures.append(failure)
+        if not written:
+            raise failures[0]
+        problem = self._described(failures[0], case) if failures else ""
+        return written[0], problem.replace(str(staging), str(self.target.root))
 
     def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> str:
         """Probabilities and overlay, if they are asked for. The label map is kept where they fail."""
@@ -172,7 +207,14 @@ class PredictionRun:
             if request.overlays:
                 title = f"{case.name}: quality score {prediction.quality.score:.2f}"
                 overlay = staging / OVERLAYS / f"{case.name}.png"
-                draw_case(overlay, case.images, prediction.labels, labels=prediction.label_names, title=title)
+                draw_case(
+                    overlay,
+                    read_case(case),
+                    prediction.labels,
+                    labels=prediction.label_names,
+                    title=title,
+                    colours=self.labels.colours,
+                )
         except Exception as failure:
             return self._described(failure, case).replace(str(staging), str(self.target.root))
         return ""
@@ -224,6 +266,7 @@ def _entry(
     return {
         "status": "failed" if failed else "done",
         "reason": failed or None,
+        "series": case.series.key if case.series is not None else None,
         "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
         "crop": _listed_box(crops.get(case.name)),
         "quality": {"score": quality.score, "basis": quality.basis} if quality else None,
