@@ -39,8 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
     made.add_argument("-p", metavar="NAME", help="name of its plan")
     made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
-    made.add_argument("-chk", metavar="NAME", help="checkpoint_final.pth or checkpoint_latest.pth of each fold (default: the "
-                      "final one, the latest one where training has not ended)")  # fmt: skip
+    made.add_argument("-chk", metavar="NAME",
+                      help="checkpoint_final.pth or checkpoint_latest.pth of each fold (default: the final one, the "
+                      "latest one where training has not ended)")  # fmt: skip
     made.add_argument("-tr", metavar="NAME", help="trainer of the model: MRETrainer, the only one")
     made.add_argument("--list", action="store_true",
                       help="list the scans or DICOM series found, which would be taken and why others would not, and "
@@ -191,3 +192,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_predict``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":  # python -m, where a program needs the interpreter's path
+    raise SystemExit(main())

@@ -131,7 +131,8 @@ FORMATS: dict[str, Format] = {
 }
 DICOM_DEFAULT = "dicom-seg"
 _VARIANTS = {".nii": "nifti", ".mhd": "mha"}  # further endings of a format
-ENDINGS = tuple(dict.fromkeys(e for found in FORMATS.values() for e in (found.ending, *found.beside)))
+ENDINGS = tuple(found.ending for found in FORMATS.values())
+BESIDE_ENDINGS = tuple(dict.fromkeys(ending for found in FORMATS.values() for ending in found.beside))
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -163,8 +163,10 @@ def _of_name(path: Path, name: str) -> Path:
     if path.name != name:
         raise UserError(f"-m {path}: is a checkpoint file itself, and not {name}; leave out -chk")
     if not path.is_file():
-        raise UserError(f"-chk {name}: {path.parent} has none (its training has not ended); leave out -chk, which takes "
-                        "the newest, or train on with mre_train --c")  # fmt: skip
+        raise UserError(
+            f"-chk {name}: {path.parent} has none; leave out -chk (the newest checkpoint is used then), or "
+            "continue the training with mre_train --c"
+        )
     return path
 
 

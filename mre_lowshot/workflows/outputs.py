@@ -21,7 +21,7 @@ from mre_lowshot.data.readers import file_ending
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers
 from mre_lowshot.inference.export import check_probabilities
-from mre_lowshot.inference.formats import ENDINGS, Format, formats_of
+from mre_lowshot.inference.formats import BESIDE_ENDINGS, ENDINGS, Format, formats_of
 from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.locks import locked, remove_stale
@@ -335,7 +335,7 @@ class OutputFolder:
     def _beside(self, case: Case) -> list[Path]:
         """The files beside label maps of the case, of formats that are not asked for."""
         wanted = set(self.targets(case))
-        paths = (self.root / f"{case.name}{ending}" for ending in ENDINGS)
+        paths = (self.root / f"{case.name}{ending}" for ending in BESIDE_ENDINGS)
         return [path for path in paths if path not in wanted and path.is_file()]
 
     def _remove_obsolete(self, case: Case, present: set[str], before: Sequence[FileState]) -> None:

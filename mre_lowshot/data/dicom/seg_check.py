@@ -20,10 +20,21 @@ def check_seg(path: Path) -> None:
     header = read_header(path, everything=True)
     if str(header.get("SOPClassUID")) not in _CLASSES:
         raise UserError(f"{path}: is no DICOM SEG; move it away")
-    bits = int(header.get("NumberOfFrames") or 0) * int(header.Rows) * int(header.Columns) * int(header.BitsAllocated)
-    compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
-    if not compressed and path.stat().st_size < (bits + 7) // 8:
+    if not _has_all_pixels(path):
         raise UserError(f"{path}: was cut off; predict the scan again")
+
+
+def _has_all_pixels(path: Path) -> bool:
+    """Whether the file is as long as the length of its pixel data says."""
+    import pydicom
+
+    with path.open("rb") as file:
+        pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[])
+        start = file.read(12)  # tag, VR, reserved, length
+        length = int.from_bytes(start[8:], "little")
+        if start[:4] != b"\xe0\x7f\x10\x00" or length == 0xFFFFFFFF:  # of unknown length: compressed by others
+            return start[:4] == b"\xe0\x7f\x10\x00"
+        return path.stat().st_size >= file.tell() + length
 
 
 def referred_series(path: Path) -> set[str]:
