@@ -266,7 +266,7 @@ def test_a_scan_that_vanishes_is_a_failure_and_its_label_map_is_kept(done, train
     def fails(*arguments):
         raise OSError("gone")
 
-    monkeypatch.setattr(case_files, "read_channels", fails)
+    monkeypatch.setattr(case_files, "read_case", fails)
     assert trained.predict(done / "in", done / "new", "--statistics") == 1
     assert (done / f"new/{FIRST}.nii.gz").is_file()
     assert "gone" in capsys.readouterr().err
@@ -281,3 +281,21 @@ def test_from_python(done, trained):
     (liver,) = [row for row in found.statistics[FIRST] if row.name == "liver"]
     assert str(liver.voxels) == rows(done / "out")[FIRST, "liver"]["voxels"]
     assert (done / f"new/previews/{SECOND}.png").is_file()
+
+
+def test_segmentations_for_slicer_hold_the_same_voxels_names_and_colours(done, trained):
+    import nrrd
+
+    options = ("--output_format", "nifti", "seg.nrrd", "--statistics")
+    assert trained.predict(done / "in", done / "new", *options) == 0
+    assert [item["file"] for item in record(done / "new")["cases"][FIRST]["outputs"]] == [
+        f"{FIRST}.nii.gz", f"{FIRST}.seg.nrrd",
+    ]  # fmt: skip
+    array, header = nrrd.read(str(done / f"new/{FIRST}.seg.nrrd"))
+    np.testing.assert_array_equal(array, np.asarray(nib.load(done / f"new/{FIRST}.nii.gz").dataobj))
+    assert [header[f"Segment{n}_Name"] for n in range(6)] == list(LABELS)[1:]
+    red, green, blue = (round(255 * float(part)) for part in header["Segment0_Color"].split())
+    assert (red, green, blue) == rgb(label_colours(LABELS)[1])
+    assert rows(done / "new") == rows(done / "out")
+    (done / f"new/{FIRST}.nii.gz").unlink()
+    assert trained.predict(done / "in", done / "new", "--output_format", "seg.nrrd", "--continue_prediction") == 0

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.axes import IDENTITY, turn_array
+from mre_lowshot.data.dicom.files import is_dicom
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers import read_array, read_header, write_array
+from mre_lowshot.data.readers import file_ending, read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +52,12 @@ class Volume:
 
     @classmethod
     def read(cls, *paths: str | Path) -> Volume:
-        """Read a scan from its channel files in order, or from one colour image.
+        """Read a scan from its channel files in order, or from one colour image; or from DICOM: a folder with one
+        series (several folders: one for each channel), or the files of one series.
 
         Raises:
-            UserError: a file is missing or unreadable, or two channels do not lie on one grid.
+            UserError: a file is missing or unreadable, a folder holds no or several series, or two channels do not lie
+                on one grid.
         """
         return read_channels([Path(path) for path in paths])
 
@@ -151,23 +154,40 @@ def _image(array: np.ndarray, geometry: Geometry, path: Path | None = None, note
 
 
 def read_channels(paths: Sequence[Path]) -> Volume:
-    """Read the channel files of a case and stack them to (C, D, H, W).
+    """Read the channels of a case, each a file or a folder of DICOM, and stack them to (C, D, H, W).
 
     Raises:
-        UserError: a file cannot be read, or two channels do not lie on one grid.
+        UserError: a channel cannot be read, or two channels do not lie on one grid.
     """
-    first = read_image(paths[0])
-    volumes = [first]
-    for path in paths[1:]:
-        volume = read_image(path)
+    if paths and _is_dicom_file(paths[0]):
+        return _read_dicom(paths)
+    volumes: list[Volume] = []
+    for path in paths:
+        volume = _read_dicom([path]) if path.is_dir() else read_image(path)
+        first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:
             raise UserError(
                 f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; resample one onto the other"
             )
         volumes.append(volume.on_axes_of(first.geometry))
+    first = volumes[0]
     array = np.concatenate([v.array for v in volumes]) if len(volumes) > 1 else first.array
-    return Volume(array, first.geometry, paths[0], merged_notes(volumes))
+    return Volume(array, first.geometry, first.path, merged_notes(volumes))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    return path.is_file() and not file_ending(path) and is_dicom(path)
+
+
+def _read_dicom(paths: Sequence[Path]) -> Volume:
+    """The only series of a folder, or of files."""
+    from mre_lowshot.data.dicom.choice import only_series
+    from mre_lowshot.data.dicom.values import read_values
+
+    series = only_series(paths)
+    array, grid, notes = read_values(series)
+    return Volume(array[None], grid, series.place, notes)
 
 
 def merged_notes(volumes: Sequence[Volume]) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from mre_lowshot.data.colours import label_colours
 from mre_lowshot.data.dicom.codes import Code, label_codes
 from mre_lowshot.data.workspace import names_dataset
 from mre_lowshot.errors import UserError
+from mre_lowshot.files import sha256
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.network.build import outline
+from mre_lowshot.plain import shown
 
 MAX_FOLD = 999_999_999
 _FOLD = re.compile(r"fold_[0-9]{1,9}$")
@@ -40,7 +43,8 @@ class Model:
     atlases: tuple[Atlases, ...]
     unfinished: tuple[int, ...] = ()  # folds whose training has not ended
     checkpoints: tuple[Path, ...] = ()  # the files that were loaded, one a fold
-    dataset: Mapping[str, Any] = field(default_factory=dict)  # content of the dataset.json that it was trained with
+    trained_by: str = ""  # version of mre_lowshot
+    dataset: Mapping[str, Any] | None = None  # content of dataset.json, as the first fold was trained with
 
     @property
     def plan(self) -> Plan:
@@ -67,8 +71,16 @@ class Model:
 
     def _of_labels(self, key: str) -> Any:
         """What dataset.json gives for the labels of the plan, among which ``ignore`` is not."""
-        given = self.dataset.get(key)
+        given = (self.dataset or {}).get(key)
         return {k: v for k, v in given.items() if k in self.plan.labels} if isinstance(given, Mapping) else given
+
+    @cached_property
+    def version(self) -> str:
+        """The version of the software that trained it, and eight digits of the SHA-256 of its checkpoints."""
+        digest = sha256(self.checkpoints[0]) if self.checkpoints else ""
+        if self.checkpoints[1:]:
+            digest = hashlib.sha256("".join(map(sha256, self.checkpoints)).encode()).hexdigest()
+        return f"{self.trained_by} {digest[:8]}".strip()
 
     @classmethod
     def of_fold(
@@ -82,7 +94,7 @@ class Model:
     ) -> Model:
         """The model of a single fold, as its trainer has it in memory; ``dataset`` is the content of dataset.json."""
         number = plan.fold.fold if plan.fold else 0
-        return cls(folder, (number,), (plan,), (network,), (atlases,), dataset=dataset or {})
+        return cls(folder, (number,), (plan,), (network,), (atlases,), dataset=dataset)
 
 
 def find_folder(
@@ -119,13 +131,23 @@ def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None)
     return (level is None or its_level == level) and (plans is None or its_plans == plans)
 
 
-def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) -> Model:
+def load_model(
+    folder: Path, folds: Sequence[int] | None, device: torch.device, *, checkpoint_name: str | None = None
+) -> Model:
     """Load the given folds (None: all that are trained) of a model's folder, or a single fold's folder or checkpoint
     file, wherever it lies: nothing else is read.
 
+    Args:
+        folder: of the model or of a fold, or a checkpoint file.
+        folds: numbers of the folds.
+        device: to load the weights to.
+        checkpoint_name: ``checkpoint_final.pth`` or ``checkpoint_latest.pth`` of each fold; None: the final one, the
+            latest one where training has not ended.
+
     Raises:
-        UserError: no such folder or fold, or a checkpoint cannot be used.
+        UserError: no such folder, fold or checkpoint, or a checkpoint cannot be used.
     """
+    require_checkpoint_name(checkpoint_name)
     require_path("-m", folder)
     for fold in folds or ():
         require_whole("fold", fold, 0, MAX_FOLD)
@@ -135,6 +157,8 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
     if single is not None:
         if folds is not None:
             raise UserError(f"{folder}: is a single fold; leave out the choice of folds (-f)")
+        if checkpoint_name is not None:
+            single = _of_name(single if folder.is_file() else folder / checkpoint_name, checkpoint_name)
         return _loaded(folder, [single], device)
     trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and _newest(p).is_file()}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
@@ -147,7 +171,36 @@ def load_model(folder: Path, folds: Sequence[int] | None, device: torch.device) 
         raise UserError(
             f"{folder}: fold {missing or 'any'} is not trained (trained: {sorted(trained) or 'none'}); see -f"
         )
-    return _loaded(folder, [_newest(trained[fold]) for fold in wanted], device)
+    if checkpoint_name is None:
+        return _loaded(folder, [_newest(trained[fold]) for fold in wanted], device)
+    return _loaded(folder, [_of_name(trained[fold] / checkpoint_name, checkpoint_name) for fold in wanted], device)
+
+
+def require_checkpoint_name(name: str | None) -> None:
+    """Refuse a name of a checkpoint that training does not write.
+
+    Raises:
+        UserError: names those that it writes.
+    """
+    both = f"{checkpoint.FINAL} or {checkpoint.LATEST}"
+    if name == "checkpoint_best.pth":
+        raise UserError(
+            f"-chk {name}: there is none, because training keeps no scan apart to choose a best checkpoint by; give "
+            f"{both}, or leave out -chk"
+        )
+    if name is not None and name not in (checkpoint.FINAL, checkpoint.LATEST):
+        raise UserError(f"-chk {shown(name)}: is not {both}; give one of them, or -m with the path of a file")
+
+
+def _of_name(path: Path, name: str) -> Path:
+    if path.name != name:
+        raise UserError(f"-m {path}: is a checkpoint file itself, and not {name}; leave out -chk")
+    if not path.is_file():
+        raise UserError(
+            f"-chk {name}: {path.parent} has none; leave out -chk (the newest checkpoint is used then), or "
+            "continue the training with mre_train --c"
+        )
+    return path
 
 
 def _newest(fold: Path) -> Path:
@@ -163,16 +216,14 @@ def _single_checkpoint(path: Path) -> Path | None:
 
 
 def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
-    folds: list[int] = []
-    plans, networks, atlases, unfinished = [], [], [], []
-    dataset: Mapping[str, Any] = {}
+    folds, plans, networks, atlases, unfinished = [], [], [], [], []
+    contents: list[dict[str, Any]] = []
     for path in paths:
         plan, content = checkpoint.load(path, device)
         fold = int(path.parent.name[5:]) if _FOLD.match(path.parent.name) else plan.fold.fold if plan.fold else 0
         network = outline(plan.network)  # without initialising weights, which the checkpoint's replace
         network.load_state_dict(content["weights"], assign=True)
-        if not folds and isinstance(content.get("dataset"), dict):
-            dataset = content["dataset"]
+        contents.append({name: content.get(name) for name in ("dataset", "versions")})
         folds.append(fold)
         plans.append(plan)
         networks.append(network)
@@ -184,8 +235,18 @@ def _loaded(folder: Path, paths: Sequence[Path], device: torch.device) -> Model:
         raise UserError(
             f"{folder}: folds {different} were trained with another plan than fold {folds[0]}; choose with -f"
         )
-    trained = (tuple(networks), tuple(atlases), tuple(unfinished), tuple(paths))
-    model = Model(folder, tuple(folds), tuple(plans), *trained, dataset=dataset)
+    versions, dataset = contents[0]["versions"], contents[0]["dataset"]
+    model = Model(
+        folder,
+        tuple(folds),
+        tuple(plans),
+        tuple(networks),
+        tuple(atlases),
+        unfinished=tuple(unfinished),
+        checkpoints=tuple(paths),
+        trained_by=str(versions.get("mre_lowshot", "")) if isinstance(versions, dict) else "",
+        dataset=dataset if isinstance(dataset, dict) else None,
+    )
     _ = model.colours, model.codes  # refused before any work
     return model
 

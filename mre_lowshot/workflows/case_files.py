@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
-from mre_lowshot.data.volume import read_channels, read_labels
+from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.scan_input import read_case
+from mre_lowshot.data.volume import read_labels
+from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.label_statistics import LabelStatistics, label_statistics
 from mre_lowshot.files import sha256
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.statistics_table import StatisticsTable
 from mre_lowshot.report.overlays import draw_case
 from mre_lowshot.report.preview import draw_preview
-from mre_lowshot.workflows.outputs import OVERLAYS, PREVIEWS, OutputFolder, Request, data_files
+from mre_lowshot.workflows.input_files import data_files
+from mre_lowshot.workflows.outputs import OVERLAYS, PREVIEWS, OutputFolder, Request
 
 Statistics = tuple[LabelStatistics, ...]
 
@@ -38,7 +42,7 @@ def write_extras(
         prediction.save_probabilities(staging / f"{case.name}.npz")
     if not (request.overlays or request.previews or request.statistics):
         return None
-    scan, title = read_channels(list(case.images)), f"{case.name}: quality score {prediction.quality.score:.2f}"
+    scan, title = read_case(case), f"{case.name}: quality score {prediction.quality.score:.2f}"
     names, colours = prediction.label_names, prediction.colours
     labels = prediction.labels.on_axes_of(scan.geometry)
     if request.overlays:
@@ -73,18 +77,29 @@ def add_missing_statistics(
     """
     found: dict[str, Statistics] = {}
     for case in cases:
-        path = target.label_map(case)
+        path = measured_map(target, case)
         try:
             digest = label_digest(path)
             if table.has(case.name, digest):
                 continue
-            scan = read_channels(list(case.images))
+            if not file_ending(path):
+                raise UserError(
+                    f"{path.name} is a DICOM SEG, whose statistics are made when it is predicted; predict it again, or "
+                    "add a format as nifti to --output_format"
+                )
+            scan = read_case(case)
             found[case.name] = label_statistics(scan, read_labels(path, like=scan.geometry), labels, channels)
             table.add(case.name, digest, found[case.name])
             table.write()
         except Exception as problem:  # whatever one scan fails with, the others are measured
             failed(problem, case)
     return found
+
+
+def measured_map(target: OutputFolder, case: Case) -> Path:
+    """The label map of a case that its statistics belong to: the first one that is there and is no DICOM."""
+    paths = list(target.label_maps(case))
+    return next((path for path in paths if file_ending(path) and path.is_file()), paths[0])
 
 
 def label_digest(path: Path) -> str:

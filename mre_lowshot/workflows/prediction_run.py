@@ -17,12 +17,20 @@ from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, lo
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.formats import ModelLabels
 from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
 from mre_lowshot.inference.statistics_table import StatisticsTable
-from mre_lowshot.workflows.case_files import Statistics, add_missing_statistics, label_digest, write_extras
+from mre_lowshot.workflows.case_files import (
+    Statistics,
+    add_missing_statistics,
+    label_digest,
+    measured_map,
+    write_extras,
+)
+from mre_lowshot.workflows.input_files import input_states
 from mre_lowshot.workflows.label_files import write_label_files
-from mre_lowshot.workflows.outputs import OutputFolder, input_states
+from mre_lowshot.workflows.outputs import OutputFolder
 from mre_lowshot.workflows.reporting import Reporter
 
 
@@ -57,12 +65,25 @@ class PredictionRun:
         target: the output folder.
         crops: given boxes, by case.
         part: is added to the names of the tables.
+        labels: names, colours and codes of the model's labels.
         reporter: receives progress and messages.
+        verbose: report the seconds of each case.
+        prefetch: on a GPU, preprocess the next scan meanwhile.
     """
 
     def __init__(
-        self, predictor: Predictor, target: OutputFolder, *, crops: Mapping[str, Box], part: str, reporter: Reporter
+        self,
+        predictor: Predictor,
+        target: OutputFolder,
+        *,
+        crops: Mapping[str, Box],
+        part: str,
+        labels: ModelLabels,
+        reporter: Reporter,
+        verbose: bool = False,
+        prefetch: bool = True,
     ) -> None:
+        self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
         self.predictor, self.target, self.crops, self.part, self.reporter = predictor, target, crops, part, reporter
         self.table = f"quality{part}.csv"
         self.statistics: dict[str, Statistics] = {}
@@ -151,7 +172,7 @@ class PredictionRun:
 
     def _predict(self, todo: Sequence[Case]) -> None:
         with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
-            for outcome in self.predictor.predict_cases(todo, crops=self.crops):
+            for outcome in self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch):
                 self._take(outcome)
                 del outcome  # its probabilities are large; free them before the next scan is segmented
                 bar.update()
@@ -181,11 +202,11 @@ class PredictionRun:
         if prediction is None:
             return f"case {case.name}: was not predicted"
         begun = time.monotonic()
-        path = self.target.label_map(case)
         try:
             with self.target.staged() as staging:
-                prediction.save(staging / path.name)
-                problem, statistics = self._write_extras(prediction, case, staging)
+                path, problem = self._write_label_maps(prediction, case, staging)
+                extra_problem, statistics = self._write_extras(prediction, case, staging)
+                problem = extra_problem or problem
                 entry = _entry(outcome, self.crops, failed=problem, write_seconds=time.monotonic() - begun)
                 self.target.publish(case, entry)
         except Exception as failure:
@@ -194,10 +215,30 @@ class PredictionRun:
         self._unwritten.add(case.name)
         if self._measured is not None and statistics is not None:
             self.statistics[case.name] = statistics
-            self._measured.add(case.name, label_digest(path), statistics)
+            self._measured.add(case.name, label_digest(measured_map(self.target, case)), statistics)
+        if self.verbose:
+            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["seconds"].items())
+            files = ", ".join(file.name for file in self.target.label_maps(case) if file.exists())
+            self.reporter.info(f"case {case.name}: {stages}; quality score {prediction.quality.score:.2f}; {files}")
         if prediction.warnings:
             self.warnings[case.name] = prediction.warnings
         return problem
+
+    def _write_label_maps(self, prediction: Prediction, case: Case, staging: Path) -> tuple[Path, str]:
+        """Write the label map in each format; the first one written, and the problem of one that cannot be. It is
+        raised where none can be written."""
+        written: list[Path] = []
+        failures: list[Exception] = []
+        for path, made in self.target.label_maps(case).items():
+            try:
+                made.write(staging / path.name, prediction, self.labels, case.series)
+                written.append(path)
+            except Exception as failure:
+                failures.append(failure)
+        if not written:
+            raise failures[0]
+        problem = self._described(failures[0], case) if failures else ""
+        return written[0], problem.replace(str(staging), str(self.target.root))
 
     def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> tuple[str, Statistics | None]:
         """Probabilities, pictures and statistics, if they are asked for. The label map is kept where they fail: the
@@ -263,6 +304,7 @@ def _entry(
     return {
         "status": "failed" if failed else "done",
         "reason": failed or None,
+        "series": case.series.key if case.series is not None else None,
         "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
         "crop": _listed_box(crops.get(case.name)),
         "quality": {"score": quality.score, "basis": quality.basis} if quality else None,
