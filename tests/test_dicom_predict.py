@@ -96,7 +96,8 @@ def test_the_seg_has_the_labels_of_the_nifti_label_map(how, kind, trained, hu, e
         assert_same_points(points, label_points(labels))
     check_references(seg, tmp_path / "in/a b/ü")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        f"{NAME}{FORMATS[kind].ending}", f"{NAME}.nii.gz", f"{NAME}.nrrd", f"{NAME}.mha", *TEXTS, "quality.csv", "run.json",
+        f"{NAME}{FORMATS[kind].ending}", f"{NAME}.nii.gz", f"{NAME}.nrrd", f"{NAME}.mha", *TEXTS,
+        "quality.csv", "run.json",
     }  # fmt: skip
 
 
