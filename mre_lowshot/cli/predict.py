@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="of DICOM, take these series only: each by its UID, name (see --list), number, or a part of "
                       "its description")  # fmt: skip
     made.add_argument("--output_format", nargs="+", default=[], metavar="FORMAT",
-                      help="formats of the label maps, one or several of nifti, nrrd, mha, dicom-seg, dicom-labelmap "
-                      "(default: that of the scan; of DICOM: dicom-seg)")  # fmt: skip
+                      help="formats of the label maps, one or several of nifti, nrrd, mha, seg.nrrd, dicom-seg, "
+                      "dicom-labelmap (default: that of the scan; of DICOM: dicom-seg)")  # fmt: skip
     made.add_argument("-step_size", type=float, metavar="FRACTION",
                       help="distance of overlapping tiles, as fraction of the patch side (default: the plan's "
                       "tiling)")  # fmt: skip
