@@ -13,6 +13,13 @@ too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold thre
 case, with the name and format of its input, on its grid. If no model is named, the newest trained one is used; the
 choice is printed.
 
+A folder without image files, and with DICOM in it or its subfolders, gives one case for each series that can be read,
+whatever the names of the files (extra: mre-lowshot[dicom]). Series of another modality than the model's, and those that
+cannot be read, are refused by name (exit code 1); localizers, reports and the like are left out. --list shows what
+would be taken. Output: DICOM SEG (CASE.seg.dcm), or what --output_format names. See docs/DICOM.md.
+
+nnUNetv2_predict's -tr -npp -nps -chk --verbose are accepted (docs/SLICER.md).
+
 quality.csv (with -num_parts quality_part0.csv ...) ranks the scans, those to check first on top, by a score between 0
 and 1 for each scan and label: the agreement of the network with the labels warped by registration (where scans are
 registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a

@@ -163,7 +163,7 @@ def read_channels(paths: Sequence[Path]) -> Volume:
         return _read_dicom(paths)
     volumes: list[Volume] = []
     for path in paths:
-        volume = _read_dicom([path]) if path.is_dir() else read_image(path)
+        volume = _read_dicom([path]) if path.is_dir() and not file_ending(path) else read_image(path)
         first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:

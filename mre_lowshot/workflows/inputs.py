@@ -52,7 +52,12 @@ class Inputs:
 
 
 def find_inputs(
-    inputs: Path, *, channels: Sequence[str] | None, output: Path | None = None, series: Sequence[str] = ()
+    inputs: Path,
+    *,
+    channels: Sequence[str] | None,
+    output: Path | None = None,
+    series: Sequence[str] = (),
+    listing: bool = False,
 ) -> Inputs:
     """The scans of a folder, or of one file.
 
@@ -64,6 +69,7 @@ def find_inputs(
         channels: names of the model's channels; None: any model's.
         output: folder whose files are no input.
         series: DICOM series to take (`data.dicom.choice.selected`); empty: all.
+        listing: list DICOM that a model of several channels does not take, too.
 
     Raises:
         UserError: nothing is selected, a model of several channels is given DICOM, the packages for DICOM are missing,
@@ -71,7 +77,7 @@ def find_inputs(
     """
     ignore = (output,) if output is not None else ()
     if _is_dicom_input(inputs, ignore):
-        return _of_dicom(inputs, ignore, channels=channels, wanted=series)
+        return _of_dicom(inputs, ignore, channels=channels, wanted=series, listing=listing)
     if series:
         raise UserError(f"--series selects DICOM series, and -i {inputs} holds none that is read; leave it out")
     count = len(channels) if channels is not None else 1
@@ -84,7 +90,10 @@ def find_inputs(
 
 def _is_dicom_input(inputs: Path, ignore: Sequence[Path]) -> bool:
     if inputs.is_dir():
-        images = any(file_ending(path) for path in inputs.iterdir() if not path.name.startswith("."))
+        try:
+            images = any(file_ending(path) for path in inputs.iterdir() if not path.name.startswith("."))
+        except OSError:  # named when the images are listed
+            return False
         return not images and holds_dicom(inputs, ignore)
     return inputs.is_file() and not file_ending(inputs) and is_dicom(inputs)
 
@@ -117,8 +126,11 @@ def _dicom_below(folder: Path, ignore: Sequence[Path]) -> list[str]:
     ]
 
 
-def _of_dicom(inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] | None, wanted: Sequence[str]) -> Inputs:
-    if channels is not None and len(channels) != 1:
+def _of_dicom(
+    inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] | None, wanted: Sequence[str], listing: bool
+) -> Inputs:
+    several = channels is not None and len(channels) != 1
+    if channels is not None and several and not listing:
         raise UserError(
             f"-i {inputs}: is DICOM, and the model takes {len(channels)} channels ({', '.join(channels)}), which DICOM "
             "does not name; convert the series to case_0000.nii.gz, case_0001.nii.gz, ... first, or from Python give "
@@ -126,10 +138,12 @@ def _of_dicom(inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] |
         )
     found = read_folder(inputs, ignore).series
     chosen = {id(one) for one in selected(found, wanted)}
-    modality = modality_of(channels[0]) if channels is not None else ""
+    modality = modality_of(channels[0]) if channels is not None and not several else ""
     cases, problems, left_out, scans = [], [], [], []
     for one in found:
         reason = "is not selected by --series" if id(one) not in chosen else refusal(one, modality)
+        if several:
+            reason = reason or "is one channel, and the model takes several"
         scans.append(ListedScan(one.name, one.files, reason, one))
         if id(one) not in chosen:
             continue
@@ -145,7 +159,7 @@ def _of_dicom(inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] |
         problems.append(f"{inputs}: {len(damaged) - _DAMAGED} more files cannot be read; export them again (--list)")
     problems += _images_beside(inputs, ignore)
     if not cases and not problems:
-        problems.append(f"{inputs}: no DICOM series of it is a scan; see --list")
+        problems.append(f"{inputs}: holds no DICOM series that is a scan (see --list); give the folder of the scans")
     return Inputs(tuple(cases), tuple(problems), tuple(left_out), tuple(scans))
 
 

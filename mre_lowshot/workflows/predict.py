@@ -200,11 +200,21 @@ def list_scans(
     else:
         channels = load_model(folder, None, torch.device("cpu")).plan.channel_names
         reporter.info(f"model: {folder} ({how}), channels {', '.join(channels)}")
-    return find_inputs(inputs, channels=channels, output=Path(output) if output is not None else None, series=series)
+    return find_inputs(
+        inputs,
+        channels=channels,
+        output=Path(output) if output is not None else None,
+        series=series,
+        listing=True,
+    )
 
 
 def _texts(option: str, values: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Sequence)
+        or not all(isinstance(value, str) for value in values)
+    ):
         raise UserError(f"{option} {values!r}: must be a list of texts")
     return tuple(values)
 
