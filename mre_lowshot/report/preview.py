@@ -157,7 +157,7 @@ def _draw_projection(
         silhouette = np.zeros(first.shape, bool)
         silhouette[tuple(sides)] = (array[box] == value).any(axis=view.axis)
         silhouette = silhouette if view.axis == 0 else silhouette[::-1]
-        rows, columns = (np.arange(side + 2) - 1.0 for side in silhouette.shape)
+        rows, columns = np.arange(-1.0, len(silhouette) + 1), np.arange(-1.0, silhouette.shape[1] + 1)
         axis.contour(columns, rows, np.pad(silhouette, 1).astype(float), [0.5], colors=[colours[value]],
                      linewidths=0.9 if len(boxes) <= _FEW else 0.5)  # fmt: skip
 
