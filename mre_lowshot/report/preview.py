@@ -154,11 +154,11 @@ def _draw_projection(
     axis.imshow(picture, aspect=view.aspect, interpolation="nearest")
     for value, box in boxes.items():
         sides = [side for number, side in enumerate(box) if number != view.axis]
-        silhouette = np.zeros(first.shape, bool)
-        silhouette[tuple(sides)] = (array[box] == value).any(axis=view.axis)
-        silhouette = silhouette if view.axis == 0 else silhouette[::-1]
-        rows, columns = np.arange(-1.0, len(silhouette) + 1), np.arange(-1.0, silhouette.shape[1] + 1)
-        axis.contour(columns, rows, np.pad(silhouette, 1).astype(float), [0.5], colors=[colours[value]],
+        seen: np.ndarray = np.zeros(first.shape)
+        seen[tuple(sides)] = (array[box] == value).any(axis=view.axis)
+        framed: np.ndarray = np.pad(seen if view.axis == 0 else seen[::-1], 1)
+        rows, columns = (np.arange(count) - 1.0 for count in framed.shape)
+        axis.contour(columns, rows, framed, [0.5], colors=[colours[value]],
                      linewidths=0.9 if len(boxes) <= _FEW else 0.5)  # fmt: skip
 
 
