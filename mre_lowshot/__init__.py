@@ -1,8 +1,8 @@
 """mre_lowshot: segment all scans of one kind from one to three annotated ones.
 
 >>> import mre_lowshot
->>> sorted(name for name in dir(mre_lowshot) if not name.startswith("_"))
-['Dataset', 'Predictor', 'Volume', 'evaluate', 'export_model', 'install_model', 'plan', 'predict', 'train']
+>>> [name for name in sorted(dir(mre_lowshot)) if name[0].isupper()]
+['Dataset', 'Predictor', 'Volume']
 
 Everything is loaded when it is first used; importing the package alone is fast.
 """
@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from mre_lowshot.workflows.export_model import export_model
     from mre_lowshot.workflows.install_model import install_model
     from mre_lowshot.workflows.plan import plan
-    from mre_lowshot.workflows.predict import predict
+    from mre_lowshot.workflows.predict import list_scans, predict
     from mre_lowshot.workflows.train import train
 
 __version__ = "0.2.0"
-__all__ = ["Dataset", "Predictor", "Volume", "evaluate", "export_model", "install_model", "plan", "predict", "train"]
+__all__ = [
+    "Dataset",
+    "Predictor",
+    "Volume",
+    "evaluate",
+    "export_model",
+    "install_model",
+    "list_scans",
+    "plan",
+    "predict",
+    "train",
+]
 
 _HOMES = {
     "Dataset": "data.dataset",
@@ -33,6 +44,7 @@ _HOMES = {
     "evaluate": "workflows.evaluate",
     "export_model": "workflows.export_model",
     "install_model": "workflows.install_model",
+    "list_scans": "workflows.predict",
     "plan": "workflows.plan",
     "predict": "workflows.predict",
     "train": "workflows.train",

@@ -236,7 +236,8 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     words = f"failed: case a: a volume of {len(array)} slices; label maps of volumes cannot be written to .tif: convert"
     assert words in captured.err
     assert "1 of 2 scans segmented" in captured.out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", "quality.csv", "run.json"]
+    texts = ["dseg.tsv", "label_descriptions.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", *texts, "quality.csv", "run.json"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]
 
 

@@ -253,7 +253,8 @@ def validate(
         probabilities on the plan's grid over all cases.
     """
     plan = trainer.plan
-    model = Model.of_fold(plan, trainer.inference_network, with_mirrored(trainer.atlases, plan), job.folder)
+    atlases = with_mirrored(trainer.atlases, plan)
+    model = Model.of_fold(plan, trainer.inference_network, atlases, job.folder, dataset=trainer.dataset)
     predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()

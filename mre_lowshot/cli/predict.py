@@ -13,10 +13,20 @@ too. NIfTI, NRRD, MHA, MHD, PNG, TIFF; one RGB image case_0000.png may hold thre
 case, with the name and format of its input, on its grid. If no model is named, the newest trained one is used; the
 choice is printed.
 
+A folder without image files, and with DICOM in it or its subfolders, gives one case for each series that can be read,
+whatever the names of the files (extra: mre-lowshot[dicom]). Series of another modality than the model's, and those that
+cannot be read, are refused by name (exit code 1); localizers, reports and the like are left out. --list shows what
+would be taken. Output: DICOM SEG (CASE.seg.dcm), or what --output_format names. See docs/DICOM.md.
+
+nnUNetv2_predict's -tr -npp -nps -chk --verbose are accepted (docs/SLICER.md).
+
 quality.csv (with -num_parts quality_part0.csv ...) ranks the scans, those to check first on top, by a score between 0
 and 1 for each scan and label: the agreement of the network with the labels warped by registration (where scans are
 registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a
 segmentation acceptable: check the scans from the top of the list down, until the segmentations are correct.
+
+label_descriptions.txt (for ITK-SNAP) and dseg.tsv (BIDS) give the labels' names and colours; NIfTI label maps hold them
+too. docs/OUTPUTS.md describes every file.
 
 run.json (run_part0.json ...) lists model, options, versions, and for each case its files with their SHA-256, seconds,
 quality score, warnings and, where it failed, the reason. By it mre_predict recognises its own files: a corrected label
@@ -30,9 +40,9 @@ interrupted by Ctrl-C or SIGTERM (what is finished is kept; go on with --continu
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_predict", "Segment every scan in a folder with a trained model.", EPILOG)
     made.add_argument(
-        "-i", required=True, type=common.path, metavar="DIR", help="folder with the scans (or one scan file)"
+        "-i", required=True, type=common.path, metavar="DIR", help="folder with the scans or with DICOM (or one file)"
     )
-    made.add_argument("-o", required=True, type=common.path, metavar="DIR", help="folder for the label maps")
+    made.add_argument("-o", type=common.path, metavar="DIR", help="folder for the label maps")
     made.add_argument("-m", type=common.path, metavar="PATH",
                       help="model folder (.../MRETrainer__MREPlans__1shot), a zip file of mre_export_model, or one "
                       "checkpoint file")  # fmt: skip
@@ -40,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
     made.add_argument("-p", metavar="NAME", help="name of its plan")
     made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
+    made.add_argument("-chk", metavar="NAME",
+                      help="checkpoint_final.pth or checkpoint_latest.pth of each fold (default: the final one, the "
+                      "latest one where training has not ended)")  # fmt: skip
+    made.add_argument("-tr", metavar="NAME", help="trainer of the model: MRETrainer, the only one")
+    made.add_argument("--list", action="store_true",
+                      help="list the scans or DICOM series found, which would be taken and why others would not, and "
+                      "exit")  # fmt: skip
+    made.add_argument("--series", nargs="+", default=[], metavar="SERIES",
+                      help="of DICOM, take these series only: each by its UID, name (see --list), number, or a part of "
+                      "its description")  # fmt: skip
+    made.add_argument("--output_format", nargs="+", default=[], metavar="FORMAT",
+                      help="formats of the label maps, one or several of nifti, nrrd, mha, seg.nrrd, dicom-seg, "
+                      "dicom-labelmap (default: that of the scan; of DICOM: dicom-seg)")  # fmt: skip
     made.add_argument("-step_size", type=float, metavar="FRACTION",
                       help="distance of overlapping tiles, as fraction of the patch side (default: the plan's "
                       "tiling)")  # fmt: skip
@@ -60,12 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--save_probabilities", action="store_true",
                       help="also write CASE.npz: probabilities (class, z, y, x) in LPS, whatever the file's "
                       "orientation")  # fmt: skip
+    made.add_argument("--statistics", action="store_true",
+                      help="also write statistics.csv and statistics.json: volume, mean, standard deviation and median "
+                      "intensity, centroid and extent of each structure, and whether it touches the scan's "
+                      "border")  # fmt: skip
+    made.add_argument("--preview", action="store_true",
+                      help="also draw previews/CASE.png: three planes, and the structures seen from three sides, with "
+                      "names and volumes")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true",
-                      help="skip cases that are done: label map (and overlay, probabilities) exist, are whole, and "
-                      "come from this scan, model and options; corrected label maps are kept")  # fmt: skip
+                      help="skip cases that are done: label map (and pictures, probabilities) exist, are whole, and "
+                      "come from this scan, model and options; corrected label maps are kept, and measured with "
+                      "--statistics")  # fmt: skip
     made.add_argument("--overwrite", action="store_true",
                       help="replace files that mre_predict has not written, or that have changed since (otherwise they "
                       "are refused before the work starts)")  # fmt: skip
+    made.add_argument("-npp", type=int, default=1, metavar="COUNT",
+                      help="0: do not preprocess the next scan meanwhile, as is done on a GPU; more than 1 has no "
+                      "further effect")  # fmt: skip
+    made.add_argument("-nps", type=int, default=1, metavar="COUNT",
+                      help="accepted as by nnUNetv2_predict; label maps are written one at a time")  # fmt: skip
+    made.add_argument("--verbose", action="store_true", help="print the seconds of each case")
     made.add_argument("-num_parts", type=int, default=1, help="split the cases among this many runs")
     made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")
     common.add_device(made)
@@ -73,14 +110,73 @@ def _parser() -> argparse.ArgumentParser:
     return made
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options that cannot hold, before anything is loaded."""
+    if options.o is None and not options.list:
+        parser.error("the following arguments are required: -o")
+    if options.tr not in (None, "MRETrainer"):
+        raise UserError(
+            f"-tr {options.tr!r}: models are trained by MRETrainer only; leave out -tr, or predict a model of nnU-Net "
+            "with nnUNetv2_predict"
+        )
+    for name in ("npp", "nps"):
+        count = getattr(options, name)
+        if not 0 <= count <= 999:
+            raise UserError(f"-{name} {count}: must lie in 0 to 999")
     if options.centre and options.step_size is not None:
         raise UserError("--centre and -step_size exclude each other; choose one tiling")
+
+
+def _line(text: str) -> str:
+    """Without control characters, which a header may hold."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from mre_lowshot.cli.console import Console
+    from mre_lowshot.workflows.predict import list_scans
+
+    found = list_scans(
+        options.i,
+        model=options.m,
+        dataset=options.d,
+        level=options.c,
+        plans_name=options.p,
+        series=options.series,
+        output=options.o,
+        workspace=options.workspace,
+        reporter=Console(),
+    )
+    for scan in found.scans:
+        one, about = scan.series, [f"{len(scan.files)} file(s)"]
+        if one is not None:
+            size, spacing = " x ".join(map(str, one.size)), " x ".join(f"{side:.4g}" for side in one.spacing)
+            about = [one.modality, f"number {one.number}" if one.number else "", one.description, one.variant, *about]
+            about += [f"{size} voxels of {spacing} mm (slice, row, column)" if one.size else "", one.uid]
+        print(_line(f"{scan.name}: {'; '.join(filter(None, about))}"))
+        print(_line(f"  not taken: {scan.reason}" if scan.reason else "  taken"))
+        for note in one.notes if one is not None else ():
+            print(_line(f"  note: {note}"))
+    listed = {scan.reason for scan in found.scans}
+    for problem in found.problems:
+        if not any(reason and reason in problem for reason in listed):
+            print(_line(problem))
+    print(f"{len(found.cases)} of {len(found.scans)} taken")
+    return 0
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check(parser, options)
+    if options.list:
+        return _list(options)
 
     from mre_lowshot.cli.console import Console
     from mre_lowshot.workflows.predict import predict
 
+    if max(options.npp, options.nps) > 1:
+        print("note: -npp and -nps above 1 have no effect: scans are read and written one at a time")
     result = predict(
         options.i,
         options.o,
@@ -94,8 +190,15 @@ def _main(arguments: Sequence[str] | None) -> int:
         mirroring=not options.disable_tta,
         precision=options.precision,
         compile=options.compile,
+        output_formats=options.output_format,
+        series=options.series,
+        checkpoint_name=options.chk,
+        verbose=options.verbose,
+        prefetch=options.npp > 0,
         overlays=options.overlays,
         save_probabilities=options.save_probabilities,
+        statistics=options.statistics,
+        preview=options.preview,
         continue_prediction=options.continue_prediction,
         overwrite=options.overwrite,
         num_parts=options.num_parts,
@@ -110,3 +213,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_predict``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":  # python -m, where a program needs the interpreter's path
+    raise SystemExit(main())

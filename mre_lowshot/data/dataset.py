@@ -17,6 +17,7 @@ from typing import Any
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.colours import label_colours
 from mre_lowshot.data.dicom.codes import label_codes
+from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.listing import Listing, list_images, name_problem, shown, twins
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
 from mre_lowshot.data.readers import file_ending as ending_of
@@ -36,6 +37,7 @@ class Case:
     name: str
     images: tuple[Path, ...]  # channel files in order, or one colour file with all channels
     label: Path | None = None  # None: not annotated
+    series: Series | None = field(default=None, compare=False)  # whose files the images are, where they are DICOM
 
 
 @dataclass(frozen=True)

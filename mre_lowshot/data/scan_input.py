@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.dicom.series import Series
+from mre_lowshot.data.dicom.volume import read_series
+from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
-from mre_lowshot.data.volume import Volume
+from mre_lowshot.data.volume import Volume, geometry_of
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-ScanInput = Union[str, Path, Sequence[str | Path], Volume, "sitk.Image", tuple[np.ndarray, Sequence[float]]]
-"""A file, a sequence of channel files, a `Volume`, a SimpleITK image, or ``(array, spacing)``."""
+ScanInput = Union[str, Path, Sequence[str | Path], Series, Volume, "sitk.Image", tuple[np.ndarray, Sequence[float]]]
+"""A file, a folder of DICOM, a sequence of either (channels) or of DICOM files, a DICOM `Series`, a `Volume`, a
+SimpleITK image, or ``(array, spacing)``."""
 
 
 def read_scan(scan: ScanInput) -> tuple[str, Volume]:
@@ -27,18 +32,47 @@ def read_scan(scan: ScanInput) -> tuple[str, Volume]:
     """
     if isinstance(scan, Volume):
         return (_name(scan.path) if scan.path else "scan"), scan
+    if isinstance(scan, Series):
+        return scan.name, read_series(scan)
     if isinstance(scan, (str, Path)):
-        return _name(Path(scan)), Volume.read(scan)
+        return _named(Volume.read(scan), Path(scan))
     if isinstance(scan, (tuple, list)) and len(scan) == 2 and isinstance(scan[0], np.ndarray):
         return "scan", Volume.from_array(scan[0], scan[1])
     if isinstance(scan, (tuple, list)) and scan and all(isinstance(path, (str, Path)) for path in scan):
-        return _name(Path(scan[0])), Volume.read(*scan)
+        return _named(Volume.read(*scan), Path(scan[0]))
     if hasattr(scan, "GetSpacing"):
         return "scan", Volume.from_sitk(scan)  # type: ignore[arg-type]
     raise UserError(
-        f"scan of type {type(scan).__name__}: give a file, a list of channel files, a Volume, a SimpleITK image, or "
-        "(array, spacing)"
+        f"scan of type {type(scan).__name__}: give a file, a folder of DICOM, a list of channel files, a Series, a "
+        "Volume, a SimpleITK image, or (array, spacing)"
     )
+
+
+def read_case(case: Case) -> Volume:
+    """The image (C, D, H, W) of a case.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return read_series(case.series) if case.series is not None else Volume.read(*case.images)
+
+
+def geometry_of_case(case: Case) -> Geometry:
+    """The grid of a case, from the header of its first file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if case.series is None:
+        return geometry_of(case.images[0])
+    if case.series.geometry is None:
+        raise UserError(f"series {case.series.name}: {case.series.problem}")
+    return case.series.geometry
+
+
+def _named(volume: Volume, given: Path) -> tuple[str, Volume]:
+    """With the case name: that of the series where the volume was read from DICOM, otherwise that of its file."""
+    return (_name(given if file_ending(given) else volume.path or given)), volume
 
 
 def _name(path: Path) -> str:

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.axes import IDENTITY, turn_array
+from mre_lowshot.data.dicom.files import is_dicom
 from mre_lowshot.data.geometry import MAX_SPACING, MIN_SPACING, Geometry
-from mre_lowshot.data.readers import read_array, read_header, write_array
+from mre_lowshot.data.readers import file_ending, read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+
+    from mre_lowshot.data.label_table import LabelTable
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ class Volume:
 
     @classmethod
     def read(cls, *paths: str | Path) -> Volume:
-        """Read a scan from its channel files in order, or from one colour image.
+        """Read a scan from its channel files in order, or from one colour image; or from DICOM: a folder with one
+        series (several folders: one for each channel), or the files of one series.
 
         Raises:
-            UserError: a file is missing or unreadable, or two channels do not lie on one grid.
+            UserError: a file is missing or unreadable, a folder holds no or several series, or two channels do not lie
+                on one grid.
         """
         if not paths:
             raise UserError("Volume.read: give the path of each channel's file")
@@ -125,8 +130,9 @@ class Volume:
         array = np.ascontiguousarray(turn_array(self.array, turn, first=self.array.ndim - 3))
         return Volume(array, self.geometry.turned(turn), self.path, self.notes)
 
-    def save(self, path: str | Path) -> None:
-        """Write a label map or single-channel image on its grid, in the orientation it was read in.
+    def save(self, path: str | Path, table: LabelTable | None = None) -> None:
+        """Write a label map or single-channel image on its grid, in the orientation it was read in; of a label map
+        with the names and colours of ``table``, if the format can hold them (NIfTI).
 
         Raises:
             UserError: the ending is not a format written here, or the image has several channels.
@@ -137,7 +143,7 @@ class Volume:
             if len(array) != 1:
                 raise UserError(f"{path}: an image of {len(array)} channels; save each channel to its own file")
             array = array[0]
-        write_volume(Path(path), array, self.geometry)
+        write_volume(Path(path), array, self.geometry, table)
 
 
 def _numbers(array: object) -> np.ndarray:
@@ -189,23 +195,40 @@ def _image(array: np.ndarray, geometry: Geometry, path: Path | None = None, note
 
 
 def read_channels(paths: Sequence[Path]) -> Volume:
-    """Read the channel files of a case and stack them to (C, D, H, W).
+    """Read the channels of a case, each a file or a folder of DICOM, and stack them to (C, D, H, W).
 
     Raises:
-        UserError: a file cannot be read, or two channels do not lie on one grid.
+        UserError: a channel cannot be read, or two channels do not lie on one grid.
     """
-    first = read_image(paths[0])
-    volumes = [first]
-    for path in paths[1:]:
-        volume = read_image(path)
+    if paths and _is_dicom_file(paths[0]):
+        return _read_dicom(paths)
+    volumes: list[Volume] = []
+    for path in paths:
+        volume = _read_dicom([path]) if path.is_dir() and not file_ending(path) else read_image(path)
+        first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:
             raise UserError(
                 f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; resample one onto the other"
             )
         volumes.append(volume.on_axes_of(first.geometry))
+    first = volumes[0]
     array = np.concatenate([v.array for v in volumes]) if len(volumes) > 1 else first.array
-    return Volume(array, first.geometry, paths[0], merged_notes(volumes))
+    return Volume(array, first.geometry, first.path, merged_notes(volumes))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    return path.is_file() and not file_ending(path) and is_dicom(path)
+
+
+def _read_dicom(paths: Sequence[Path]) -> Volume:
+    """The only series of a folder, or of files."""
+    from mre_lowshot.data.dicom.choice import only_series
+    from mre_lowshot.data.dicom.values import read_values
+
+    series = only_series(paths)
+    array, grid, notes = read_values(series)
+    return Volume(array[None], grid, series.place, notes)
 
 
 def merged_notes(volumes: Sequence[Volume]) -> tuple[str, ...]:
@@ -257,8 +280,14 @@ def geometry_of(path: Path) -> Geometry:
     return read_header(path).geometry
 
 
-def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_volume(path: Path, array: np.ndarray, geometry: Geometry, table: LabelTable | None = None) -> None:
     """Write (D, H, W) on the grid it was read from: in the file's own orientation, compressed.
+
+    Args:
+        path: of the file.
+        array: to write.
+        geometry: its grid.
+        table: names and colours of the labels, for the formats that hold them (NIfTI).
 
     One slice goes to 2D formats (PNG, TIFF) as a 2D image, and to others where it was read from one. Label maps are
     stored as uint8 (uint16 above 255 labels), anything else as float32.
@@ -268,7 +297,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """
     if tuple(array.shape) != tuple(geometry.shape):
         raise ValueError(f"array {array.shape} does not fit the grid {geometry.shape}")
-    write_array(path, storable(array), geometry)
+    write_array(path, storable(array), geometry, table)
 
 
 def storable(array: np.ndarray) -> np.ndarray:

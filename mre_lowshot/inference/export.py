@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mre_lowshot.data.colours import label_colours
+from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.label_table import LabelTable
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
@@ -71,6 +74,8 @@ class Prediction:
         label_names: name to value, background included.
         warnings: differences between the scan and the training scans, one sentence each, and whether the label map is
             empty.
+        colours: ``#rrggbb`` of each label value.
+        codes: coded terms (value, scheme, meaning) of the labels that dataset.json gives some for, by name.
     """
 
     name: str
@@ -79,6 +84,17 @@ class Prediction:
     label_names: Mapping[str, int]
     warnings: tuple[str, ...] = ()
     refined: RefinedScan | None = field(default=None, repr=False, compare=False)
+    colours: Mapping[int, str] = field(default_factory=dict)
+    codes: Mapping[str, Code] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.colours:
+            object.__setattr__(self, "colours", label_colours(self.label_names))
+
+    @property
+    def table(self) -> LabelTable:
+        """Names and colours of the labels."""
+        return LabelTable.of(self.label_names, self.colours)
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -93,14 +109,15 @@ class Prediction:
         return refined.calibrate(inverse_probabilities(refined.probabilities, refined.transform))
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> None:
-        """Write the label map to ``path``, in the format of its ending; with ``probabilities`` also ``<name>.npz``
-        beside it (the name of ``path`` without its ending), key ``probabilities``.
+        """Write the label map to ``path``, in the format of its ending (NIfTI with the labels' names and colours); with
+        ``probabilities`` also ``<name>.npz`` beside it (the name of ``path`` without its ending), key
+        ``probabilities``.
 
         Raises:
             UserError: the ending is not a format written here.
         """
         path = Path(path)
-        self.labels.save(path)
+        self.labels.save(path, self.table)
         if probabilities:
             self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
 
@@ -136,13 +153,28 @@ def check_probabilities(path: Path) -> None:
 
 
 def export_scan(
-    refined: RefinedScan, label_names: Mapping[str, int], single_component: tuple[int, ...] = ()
+    refined: RefinedScan,
+    label_names: Mapping[str, int],
+    single_component: tuple[int, ...] = (),
+    *,
+    colours: Mapping[int, str] | None = None,
+    codes: Mapping[str, Code] | None = None,
 ) -> Prediction:
     """The scan's label map on its own grid: argmax of the resampled probabilities, and the largest component only of
-    the classes in ``single_component``. An empty one adds a warning."""
+    the classes in ``single_component``. An empty one adds a warning. ``colours`` and ``codes`` are as in
+    `Prediction`."""
     labels = native_labels(refined.probabilities, refined.transform, single_component)
     warnings = refined.warnings if labels.any() else (*refined.warnings, EMPTY)
-    return Prediction(refined.name, Volume(labels, refined.geometry), refined.quality, label_names, warnings, refined)
+    return Prediction(
+        refined.name,
+        Volume(labels, refined.geometry),
+        refined.quality,
+        label_names,
+        warnings,
+        refined,
+        colours=colours or {},
+        codes=codes or {},
+    )
 
 
 def native_labels(

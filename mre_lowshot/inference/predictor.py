@@ -22,7 +22,7 @@ from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
-from mre_lowshot.data.scan_input import ScanInput, read_scan
+from mre_lowshot.data.scan_input import ScanInput, read_case, read_scan
 from mre_lowshot.data.verification import storage_problem
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import NumericalError, UserError, describe_failure, is_out_of_memory, log_unexpected
@@ -161,6 +161,7 @@ class Predictor:
         mirroring: bool = True,
         precision: Precision = "float32",
         compile: bool = False,
+        checkpoint_name: str | None = None,
         log: Callable[[str], None] = log_to_stderr,
     ) -> Predictor:
         """Load a trained model once, to segment many scans.
@@ -171,12 +172,12 @@ class Predictor:
             folds: numbers of the folds to average; None: all that are trained.
             device: ``cuda``, ``cuda:1``, ``mps``, ``cpu`` or ``auto`` (CUDA where available, else
                 MPS if it computes what the CPU computes, else the CPU).
-            step_size: distance of overlapping tiles, as a fraction of the patch side, in [0.05, 1]; None: the plan's
-                tiling.
+            step_size: of overlapping tiles, a fraction of the patch side in [0.05, 1]; None: the plan's tiling.
             centre_tiles: the paper's tiling, which predicts each voxel once. Excludes ``step_size``.
             mirroring: test-time mirroring, if the plan has it.
             precision: ``float32``, ``bf16`` (used only if it agrees with float32), or ``auto``.
             compile: use torch.compile if it works and the output agrees.
+            checkpoint_name: as in `load_model`.
             log: receives messages; by default they go to stderr.
 
         Raises:
@@ -187,7 +188,8 @@ class Predictor:
         if precision not in get_args(Precision):
             raise UserError(f"--precision {shown(precision)}: {suggest(precision, get_args(Precision))}")
         chosen = devices.resolve(device)
-        model = load_model(Path(path), [folds] if isinstance(folds, int) else folds, chosen)
+        folds = [folds] if isinstance(folds, int) else folds
+        model = load_model(Path(path), folds, chosen, checkpoint_name=checkpoint_name)
         inference = inference_with(
             model.plan.recipe.inference, step_size=step_size, centre_tiles=centre_tiles, mirroring=mirroring
         )
@@ -197,6 +199,11 @@ class Predictor:
     def plan(self) -> Plan:
         """What the model's folds share (the first fold's plan)."""
         return self.model.plan
+
+    @property
+    def colours(self) -> Mapping[int, str]:
+        """``#rrggbb`` of each label value above 0, the same in everything that is written or drawn."""
+        return self.model.colours
 
     @property
     def device(self) -> torch.device:
@@ -209,9 +216,10 @@ class Predictor:
         """Segment one scan.
 
         Args:
-            scan: a file, a sequence of channel files, a `Volume`, a SimpleITK image, or ``(array, spacing)`` with an
-                array (D, H, W) or (C, D, H, W) in LPS and a spacing (z, y, x) in mm.
-            name: of the case; by default the file's.
+            scan: a file, a folder with one DICOM series, a sequence of such files or folders (channels) or of DICOM
+                files, a `Series`, a `Volume`, a SimpleITK image, or ``(array, spacing)`` with an array (D, H, W) or
+                (C, D, H, W) in LPS and a spacing (z, y, x) in mm.
+            name: of the case; by default the file's or the series'.
             crop: box for models planned with given crops.
             progress: called with the tiles done and their number.
 
@@ -224,16 +232,16 @@ class Predictor:
         del volume, scan  # the largest array, and no longer needed
         return self.predict_prepared(self.register(prepared), progress=progress)
 
-    def predict_cases(self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None) -> Iterator[Outcome]:
+    def predict_cases(
+        self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None, ahead: bool = True
+    ) -> Iterator[Outcome]:
         """Segment cases one by one. One that fails, for whatever reason, is named with it, and the others are
-        predicted; nothing of a case is kept when the next one is begun.
-
-        On a GPU the next scan is read, preprocessed and registered meanwhile.
-        """
+        predicted; nothing of a case is kept when the next one is begun. On a GPU the next scan is read,
+        preprocessed and registered meanwhile, unless ``ahead`` is false."""
 
         def prepare(case: Case) -> tuple[RegisteredScan, Stopwatch]:
             watch = Stopwatch()
-            volume = Volume.read(*case.images)
+            volume = read_case(case)
             if problem := storage_problem(volume, file_ending(case.images[0])):
                 raise UserError(f"case {case.name}: {problem}")
             watch.lap("read")
@@ -244,7 +252,7 @@ class Predictor:
             watch.lap("register")
             return registered, watch
 
-        for case, get in prefetch(cases, prepare, ahead=self.device.type != "cpu"):
+        for case, get in prefetch(cases, prepare, ahead=ahead and self.device.type != "cpu"):
             outcome = [self._outcome(case, get)]
             del get  # it may hold the scan
             yield outcome.pop()
@@ -360,7 +368,8 @@ class Predictor:
 
     def export(self, refined: RefinedScan) -> Prediction:
         """The label map on the scan's own grid."""
-        return export_scan(refined, self.plan.labels, self.settings.single_component)
+        single, model = self.settings.single_component, self.model
+        return export_scan(refined, self.plan.labels, single, colours=model.colours, codes=model.codes)
 
     def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
         """The stages network, refine and export."""

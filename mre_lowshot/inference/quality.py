@@ -12,8 +12,6 @@ Both rank scans; neither is the true Dice (mre_train and mre_evaluate print the 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.agreement import expected_dice, label_agreement
-from mre_lowshot.files import printable, write_text
+from mre_lowshot.files import printable
+from mre_lowshot.inference.tables import Row, read_table, write_table
 from mre_lowshot.refinement.fusion import is_informative
 
 FILE = "quality.csv"
@@ -98,12 +96,8 @@ def write_qualities(
             row |= cells
         if not present:
             rows.append(cells)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
-    for row in sorted(rows, key=lambda row: _score(row) if _is_rated(row) else (math.inf, "")):
-        table.writerow([row.get(name, "") for name in columns])
-    write_text(folder / file, text.getvalue())
+    ranked = sorted(rows, key=lambda row: _score(row) if _is_rated(row) else (math.inf, ""))
+    write_table(folder / file, columns, ranked)
     return folder / file
 
 
@@ -120,20 +114,8 @@ def read_rows(path: Path) -> dict[str, dict[str, str]]:
     return {row["case"]: row for row in _read_table(path)[1] if _is_rated(row)}
 
 
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The names of the columns, and the rows. Columns without a name of their own get one."""
-    if not path.is_file():
-        return [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            head, *rows = [cells for cells in csv.reader(lines) if cells] or [[]]
-    except (UnicodeDecodeError, csv.Error):
-        head, rows = [], []
-    if not {"case", "score"} <= set(head):
-        raise UserError(f"{path}: is not a table of qualities (columns case, score, basis ...); move it away")
-    head += [""] * (max(map(len, rows), default=0) - len(head))
-    columns = [name if name and name not in head[:n] else f"{name or 'column'}_{n + 1}" for n, name in enumerate(head)]
-    return columns, [dict(zip(columns, cells, strict=False)) for cells in rows]
+def _read_table(path: Path) -> tuple[list[str], list[Row]]:
+    return read_table(path, ("case", "score"), "qualities")
 
 
 def _is_rated(row: Mapping[str, str]) -> bool:

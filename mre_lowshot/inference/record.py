@@ -21,6 +21,7 @@ from mre_lowshot.inference.checkpoint import versions
 from mre_lowshot.inference.models import Model
 
 FORMAT, VERSION = "mre_lowshot prediction", 1
+PICTURE_FOLDERS = ("overlays", "previews")  # with a CASE.png each
 DECISIVE = ("step_size", "centre_tiles", "mirroring", "precision")  # options on which the label maps depend
 
 
@@ -114,6 +115,18 @@ class RunRecord:
         file = path.relative_to(self.path.parent).as_posix()
         return any(state.file == file and state.matches(path) for state in self.states_of(name))
 
+    def is_own_file(self, path: Path) -> bool:
+        """Whether ``path`` holds what a run has written as a file of the whole folder."""
+        listed = (s for content in (self._content, *self._others) for s in FileState.listed(content, "files"))
+        return any(state.file == path.name and state.matches(path) for state in listed)
+
+    def note_file(self, state: FileState) -> None:
+        """List a file of the whole folder; what it was before stays listed as long as it is there. Call `write` before
+        the file gets its name."""
+        before = FileState.listed(self._content, "files")
+        kept = [s for s in before if s.file != state.file or (s != state and s.matches(self.path.parent / s.file))]
+        self._content["files"] = [item.to_json() for item in (*kept, state)]
+
     def entry_of(self, path: Path, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The entry of the case ``name`` that wrote the present content of ``path``, and its run; None where there is
         none."""
@@ -197,9 +210,10 @@ def _decisive(run: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_plain(file: str) -> bool:
-    """Whether a listed file lies in the folder or its overlays/: a record from elsewhere may list anything."""
+    """Whether a listed file lies in the folder or one of pictures in it: a record from elsewhere may list anything."""
     parts = file.split("/")
-    return "\\" not in file and ".." not in parts and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "overlays"))
+    inside = len(parts) == 1 or (len(parts) == 2 and parts[0] in PICTURE_FOLDERS)
+    return "\\" not in file and ".." not in parts and inside
 
 
 def _now() -> str:

@@ -6,6 +6,7 @@ radiological convention: the patient's right is on the left of the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CT_WINDOW = (-160.0, 240.0)  # HU, soft tissue
 AXIAL_SLICES = 3
+_MOST_VALUES = 1 << 24  # for percentiles, which copy them twice
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ def choose_views(labels: np.ndarray, spacing: Sequence[float]) -> list[View]:
 def window(image: np.ndarray) -> tuple[float, float]:
     """Intensities displayed as black and white.
 
-    The soft-tissue window `CT_WINDOW` if the range of values is that of a CT in HU, else percentiles 0.5 and 99.5.
+    The soft-tissue window `CT_WINDOW` if the range of values is that of a CT in HU, else percentiles 0.5 and 99.5; of a
+    large volume those of every second (third ...) voxel along each axis.
     """
+    every = math.ceil((image.size / _MOST_VALUES) ** (1 / 3))
+    image = image[(slice(None, None, max(every, 1)),) * image.ndim]
     finite = image[np.isfinite(image)]
     if finite.size == 0:
         return 0.0, 1.0
@@ -151,8 +156,9 @@ def overlay(
             shown = view.take(image)
             axes.imshow(shown, "gray", aspect=view.aspect, interpolation="bilinear", vmin=black, vmax=white)
             if array is not None:
-                _draw_labels(axes, view.take(array), {value: colours[value] for value in names})
-            _annotate(axes, view, marked, caption=column == 0 and image.shape[0] > 1)
+                draw_labels(axes, view.take(array), {value: colours[value] for value in names})
+            first = column == 0 and image.shape[0] > 1
+            annotate(axes, view, marked, caption=f"{view.name} {view.index}" if first else "")
             if row == 0:
                 axes.set_title(name, fontsize=10, pad=3)
     figure.suptitle(printable(title), parse_math=False, fontsize=11, y=1 - 0.08 / height, va="top")
@@ -160,7 +166,8 @@ def overlay(
     save_figure(figure, path)
 
 
-def _draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> None:
+def draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> None:
+    """Tint and outline the labels of ``plane`` (rows, columns) in ``colours`` on the image that ``axes`` shows."""
     from matplotlib.colors import to_rgba
 
     tint = np.zeros((*plane.shape, 4))
@@ -174,7 +181,9 @@ def _draw_labels(axes: Any, plane: np.ndarray, colours: Mapping[int, str]) -> No
             axes.contour(columns, rows, mask, [0.5], colors=[colour], linewidths=1.1)
 
 
-def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
+def annotate(axes: Any, view: View, letters: bool, *, caption: str = "") -> None:
+    """Mark the anatomical directions at the edges of the image that ``axes`` shows, if ``letters``, and write
+    ``caption`` into its corner."""
     from matplotlib.patheffects import Normal, Stroke
 
     height, width = axes.images[0].get_array().shape
@@ -188,7 +197,7 @@ def _annotate(axes: Any, view: View, letters: bool, caption: bool) -> None:
         for letter, (edge, inwards) in zip(view.edges, offsets, strict=True):
             axes.annotate(letter, edge, inwards, fontsize=8, ha="center", va="center", **style)
     if caption:
-        axes.annotate(f"{view.name} {view.index}", (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
+        axes.annotate(caption, (0, 1), (4, -3), fontsize=7, ha="left", va="top", **style)
 
 
 def _legend(

@@ -12,7 +12,7 @@ from mre_lowshot.report.figures import overlay
 
 def draw_case(
     path: Path,
-    images: Sequence[Path],
+    scan: Sequence[Path] | Volume,
     prediction: Path | Volume,
     *,
     labels: Mapping[str, int],
@@ -25,7 +25,7 @@ def draw_case(
 
     Args:
         path: PNG file to write.
-        images: channel files of the scan.
+        scan: its channel files, or the image (C, D, H, W) in memory.
         prediction: label map, in memory or as a file.
         labels: name to value.
         title: heading.
@@ -35,7 +35,7 @@ def draw_case(
     Raises:
         UserError: a file cannot be read.
     """
-    image = read_channels(list(images))
+    image = scan if isinstance(scan, Volume) else read_channels(list(scan))
     volume = prediction if isinstance(prediction, Volume) else read_labels(prediction, like=image.geometry)
     predicted = volume.array
     spacing = image.geometry.spacing

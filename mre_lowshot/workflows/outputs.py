@@ -16,22 +16,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.readers import file_ending
-from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers, replace
 from mre_lowshot.inference.export import check_probabilities
-from mre_lowshot.inference.record import FileState, RunRecord
+from mre_lowshot.inference.formats import BESIDE_ENDINGS, ENDINGS, Format, formats_of
+from mre_lowshot.inference.record import PICTURE_FOLDERS, FileState, RunRecord
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.plotting import check_png
+from mre_lowshot.workflows.input_files import DATA_ENDINGS, data_files, same_inputs
 
-OVERLAYS = "overlays"
+OVERLAYS, PREVIEWS = PICTURE_FOLDERS
 DAMAGED = ".damaged"  # is added to the name of a file that is set aside
-DATA_ENDINGS = (".zraw", ".raw")  # the voxels of a .mhd file
 LISTED = 10  # files named in a message
 
 
@@ -51,17 +49,27 @@ def only_run(folder: Path, *, num_parts: int, part_id: int) -> Iterator[None]:
             held.enter_context(locked(folder, f"predict_part{part_id}", doing))
         remove_stale(folder)
         remove_leftovers(folder)
-        remove_leftovers(folder / OVERLAYS)
+        for pictures in PICTURE_FOLDERS:
+            remove_leftovers(folder / pictures)
         yield
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run shall write for each case: ``labels`` are the values that a label map may hold."""
+    """What a run shall write for each case: ``labels`` are the values that a label map may hold, ``formats`` those of
+    the label maps (empty: that of the scan)."""
 
     overlays: bool
     probabilities: bool
     labels: frozenset[int]
+    formats: tuple[str, ...] = ()
+    previews: bool = False
+    statistics: bool = False
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The folders of the pictures that are asked for."""
+        return tuple(f for f, wanted in ((OVERLAYS, self.overlays), (PREVIEWS, self.previews)) if wanted)
 
 
 class OutputFolder:
@@ -80,22 +88,25 @@ class OutputFolder:
         self._unfit: dict[Path, str] = {}  # why a label map that is not listed does not count as done
         self._images: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(root.iterdir()):
-            if ending := file_ending(path):
+            for ending in {file_ending(path), *(e for e in ENDINGS if path.name.endswith(e))} - {""}:
                 self._images[path.name[: -len(ending)]].append(path)
         self._staging = root / partial_name(root)
 
+    def label_maps(self, case: Case) -> dict[Path, Format]:
+        """The label maps of a case in each format that is asked for; the first is the one to correct."""
+        return {self.root / f"{case.name}{made.ending}": made for made in formats_of(case, self.request.formats)}
+
     def label_map(self, case: Case) -> Path:
-        """The label map of a case: in the format of its scan."""
-        return self.root / f"{case.name}{file_ending(case.images[0])}"
+        """The first label map of a case."""
+        return next(iter(self.label_maps(case)))
 
     def targets(self, case: Case) -> list[Path]:
-        """The files that are asked for, the label map first."""
-        found = [self.label_map(case)]
+        """The files that are asked for, the label maps first."""
+        maps = self.label_maps(case)
+        found = [*maps, *(self.root / f"{case.name}{ending}" for made in maps.values() for ending in made.beside)]
         if self.request.probabilities:
             found.append(self.root / f"{case.name}.npz")
-        if self.request.overlays:
-            found.append(self.root / OVERLAYS / f"{case.name}.png")
-        return found
+        return found + [self.root / folder / f"{case.name}.png" for folder in self.request.pictures]
 
     # Before the work.
 
@@ -113,7 +124,7 @@ class OutputFolder:
         if found is None or not self._data_is_own(path, case):
             if self.record.is_own(path, case.name) and self._data_is_own(path, case):
                 return "the last attempt failed"
-            if problem := self._unusable(path, case):
+            if problem := self._unusable(path, case, self.label_maps(case)[path]):
                 self._unfit[path] = problem
                 return f"its label map {problem}"
         else:
@@ -122,28 +133,27 @@ class OutputFolder:
                 return "the last attempt failed"
             if not self.record.same_result(run):
                 return "it was predicted with another model or other options"
-            if not _same_inputs(entry, case) or entry.get("crop") != crop:
+            if not same_inputs(entry, case) or entry.get("crop") != crop:
                 return "the scan has changed since it was predicted"
         for extra in self.targets(case)[1:]:
             if not extra.is_file():
                 return f"{self._name(extra)} is missing"
-            if not self.record.is_own(extra, case.name) and (problem := self._damage(extra, _check_of(extra))):
+            if not self.record.is_own(extra, case.name) and (problem := self._problem(extra, case)):
                 return f"{self._name(extra)} {problem}"
         return None
 
     def _data_is_own(self, path: Path, case: Case) -> bool:
         """Whether the voxels beside a .mhd file are those that a run has written."""
-        return all(self.record.is_own(data, case.name) for data in _data_files(path))
+        return all(self.record.is_own(data, case.name) for data in data_files(path))
 
-    def _unusable(self, path: Path, case: Case) -> str:
+    def _unusable(self, path: Path, case: Case, made: Format) -> str:
         """Why a label map that is not listed does not count as done; empty where it does."""
-        if problem := self._damage(path, _readable):
-            return problem
-        labels, scan = read_labels(path), geometry_of(case.images[0])
-        if different := labels.geometry.differences(scan):
-            return f"is not on the grid of the scan: {different[0]}"
-        others = sorted({int(v) for v in np.unique(labels.array)} - self.request.labels)
-        return f"holds the labels {others}, which the model does not have" if others else ""
+        return self._damage(path, made.check) or made.misfit(path, case, self.request.labels)
+
+    def _problem(self, path: Path, case: Case) -> str:
+        """As `_unusable`, for any file besides the first label map."""
+        made = self.label_maps(case).get(path)
+        return self._unusable(path, case, made) if made else self._damage(path, _check_of(path))
 
     def _damage(self, path: Path, check: Callable[[Path], None]) -> str:
         try:
@@ -164,15 +174,15 @@ class OutputFolder:
         self._require_distinct(cases)
         foreign, folders, twins = [], [], []
         for case in cases:
-            for path in (*self.targets(case), *_data_files(self.label_map(case))):
+            for path in (*self.targets(case), *(data for made in self.label_maps(case) for data in data_files(made))):
                 if path.is_dir() and not path.is_symlink():
                     folders.append(self._name(path))
                 elif os.path.lexists(path) and not self._replaceable(path, case.name):
                     why = f" ({self._unfit[path]})" if path in self._unfit else ""
                     foreign.append(self._name(path) + why)
             twins += [p.name for p in self._twins(case) if not self.record.is_own(p, case.name)]
-        if self.request.overlays and os.path.lexists(self.root / OVERLAYS) and not (self.root / OVERLAYS).is_dir():
-            folders.append(OVERLAYS)
+        pictures = ((name, self.root / name) for name in self.request.pictures)
+        folders += [name for name, folder in pictures if os.path.lexists(folder) and not folder.is_dir()]
         if folders:
             raise UserError(f"-o {self.root}: {_some(folders)}: a file and a folder of one name; move it away")
         if twins:
@@ -189,6 +199,7 @@ class OutputFolder:
 
     def _require_distinct(self, cases: Sequence[Case]) -> None:
         names: dict[str, str] = {}
+        files: dict[Path, str] = {}
         for case in cases:
             key = unicodedata.normalize("NFC", case.name).casefold()
             other = names.setdefault(key, case.name)
@@ -197,6 +208,12 @@ class OutputFolder:
                     f"cases {other} and {case.name}: their label maps would be one file in {self.root}, where upper "
                     "and lower case are not distinguished; rename one of the scans"
                 )
+            for path in self.targets(case):  # x.seg as .nrrd, and x as .seg.nrrd
+                if files.setdefault(path, case.name) != case.name:
+                    raise UserError(
+                        f"cases {files[path]} and {case.name}: both would write {self._name(path)}; rename one of the "
+                        "scans, or choose another --output_format"
+                    )
 
     def ignores_case(self) -> bool:
         """Whether the file system takes names for equal that differ in upper and lower case only."""
@@ -215,8 +232,9 @@ class OutputFolder:
         Raises:
             UserError: one of them cannot be written to.
         """
-        folders = [self.root, *([self.root / OVERLAYS] if self.request.overlays else [])]
-        for folder in folders:
+        for folder in (self.root, *(self.root / name for name in self.request.pictures)):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise UserError(f"-o {self.root}: {folder.name}: a file and a folder of one name; move it away")
             probe = folder / partial_name(Path("probe"))
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -276,7 +294,7 @@ class OutputFolder:
                 )
         outputs = [FileState.of(p, p.relative_to(self._staging).as_posix()) for p in staged]
         before = self.record.states_of(case.name)
-        kept = self._still_valid(outputs, before, case)
+        kept = self._still_valid(outputs, before, case, crop=entry.get("crop"))
         self.record.add(case.name, entry, [*outputs, *kept])
         try:
             for path in staged:
@@ -304,16 +322,32 @@ class OutputFolder:
         except OSError:  # the longer name is too long
             replace(path, path.with_name(f"{uuid.uuid4().hex[:8]}{path.suffix}{DAMAGED}"))
 
-    def _still_valid(self, outputs: Sequence[FileState], before: Sequence[FileState], case: Case) -> list[FileState]:
-        """Overlay and probabilities of an earlier run that belong to the same label map, and are not asked for now."""
+    def _still_valid(
+        self, outputs: Sequence[FileState], before: Sequence[FileState], case: Case, *, crop: object
+    ) -> list[FileState]:
+        """Files of an earlier run that are not asked for now: pictures and probabilities that belong to the same label
+        map, and label maps in other formats of the same scan, model and options."""
         label, new = self._name(self.label_map(case)), {state.file for state in outputs}
-        if not any(state.file == label and state in before for state in outputs):
-            return []
-        extras = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png"} - new
-        return [s for s in dict.fromkeys(before) if s.file in extras and s.matches(self.root / s.file)]
+        extras: set[str] = set()
+        if any(state.file == label and state in before for state in outputs):
+            extras |= _extra_names(case)
+        others = (*self._twins(case), *self._beside(case))
+        extras |= {self._name(path) for path in others if self._is_same_result(path, case, crop)}
+        return [s for s in dict.fromkeys(before) if s.file in extras - new and s.matches(self.root / s.file)]
+
+    def _is_same_result(self, path: Path, case: Case, crop: object) -> bool:
+        entry, run = self.record.entry_of(path, case.name) or ({}, {})
+        return self.record.same_result(run) and same_inputs(entry, case) and entry.get("crop") == crop
+
+    def _beside(self, case: Case) -> list[Path]:
+        """The files beside label maps of the case, of formats that are not asked for."""
+        wanted = set(self.targets(case))
+        paths = (self.root / f"{case.name}{ending}" for ending in BESIDE_ENDINGS)
+        return [path for path in paths if path not in wanted and path.is_file()]
 
     def _remove_obsolete(self, case: Case, present: set[str], before: Sequence[FileState]) -> None:
-        names = {f"{case.name}.npz", f"{OVERLAYS}/{case.name}.png", *(path.name for path in self._twins(case))}
+        names = _extra_names(case) | {path.name for path in self._twins(case)}
+        names |= {path.name for path in (*self._beside(case), *self.targets(case))}  # one may have failed now
         names |= {f"{case.name}{ending}" for ending in DATA_ENDINGS}
         for state in before:
             path = self.root / state.file
@@ -322,46 +356,24 @@ class OutputFolder:
                     path.unlink()
 
     def _twins(self, case: Case) -> list[Path]:
-        """Label maps of the case in other formats."""
-        return [path for path in self._images.get(case.name, ()) if path != self.label_map(case) and path.is_file()]
+        """Label maps of the case in formats that are not asked for."""
+        wanted = set(self.targets(case))
+        return [path for path in self._images.get(case.name, ()) if path not in wanted and path.is_file()]
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
 
-def input_states(case: Case) -> list[dict[str, object]]:
-    """Path, size, time and SHA-256 of a case's files."""
-    return [
-        {**FileState.of(path, str(path)).to_json(), "mtime": path.stat().st_mtime}
-        for image in case.images
-        for path in (image, *_data_files(image))
-    ]
-
-
-def _same_inputs(entry: Mapping[str, object], case: Case) -> bool:
-    listed = FileState.listed(entry, "inputs")
-    paths = [path for image in case.images for path in (image, *_data_files(image))]
-    if len(listed) != len(paths):
-        return False
-    times = [item.get("mtime") for item in entry["inputs"]]  # type: ignore[attr-defined]
-    return all(
-        path.is_file() and path.stat().st_size == state.size and (path.stat().st_mtime == time or state.matches(path))
-        for path, state, time in zip(paths, listed, times, strict=True)
-    )
-
-
-def _data_files(image: Path) -> list[Path]:
-    if image.suffix.lower() != ".mhd":
-        return []
-    return [path for ending in DATA_ENDINGS if (path := image.with_suffix(ending)).is_file()]
-
-
-def _readable(path: Path) -> None:
-    read_labels(path)
+def _extra_names(case: Case) -> set[str]:
+    return {f"{case.name}.npz", *(f"{folder}/{case.name}.png" for folder in PICTURE_FOLDERS)}
 
 
 def _check_of(path: Path) -> Callable[[Path], None]:
-    return check_probabilities if path.suffix == ".npz" else check_png
+    return {".npz": check_probabilities, ".png": check_png}.get(path.suffix, _anything)
+
+
+def _anything(path: Path) -> None:
+    """A text beside a label map: whatever is in it."""
 
 
 def _some(names: Sequence[str]) -> str:

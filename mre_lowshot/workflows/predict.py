@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mre_lowshot.config.check import require_path, require_plans_name, require_whole
-from mre_lowshot.data.dataset import Case, find_cases
-from mre_lowshot.data.listing import CONVERT, name_problem, shown
-from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.data.splits import parse_fold, parse_level
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.models import find_folder
+from mre_lowshot.inference.formats import ModelLabels, check_names, refuse_formats
+from mre_lowshot.inference.models import find_folder, load_model, require_checkpoint_name
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.record import RunRecord, describe_run
 from mre_lowshot.inference.sliding_window import Precision
 from mre_lowshot.preprocessing.prepare import read_crops
+from mre_lowshot.workflows.inputs import Inputs, find_inputs, first_lines
 from mre_lowshot.workflows.outputs import OutputFolder, Request, only_run
 from mre_lowshot.workflows.prediction_run import PredictionRun, PredictResult
 from mre_lowshot.workflows.reporting import Reporter
@@ -39,19 +40,27 @@ def predict(
     compile: bool = False,
     overlays: bool = False,
     save_probabilities: bool = False,
+    statistics: bool = False,
+    preview: bool = False,
+    output_formats: Sequence[str] = (),
+    series: Sequence[str] = (),
+    checkpoint_name: str | None = None,
     continue_prediction: bool = False,
     overwrite: bool = False,
     num_parts: int = 1,
     part_id: int = 0,
     device: str = "auto",
     workspace: str | Path | None = None,
+    verbose: bool = False,
+    prefetch: bool = True,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Segment every scan in a folder, or one scan file. For scans in memory use `Predictor`.
 
     Args:
-        inputs: folder with the scans, or one scan file.
-        output: folder for the label maps, run.json and quality.csv.
+        inputs: folder with image files, or with DICOM in it or its subfolders; or one file.
+        output: folder for the label maps, run.json, quality.csv, and the labels' names and colours
+            (label_descriptions.txt, dseg.tsv).
         model: a model's folder, a zip file of mre_export_model, or a checkpoint file; None: the trained model that fits
             the next three, the newest where several do.
         dataset, level, plans_name: of the model.
@@ -59,12 +68,22 @@ def predict(
         step_size, centre_tiles, mirroring, precision, compile, device: as in `Predictor.load`.
         overlays: also draw overlays/CASE.png.
         save_probabilities: also write CASE.npz.
+        statistics: also write statistics.json and statistics.csv: volume, intensities and position of each structure.
+            With ``continue_prediction`` the label maps that are there, corrected ones too, are measured as they are.
+        preview: also draw previews/CASE.png: three planes and three projections with the labels.
+        output_formats: names of `inference.formats.FORMATS` to write label maps in; empty: the format of the scan
+            (DICOM: ``dicom-seg``).
+        series: DICOM series to take, each by UID, name, number or a part of its description; empty: all of the model's
+            modality.
+        checkpoint_name: as in `inference.models.load_model`.
         continue_prediction: skip cases for which all that is asked for exists, whole and from the same scan, model and
             options; label maps that a person has corrected are kept.
         overwrite: replace files that no run has written, or that have changed since; without it they are refused before
             the work starts. Unchanged files of earlier runs are always replaced.
         num_parts, part_id: split the cases among several runs, and number of the part that this run predicts, from 0.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
+        verbose: report the seconds of each case.
+        prefetch: on a GPU, read and preprocess the next scan while a scan is predicted.
         reporter: receives progress and messages.
 
     Raises:
@@ -79,6 +98,10 @@ def predict(
         require_plans_name("-p", plans_name)
     if model is not None and any(option is not None for option in (dataset, level, plans_name)):
         raise UserError("-m names the model folder itself; leave out -d, -c and -p")
+    output_formats = _texts("--output_format", output_formats)
+    series = _texts("--series", series)
+    check_names(output_formats)
+    require_checkpoint_name(checkpoint_name)
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
     folder, how = find_model(model, dataset, level, plans_name, workspace)
     options: dict[str, Any] = {
@@ -92,26 +115,108 @@ def predict(
         folder,
         folds=fold_numbers(folds),
         device=device,
+        checkpoint_name=checkpoint_name,
         log=lambda line: reporter.warning(f"note: {line}"),
         **options,
     )
     _report_model(predictor, how, reporter)
-    cases, problems = find_input_cases(inputs, output, len(predictor.plan.channel_names))
+    labels = ModelLabels.of(predictor.model)
+    found = find_inputs(inputs, channels=predictor.plan.channel_names, output=output, series=series)
+    refuse_formats(found.cases, output_formats)
+    for line in first_lines(found.left_out):
+        reporter.info(f"left out: {line}")
     options |= {"overlays": overlays, "save_probabilities": save_probabilities, "overwrite": overwrite}
+    options |= {"statistics": statistics, "preview": preview}
+    options |= {"output_formats": list(output_formats), "series": list(series), "checkpoint_name": checkpoint_name}
     options |= {"continue_prediction": continue_prediction, "num_parts": num_parts, "part_id": part_id}
     with only_run(output, num_parts=num_parts, part_id=part_id):
         run = {
             **describe_run(predictor.model, predictor.device, options),
             "input": str(inputs.resolve()),
-            "problems": list(problems),
+            "problems": list(found.problems),
+            "left_out": list(found.left_out),
         }
         part = f"_part{part_id}" if num_parts > 1 else ""
         record = RunRecord(output, f"run{part}.json", run, replace=overwrite)
-        request = Request(overlays, save_probabilities, frozenset(predictor.plan.labels.values()))
+        request = Request(
+            overlays,
+            save_probabilities,
+            frozenset(predictor.plan.labels.values()),
+            output_formats,
+            previews=preview,
+            statistics=statistics,
+        )
         target = OutputFolder(output, record, request, overwrite=overwrite)
         crops = read_crops(inputs) if inputs.is_dir() else {}
-        work = PredictionRun(predictor, target, crops=crops, table=f"quality{part}.csv", reporter=reporter)
-        return work.run(cases[part_id::num_parts], problems, continued=continue_prediction)
+        work = PredictionRun(
+            predictor,
+            target,
+            crops=crops,
+            part=part,
+            labels=labels,
+            reporter=reporter,
+            verbose=verbose,
+            prefetch=prefetch,
+        )
+        return work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
+
+
+def list_scans(
+    inputs: str | Path,
+    *,
+    model: str | Path | None = None,
+    dataset: str | int | None = None,
+    level: str | None = None,
+    plans_name: str | None = None,
+    series: Sequence[str] = (),
+    output: str | Path | None = None,
+    workspace: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Inputs:
+    """The scans that `predict` would find, which of them it would take, and why not the others. Nothing is written.
+
+    Args:
+        inputs, series: as in `predict`.
+        model, dataset, level, plans_name, workspace: of the model. If none is named and none is trained, scans of any
+            modality are taken.
+        output: folder whose files are no input.
+        reporter: receives messages.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    require_path("-i", inputs)
+    reporter = reporter or Reporter()
+    inputs, series = Path(inputs), _texts("--series", series)
+    if not inputs.exists():
+        raise UserError(f"-i {inputs}: does not exist; give a folder with scans")
+    channels = None
+    try:
+        folder, how = find_model(model, dataset, level, plans_name, workspace)
+    except UserError:
+        if any(option is not None for option in (model, dataset, level, plans_name)):
+            raise
+        reporter.info("no trained model: scans of any modality are taken")
+    else:
+        channels = load_model(folder, None, torch.device("cpu")).plan.channel_names
+        reporter.info(f"model: {folder} ({how}), channels {', '.join(channels)}")
+    return find_inputs(
+        inputs,
+        channels=channels,
+        output=Path(output) if output is not None else None,
+        series=series,
+        listing=True,
+    )
+
+
+def _texts(option: str, values: Sequence[str]) -> tuple[str, ...]:
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Sequence)
+        or not all(isinstance(value, str) for value in values)
+    ):
+        raise UserError(f"{option} {values!r}: must be a list of texts")
+    return tuple(values)
 
 
 def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int, overwrite: bool) -> None:
@@ -186,24 +291,3 @@ def _report_model(predictor: Predictor, how: str, reporter: Reporter) -> None:
             f"note: training of fold{plural} {those} is not complete (mre_train --c continues); the newest checkpoint "
             "is used"
         )
-
-
-def find_input_cases(inputs: Path, output: Path, channels: int) -> tuple[list[Case], list[str]]:
-    """The cases of a folder, or of one scan file, and what does not fit.
-
-    Raises:
-        UserError: a file of another format, or one that its label map would overwrite.
-    """
-    if inputs.is_dir():
-        return find_cases(inputs, channels, None, ignore=(output,))
-    if not inputs.is_file():
-        raise UserError(f"-i {inputs}: is no regular file (a pipe, socket or device); give a folder or an image file")
-    ending = file_ending(inputs)
-    if not ending:
-        raise UserError(f"-i {inputs}: is none of {', '.join(READABLE_ENDINGS)}; {CONVERT}")
-    if channels != 1 and ending not in COLOUR_ENDINGS:  # one colour image holds all channels
-        raise UserError(f"-i {inputs}: the model takes {channels} channels; give a folder with case_0000, ...")
-    name = inputs.name[: -len(ending) or None].removesuffix("_0000")
-    if problem := name_problem(name):
-        raise UserError(f"-i {shown(inputs.name)}: the name {problem}; rename the file")
-    return [Case(name, (inputs,))], []

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.label_table import LabelTable
 from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.formats import ModelLabels
 from mre_lowshot.inference.input_checks import Difference
 from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
-from mre_lowshot.report.overlays import draw_case
-from mre_lowshot.workflows.outputs import OVERLAYS, OutputFolder, input_states
+from mre_lowshot.inference.statistics_table import StatisticsTable
+from mre_lowshot.workflows.case_files import (
+    Statistics,
+    add_missing_statistics,
+    label_digest,
+    measured_map,
+    write_extras,
+)
+from mre_lowshot.workflows.input_files import input_states
+from mre_lowshot.workflows.label_files import write_label_files
+from mre_lowshot.workflows.outputs import OutputFolder
 from mre_lowshot.workflows.reporting import Reporter
 
 
@@ -34,6 +46,7 @@ class PredictResult:
         failed: one line for each scan that could not be segmented.
         warnings: of the cases segmented now, by case; only those that have any.
         record: run.json.
+        statistics: of the structures of each case that was segmented or measured now, if they were asked for.
     """
 
     folder: Path
@@ -42,29 +55,46 @@ class PredictResult:
     failed: tuple[str, ...] = ()
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     record: Path | None = None
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
 
 
 class PredictionRun:
-    """Predicts the cases that are not done, and writes their files, run.json and the table of qualities.
+    """Predicts the cases that are not done, and writes their files, run.json and the tables.
 
     Args:
         predictor: of the model.
         target: the output folder.
         crops: given boxes, by case.
-        table: name of the table of qualities.
+        part: is added to the names of the tables.
+        labels: names, colours and codes of the model's labels.
         reporter: receives progress and messages.
+        verbose: report the seconds of each case.
+        prefetch: on a GPU, preprocess the next scan meanwhile.
     """
 
     def __init__(
-        self, predictor: Predictor, target: OutputFolder, *, crops: Mapping[str, Box], table: str, reporter: Reporter
+        self,
+        predictor: Predictor,
+        target: OutputFolder,
+        *,
+        crops: Mapping[str, Box],
+        part: str,
+        labels: ModelLabels,
+        reporter: Reporter,
+        verbose: bool = False,
+        prefetch: bool = True,
     ) -> None:
-        self.predictor, self.target, self.crops, self.table, self.reporter = predictor, target, crops, table, reporter
+        self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
+        self.predictor, self.target, self.crops, self.part, self.reporter = predictor, target, crops, part, reporter
+        self.table = f"quality{part}.csv"
+        self.statistics: dict[str, Statistics] = {}
         self.qualities: dict[str, Quality] = {}
         self.warnings: dict[str, tuple[str, ...]] = {}
         self.files: dict[str, Path] = {}
         self.failed: list[str] = []
         self._lost = 0  # scans without a label map
         self._unwritten: set[str] = set()  # cases whose row is not in the table yet
+        self._measured: StatisticsTable | None = None
 
     def run(self, cases: Sequence[Case], problems: Sequence[str], *, continued: bool) -> PredictResult:
         """Predict ``cases``; ``problems`` are of scans that form no case, ``continued`` skips what is done.
@@ -75,14 +105,25 @@ class PredictionRun:
         self.failed += problems
         self._lost += len(problems)
         read_rows(self.target.root / self.table)  # another file of that name is refused before hours of work
+        if self.target.request.statistics:
+            self._measured = StatisticsTable(self.target.root, self.part)
         self.target.require_writable()
         todo = self._left(cases) if continued else list(cases)
         self.target.require_room(todo)
+        table = LabelTable.of(self.predictor.plan.labels, self.predictor.colours)
+        write_label_files(
+            self.target.root,
+            self.target.record,
+            table,
+            overwrite=self.target.overwrite,
+            reporter=self.reporter,
+        )
         self._name_unrated()
         if warning := self.target.space_warning(todo, len(self.predictor.plan.labels)):
             self.reporter.warning(f"warning: {warning}")
         status = "interrupted"
         try:
+            self._measure([case for case in cases if case.name in self.files])
             self._predict(todo)
             status = "failed" if self.failed else "complete"
         finally:
@@ -117,9 +158,22 @@ class PredictionRun:
                     self.reporter.info(f"note: case {case.name} is predicted again: {why}")
         return left
 
+    def _measure(self, done: Sequence[Case]) -> None:
+        """The statistics of cases that are not predicted again."""
+        if self._measured is None:
+            return
+        self.statistics |= add_missing_statistics(
+            self._measured,
+            self.target,
+            done,
+            labels=self.predictor.plan.labels,
+            channels=self.predictor.plan.channel_names,
+            failed=lambda problem, case: self.failed.append(f"statistics: {self._described(problem, case)}"),
+        )
+
     def _predict(self, todo: Sequence[Case]) -> None:
         with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
-            for outcome in self.predictor.predict_cases(todo, crops=self.crops):
+            for outcome in self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch):
                 self._take(outcome)
                 del outcome  # its probabilities are large; free them before the next scan is segmented
                 bar.update()
@@ -141,7 +195,7 @@ class PredictionRun:
             self.reporter.warning(f"warning: case {case.name}: {warning}")
         # written after each scan, so that an interrupted run has a row for each label map
         with suppress(UserError):  # tried again at the end
-            self._write_table()
+            self._write_tables()
 
     def _write(self, outcome: Outcome) -> str:
         """Write the files of a predicted case; the problem, if there is one."""
@@ -149,34 +203,52 @@ class PredictionRun:
         if prediction is None:
             return f"case {case.name}: was not predicted"
         begun = time.monotonic()
-        path = self.target.label_map(case)
         try:
             with self.target.staged() as staging:
-                prediction.save(staging / path.name)
-                problem = self._write_extras(prediction, case, staging)
+                path, problem = self._write_label_maps(prediction, case, staging)
+                extra_problem, statistics = self._write_extras(prediction, case, staging)
+                problem = extra_problem or problem
                 entry = _entry(outcome, self.crops, failed=problem, write_seconds=time.monotonic() - begun)
                 self.target.publish(case, entry)
         except Exception as failure:
             return self._described(failure, case)
         self.files[case.name], self.qualities[case.name] = path, prediction.quality
         self._unwritten.add(case.name)
+        if self._measured is not None and statistics is not None:
+            self.statistics[case.name] = statistics
+            self._measured.add(case.name, label_digest(measured_map(self.target, case)), statistics)
+        if self.verbose:
+            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["seconds"].items())
+            files = ", ".join(file.name for file in self.target.label_maps(case) if file.exists())
+            self.reporter.info(f"case {case.name}: {stages}; quality score {prediction.quality.score:.2f}; {files}")
         if prediction.warnings:
             self.warnings[case.name] = prediction.warnings
         return problem
 
-    def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> str:
-        """Probabilities and overlay, if they are asked for. The label map is kept where they fail."""
-        request = self.target.request
+    def _write_label_maps(self, prediction: Prediction, case: Case, staging: Path) -> tuple[Path, str]:
+        """Write the label map in each format; the first one written, and the problem of one that cannot be. It is
+        raised where none can be written."""
+        written: list[Path] = []
+        failures: list[Exception] = []
+        for path, made in self.target.label_maps(case).items():
+            try:
+                made.write(staging / path.name, prediction, self.labels, case.series)
+                written.append(path)
+            except Exception as failure:
+                failures.append(failure)
+        if not written:
+            raise failures[0]
+        problem = self._described(failures[0], case) if failures else ""
+        return written[0], problem.replace(str(staging), str(self.target.root))
+
+    def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> tuple[str, Statistics | None]:
+        """Probabilities, pictures and statistics, if they are asked for. The label map is kept where they fail: the
+        problem, empty otherwise, and the statistics."""
+        channels = self.predictor.plan.channel_names
         try:
-            if request.probabilities:
-                prediction.save_probabilities(staging / f"{case.name}.npz")
-            if request.overlays:
-                title = f"{case.name}: quality score {prediction.quality.score:.2f}"
-                overlay = staging / OVERLAYS / f"{case.name}.png"
-                draw_case(overlay, case.images, prediction.labels, labels=prediction.label_names, title=title)
+            return "", write_extras(prediction, case, staging, request=self.target.request, channels=channels)
         except Exception as failure:
-            return self._described(failure, case).replace(str(staging), str(self.target.root))
-        return ""
+            return self._described(failure, case).replace(str(staging), str(self.target.root)), None
 
     def _described(self, failure: Exception, case: Case) -> str:
         log_unexpected(failure, self.reporter.warning)
@@ -187,16 +259,22 @@ class PredictionRun:
             devices.free_memory()
         return text
 
-    def _write_table(self) -> None:
+    def _write_tables(self, *, finished: bool = False) -> None:
         qualities = {name: self.qualities[name] for name in self.qualities if name in self._unwritten}
         if qualities:
             labels = self.predictor.plan.labels
             write_qualities(self.target.root, qualities, labels, self.table, warnings=self.warnings)
             self._unwritten.clear()
+        if self._measured is not None:
+            self._measured.write(finished=finished)
 
     def _finish(self, status: str) -> None:
-        """The last state of the table and of run.json. What cannot be written is one more failure."""
-        for write in (self._write_table, lambda: self.target.record.finish(status)):
+        """The last state of the tables and of run.json. What cannot be written is one more failure."""
+        writers: tuple[Callable[[], None], ...] = (
+            partial(self._write_tables, finished=True),
+            partial(self.target.record.finish, status),
+        )
+        for write in writers:
             try:
                 write()
             except UserError as problem:
@@ -212,7 +290,9 @@ class PredictionRun:
         count = len(self.files)
         self.reporter.info(f"{count} of {count + self._lost} scans segmented, label maps in {root}")
         record = self.target.record.path
-        return PredictResult(root, self.files, self.qualities, tuple(self.failed), self.warnings, record)
+        return PredictResult(
+            root, self.files, self.qualities, tuple(self.failed), self.warnings, record, self.statistics
+        )
 
 
 def _entry(
@@ -226,6 +306,7 @@ def _entry(
     return {
         "status": "failed" if failed else "done",
         "reason": failed or None,
+        "series": case.series.key if case.series is not None else None,
         "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
         "crop": _listed_box(crops.get(case.name)),
         "quality": {"score": quality.score, "basis": quality.basis} if quality else None,

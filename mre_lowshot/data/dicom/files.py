@@ -6,7 +6,7 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,9 +62,9 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def find_files(folder: Path) -> tuple[list[Path], int]:
+def find_files(folder: Path, ignore: Sequence[Path] = ()) -> tuple[list[Path], int]:
     """The DICOM files of a folder and its subfolders, whatever their names, and how many other files there are. A file
-    that several links lead to counts once. ``folder`` may also be one file.
+    that several links lead to counts once. ``folder`` may also be one file. Folders in ``ignore`` are left out.
 
     Raises:
         UserError: the folder is missing, or it or a file cannot be read.
@@ -72,15 +72,29 @@ def find_files(folder: Path) -> tuple[list[Path], int]:
     if not folder.exists():
         raise UserError(f"{folder}: the folder is missing")
     found, others = [], 0
-    for path in _walk(folder) if folder.is_dir() else [folder]:
-        if _is_dicom(path):
+    for path in walk(folder, ignore) if folder.is_dir() else [folder]:
+        if is_dicom(path):
             found.append(path)
         else:
             others += 1
     return found, others
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def holds_dicom(folder: Path, ignore: Sequence[Path] = ()) -> bool:
+    """Whether a folder or one of its subfolders holds a DICOM file; the search ends at the first.
+
+    Raises:
+        UserError: as `find_files`.
+    """
+    return any(is_dicom(path) for path in walk(folder, ignore))
+
+
+def walk(folder: Path, ignore: Sequence[Path] = ()) -> Iterator[Path]:
+    """The regular files of a folder and its subfolders, each once, without the folders in ``ignore``.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     seen: set[tuple[int, int]] = set()
 
     def refuse(problem: OSError) -> None:
@@ -95,7 +109,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         return None if known else status
 
-    first(str(folder))
+    for path in (*ignore, folder):  # what has been seen is not entered
+        first(str(path))
     for base, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in sorted(folders) if first(os.path.join(base, name))]
         for name in sorted(names):
@@ -104,7 +119,12 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(base, name)
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(132)

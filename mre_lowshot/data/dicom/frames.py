@@ -24,6 +24,7 @@ VARIANTS = (
     "KVP", "ContrastBolusAgent", "FrameReferenceTime", "ActualFrameDuration", "AcquisitionDateTime",
     "FrameAcquisitionDateTime", "AcquisitionTime", "SeriesTime",
 )  # fmt: skip
+LEAVE_OUT = "leave it out"  # ends why something is no scan
 _COSINES = 1e-3  # tolerance of direction cosines: their length and right angle
 # Objects that no scan is stored in: keyword in the name of their SOP class.
 _NO_SCANS = {
@@ -77,16 +78,16 @@ def unsuitable(header: Dataset) -> str:
     name = getattr(header.get("SOPClassUID"), "name", "")
     what = next((text for word, text in _NO_SCANS.items() if word in name), "")
     if what:
-        return f"is {what}, not a scan; leave it out"
+        return f"is {what}, not a scan; {LEAVE_OUT}"
     if not header.get("Rows") and "Image Storage" not in name:
-        return f"holds no image ({name}); leave it out"
+        return f"holds no image ({name}); {LEAVE_OUT}"
     photometric = str(header.get("PhotometricInterpretation", ""))
     if int(header.get("SamplesPerPixel") or 1) != 1 or photometric.startswith(("PALETTE", "RGB", "YBR")):
-        return f"is a colour image ({photometric}), not a scan in one channel of grey values; leave it out"
+        return f"is a colour image ({photometric}), not a scan in one channel of grey values; {LEAVE_OUT}"
     if "MOSAIC" in _texts(header.get("ImageType")):
         return "is a mosaic of slices in one image (Siemens); convert the series with dcm2niix first"
     if "LOCALIZER" in _texts(header.get("ImageType")):
-        return "is a localizer (scout), not a scan; leave it out"
+        return f"is a localizer (scout), not a scan; {LEAVE_OUT}"
     return ""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mre_lowshot.data.dicom.entries import Entry, read_entry, without_copies
 from mre_lowshot.data.dicom.files import find_files, require_packages
-from mre_lowshot.data.dicom.frames import Frame
+from mre_lowshot.data.dicom.frames import LEAVE_OUT, Frame
 from mre_lowshot.data.dicom.names import case_name, distinct
 from mre_lowshot.data.dicom.stacks import Stack, make_stacks
 from mre_lowshot.data.geometry import Geometry
@@ -56,6 +56,16 @@ class Series:
         return f"{self.uid}#{self.part}" if self.part else self.uid
 
     @property
+    def is_no_scan(self) -> bool:
+        """Whether it is something else than a scan: a localizer, a report, a label map, a picture in colours."""
+        return self.problem.endswith(LEAVE_OUT)
+
+    @property
+    def place(self) -> Path:
+        """A path that ends in its name, for messages: its files may be many, or shared with other volumes."""
+        return self.files[0].parent / self.name
+
+    @property
     def size(self) -> tuple[int, ...]:
         """Slices, rows, columns; empty where there is no regular grid."""
         return self.geometry.file_grid().shape if self.geometry else ()
@@ -83,10 +93,20 @@ def find_series(folder: Path) -> list[Series]:
     return list(read_folder(folder).series)
 
 
-def read_folder(folder: Path) -> Contents:
-    """As `find_series`, with the number of other files."""
+def read_folder(folder: Path, ignore: Sequence[Path] = ()) -> Contents:
+    """As `find_series`, with the number of other files. Folders in ``ignore`` are left out."""
     require_packages()
-    paths, others = find_files(Path(folder))
+    paths, others = find_files(Path(folder), ignore)
+    return read_files(paths, others)
+
+
+def read_files(paths: Sequence[Path], others: int = 0) -> Contents:
+    """The series of DICOM files.
+
+    Raises:
+        UserError: the packages for DICOM are missing.
+    """
+    require_packages()
     groups: dict[tuple[str, ...], list[Entry]] = {}
     found: list[Series] = []
     for path in paths:

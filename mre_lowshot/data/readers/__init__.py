@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mre_lowshot.data.geometry import Geometry
+    from mre_lowshot.data.label_table import LabelTable
     from mre_lowshot.data.readers.header import Header
 
 _RASTER = "mre_lowshot.data.readers.raster"
@@ -32,6 +33,7 @@ READERS = {
     ".tiff": _RASTER,
 }
 READABLE_ENDINGS = tuple(READERS)
+NAMING_ENDINGS = (".nii.gz", ".nii")  # label maps hold the labels' names and colours
 COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # 2D formats; one file may hold all channels (RGB)
 
 
@@ -69,15 +71,23 @@ def read_array(path: Path) -> tuple[np.ndarray, Header]:
     return turn_array(array, header.geometry.axes), header
 
 
-def write_array(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_array(path: Path, array: np.ndarray, geometry: Geometry, table: LabelTable | None = None) -> None:
     """Write (D, H, W) on the grid it was read from, in the file's own orientation.
+
+    Args:
+        path: of the file.
+        array: to write.
+        geometry: its grid.
+        table: names and colours of the labels, for the formats that hold them (`NAMING_ENDINGS`).
 
     Raises:
         UserError: the ending is not a format written here, or the file cannot be written.
     """
-    if not file_ending(path):
+    ending = file_ending(path)
+    if not ending:
         raise UserError(f"{path}: unknown image ending; use one of {', '.join(READABLE_ENDINGS)}")
-    import_module(READERS[file_ending(path)]).write(path, array, geometry)
+    more = {"table": table} if ending in NAMING_ENDINGS else {}
+    import_module(READERS[ending]).write(path, array, geometry, **more)
 
 
 def _call(path: Path, function: str) -> Any:

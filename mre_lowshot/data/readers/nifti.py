@@ -12,6 +12,7 @@ import numpy as np
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.label_table import LabelTable
 from mre_lowshot.data.readers.content import damaged, inflate, not_an_image, open_file, read_voxels
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.nifti_header import NiftiHeader, parse, restored
@@ -21,6 +22,7 @@ from mre_lowshot.files import atomic_write
 
 _START = 4096  # bytes read for the header
 _CODES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "uint16": 512}
+_LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each value is an index into a table of labels
 _DEFAULT_SIZE = 32767  # voxels along an axis that NIfTI-1 can hold
 
 
@@ -68,16 +70,26 @@ def read(path: Path) -> tuple[np.ndarray, Header]:
     return array, header
 
 
-def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write(path: Path, array: np.ndarray, geometry: Geometry, *, table: LabelTable | None = None) -> None:
     """Write ``array`` (D, H, W) in the order of the file that its ``geometry`` was read from, with that file's header
     where it was a NIfTI file; the ending ``.gz`` compresses. Equal arrays make equal files.
+
+    Args:
+        path: of the file.
+        array: to write.
+        geometry: its grid.
+        table: names and colours of the labels, which the header then holds.
 
     Raises:
         UserError: it cannot be written.
     """
     native = np.ascontiguousarray(turn_array(array, inverse(geometry.axes)))
     header = _header(native, geometry)
-    content = header.binaryblock + b"\0\0\0\0"  # no extension
+    extension = table.nifti_extensions() if table is not None else b"\0\0\0\0"
+    if table is not None:
+        header["intent_code"] = _LABEL_INTENT
+        header["vox_offset"] += len(extension) - 4
+    content = header.binaryblock + extension
     data = native.astype(native.dtype.newbyteorder("<"), copy=False)
     compressed = _is_compressed(path)
     view = data.data.cast("B")

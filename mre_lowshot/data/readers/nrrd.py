@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -75,16 +76,25 @@ def read(path: Path) -> tuple[np.ndarray, Header]:
     return array.reshape(*size, header.components) if axis is not None else array.reshape(size), header
 
 
-def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write(path: Path, array: np.ndarray, geometry: Geometry, *, pairs: Mapping[str, str] | None = None) -> None:
     """Write ``array`` (D, H, W) in the order of the file that its ``geometry`` was read from, compressed, with the
     fields for the space of that file where it was an NRRD file.
+
+    Args:
+        path: of the file.
+        array: to write.
+        geometry: its grid.
+        pairs: keys and values, one line each, added to the header; then a single slice is written as a volume too.
 
     Raises:
         UserError: it cannot be written.
     """
     native = np.ascontiguousarray(turn_array(array, inverse(geometry.axes)))
     if geometry.dimensions == 2 and native.shape[0] == 1:
-        native = native[0]
+        if pairs is None:
+            native = native[0]
+        else:
+            geometry = replace(geometry, dimensions=3, header="")
     lines = [
         "NRRD0004",
         f"type: {_TYPES[native.dtype.name]}",
@@ -94,6 +104,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         f"kinds: {' '.join(['domain'] * native.ndim)}",
         *(["endian: little"] if native.dtype.itemsize > 1 else []),
         "encoding: gzip",
+        *(f"{key}:={value}" for key, value in (pairs or {}).items()),
     ]
     start = ("\n".join(lines) + "\n\n").encode()
     data = native.astype(native.dtype.newbyteorder("<"), copy=False)

@@ -1,0 +1,180 @@
+"""The formats of label maps that are written: `FORMATS`, by the names of ``--output_format``.
+
+A new format is one more line of `FORMATS`: what follows the case's name in the file's name, and a writer. What other
+modules need to know of a format (which files it has, whether one is whole and belongs to a scan) is asked of it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from mre_lowshot.config.json import suggest
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.dicom.codes import Code
+from mre_lowshot.data.dicom.seg import write_seg
+from mre_lowshot.data.dicom.seg_check import check_seg, referred_series
+from mre_lowshot.data.dicom.series import Series
+from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.scan_input import geometry_of_case
+from mre_lowshot.data.seg_nrrd import write_seg_nrrd
+from mre_lowshot.data.volume import read_labels
+from mre_lowshot.errors import UserError
+from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.models import Model
+
+
+@dataclass(frozen=True)
+class ModelLabels:
+    """How a model's labels are called and drawn, and what they are made by.
+
+    Attributes:
+        names: name to value, background included.
+        colours: ``#rrggbb`` of each value above 0.
+        codes: name to coded term, of the labels that dataset.json gives one.
+        algorithm: name and version of the model.
+    """
+
+    names: Mapping[str, int]
+    colours: Mapping[int, str]
+    codes: Mapping[str, Code] = field(default_factory=dict)
+    algorithm: tuple[str, str] = ("mre_lowshot", "unknown")
+
+    @classmethod
+    def of(cls, model: Model) -> ModelLabels:
+        """From the dataset.json that the model's checkpoint holds, and its plan.
+
+        Raises:
+            UserError: colours or codes in it that are none.
+        """
+        plan = model.plan
+        level = f" {plan.fold.level}" if plan.fold else ""
+        folds = ", ".join(map(str, model.folds))
+        return cls(
+            plan.labels,
+            model.colours,
+            model.codes,
+            (f"{plan.dataset_name} {plan.plans_name}{level} fold {folds}", model.version),
+        )
+
+
+def _save(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+    prediction.save(path)
+
+
+def _save_seg_nrrd(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+    write_seg_nrrd(path, prediction.labels, label_names=labels.names, colours=labels.colours, codes=labels.codes)
+
+
+def _seg_of_kind(kind: str) -> Writer:
+    def write(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+        if series is None:
+            raise UserError(f"{path}: {NEEDS_DICOM}")
+        write_seg(path, prediction.labels, series, label_names=labels.names, algorithm=labels.algorithm, kind=kind,
+                  colours=labels.colours, codes=labels.codes)  # fmt: skip
+
+    return write
+
+
+def _image_misfit(path: Path, case: Case, values: Collection[int]) -> str:
+    labels, grid = read_labels(path), geometry_of_case(case)
+    if different := labels.geometry.differences(grid):
+        return f"is not on the grid of the scan: {different[0]}"
+    others = sorted({int(v) for v in np.unique(labels.array)} - set(values))
+    return f"holds the labels {others}, which the model does not have" if others else ""
+
+
+def _seg_misfit(path: Path, case: Case, values: Collection[int]) -> str:
+    uid = case.series.uid if case.series else ""
+    return "" if uid in referred_series(path) else "is a DICOM SEG of another series"
+
+
+def _read(path: Path) -> None:
+    read_labels(path)
+
+
+Writer = Callable[[Path, Prediction, ModelLabels, "Series | None"], None]
+NEEDS_DICOM = (
+    "a DICOM SEG refers to the DICOM series that it was made of, and this scan is none; choose another --output_format"
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of label maps.
+
+    Attributes:
+        ending: follows the case's name.
+        write: writes a prediction to a path; it may also write the files of ``beside``.
+        beside: endings of further files that ``write`` writes into the same folder.
+        needs_dicom: whether the scan must be a DICOM series.
+        check: raises where a file of this format is damaged.
+        misfit: why a whole file is not of this case and these label values; empty where it is.
+    """
+
+    ending: str
+    write: Writer = _save
+    beside: tuple[str, ...] = ()
+    needs_dicom: bool = False
+    check: Callable[[Path], None] = _read
+    misfit: Callable[[Path, Case, Collection[int]], str] = _image_misfit
+
+
+_SEG = Format(".seg.dcm", _seg_of_kind("BINARY"), needs_dicom=True, check=check_seg, misfit=_seg_misfit)
+FORMATS: dict[str, Format] = {
+    "nifti": Format(".nii.gz"),
+    "nrrd": Format(".nrrd"),
+    "mha": Format(".mha"),
+    "seg.nrrd": Format(".seg.nrrd", _save_seg_nrrd),
+    "dicom-seg": _SEG,
+    "dicom-labelmap": replace(_SEG, ending=".labelmap.dcm", write=_seg_of_kind("LABELMAP")),
+}
+DICOM_DEFAULT = "dicom-seg"
+_VARIANTS = {".nii": "nifti", ".mhd": "mha"}  # further endings of a format
+ENDINGS = tuple(found.ending for found in FORMATS.values())
+BESIDE_ENDINGS = tuple(dict.fromkeys(ending for found in FORMATS.values() for ending in found.beside))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is no format, or given twice.
+
+    Raises:
+        UserError: names it.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"--output_format {name!r}: {suggest(str(name), tuple(FORMATS))}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--output_format {' '.join(names)}: names a format twice; remove one")
+
+
+def formats_of(case: Case, names: Sequence[str]) -> list[Format]:
+    """The formats of a case's label maps: those named, or the format of its scan where none is."""
+    if names:
+        return [FORMATS[name] for name in names]
+    if case.series is not None:
+        return [FORMATS[DICOM_DEFAULT]]
+    ending = file_ending(case.images[0])
+    for found in FORMATS.values():
+        if found.ending == ending:
+            return [found]
+    return [replace(FORMATS[_VARIANTS[ending]] if ending in _VARIANTS else Format(ending), ending=ending)]
+
+
+def refuse_formats(cases: Sequence[Case], names: Sequence[str]) -> None:
+    """Refuse formats that need DICOM for a scan that is none.
+
+    Raises:
+        UserError: names the format and the case.
+    """
+    for name in names:
+        case = next((case for case in cases if case.series is None), None)
+        if FORMATS[name].needs_dicom and case is not None:
+            others = ", ".join(n for n, found in FORMATS.items() if not found.needs_dicom)
+            raise UserError(
+                f"--output_format {name}: a DICOM SEG refers to a DICOM series, and case {case.name} is "
+                f"{case.images[0].name}; give the DICOM series as input, or choose from {others}"
+            )

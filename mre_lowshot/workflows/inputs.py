@@ -1,0 +1,180 @@
+"""What a prediction is given: image files in nnU-Net's layout, or a folder of DICOM; which scans of it are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mre_lowshot.data.dataset import Case, find_cases
+from mre_lowshot.data.dicom.choice import LISTED, modality_of, refusal, selected
+from mre_lowshot.data.dicom.files import find_files, holds_dicom, is_dicom, walk
+from mre_lowshot.data.dicom.series import Series, read_folder
+from mre_lowshot.data.listing import CONVERT, name_problem, shown
+from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
+from mre_lowshot.errors import UserError
+
+_DAMAGED = 3  # files without a series that are named one by one
+
+
+@dataclass(frozen=True)
+class ListedScan:
+    """A scan that was found.
+
+    Attributes:
+        name: of its case.
+        files: that it consists of.
+        reason: why it is not taken; empty where it is.
+        series: its series, where it is DICOM.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    reason: str = ""
+    series: Series | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was found.
+
+    Attributes:
+        cases: the scans to predict.
+        problems: of scans that are refused, one line each.
+        left_out: DICOM series that are no scans (localizers, reports, label maps), one line each.
+        scans: every scan or series, taken or not.
+    """
+
+    cases: tuple[Case, ...]
+    problems: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    scans: tuple[ListedScan, ...] = ()
+
+
+def find_inputs(
+    inputs: Path,
+    *,
+    channels: Sequence[str] | None,
+    output: Path | None = None,
+    series: Sequence[str] = (),
+    listing: bool = False,
+) -> Inputs:
+    """The scans of a folder, or of one file.
+
+    A folder with image files directly in it holds these; a folder without, and with DICOM files in it or its
+    subfolders, holds DICOM series. Whatever looks like an image and is not taken is a problem.
+
+    Args:
+        inputs: folder or file.
+        channels: names of the model's channels; None: any model's.
+        output: folder whose files are no input.
+        series: DICOM series to take (`data.dicom.choice.selected`); empty: all.
+        listing: list DICOM that a model of several channels does not take, too.
+
+    Raises:
+        UserError: nothing is selected, a model of several channels is given DICOM, the packages for DICOM are missing,
+            or a file is of another format.
+    """
+    ignore = (output,) if output is not None else ()
+    if _is_dicom_input(inputs, ignore):
+        return _of_dicom(inputs, ignore, channels=channels, wanted=series, listing=listing)
+    if series:
+        raise UserError(f"--series selects DICOM series, and -i {inputs} holds none that is read; leave it out")
+    count = len(channels) if channels is not None else 1
+    if not inputs.is_dir():
+        return _of_file(inputs, count)
+    cases, problems = find_cases(inputs, count, None, ignore=ignore)
+    problems += _dicom_below(inputs, ignore)
+    return Inputs(tuple(cases), tuple(problems), scans=tuple(ListedScan(case.name, case.images) for case in cases))
+
+
+def _is_dicom_input(inputs: Path, ignore: Sequence[Path]) -> bool:
+    if inputs.is_dir():
+        try:
+            images = any(file_ending(path) for path in inputs.iterdir() if not path.name.startswith("."))
+        except OSError:  # named when the images are listed
+            return False
+        return not images and holds_dicom(inputs, ignore)
+    return inputs.is_file() and not file_ending(inputs) and is_dicom(inputs)
+
+
+def _of_file(path: Path, channels: int) -> Inputs:
+    if not path.is_file():
+        raise UserError(f"-i {path}: is no regular file (a pipe, socket or device); give a folder or an image file")
+    ending = file_ending(path)
+    if not ending:
+        raise UserError(f"-i {path}: is none of {', '.join(READABLE_ENDINGS)}, nor DICOM; {CONVERT}")
+    if channels != 1 and ending not in COLOUR_ENDINGS:  # one colour image holds all channels
+        raise UserError(f"-i {path}: the model takes {channels} channels; give a folder with case_0000, ...")
+    name = path.name[: -len(ending) or None].removesuffix("_0000")
+    if problem := name_problem(name):
+        raise UserError(f"-i {shown(path.name)}: the name {problem}; rename the file")
+    return Inputs((Case(name, (path,)),), scans=(ListedScan(name, (path,)),))
+
+
+def _dicom_below(folder: Path, ignore: Sequence[Path]) -> list[str]:
+    """A problem where subfolders of a folder of images hold DICOM."""
+    try:
+        below = [path for path in find_files(folder, ignore)[0] if path.parent != folder]
+    except UserError:  # a subfolder that cannot be read
+        return []
+    if not below:
+        return []
+    return [
+        f"{folder}: {len(below)} DICOM file(s) in subfolders ({below[0].relative_to(folder)}) are not read beside the "
+        "images; give them in a folder of their own"
+    ]
+
+
+def _of_dicom(
+    inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] | None, wanted: Sequence[str], listing: bool
+) -> Inputs:
+    several = channels is not None and len(channels) != 1
+    if channels is not None and several and not listing:
+        raise UserError(
+            f"-i {inputs}: is DICOM, and the model takes {len(channels)} channels ({', '.join(channels)}), which DICOM "
+            "does not name; convert the series to case_0000.nii.gz, case_0001.nii.gz, ... first, or from Python give "
+            "Predictor.predict the folders of the channels in their order"
+        )
+    found = read_folder(inputs, ignore).series
+    chosen = {id(one) for one in selected(found, wanted)}
+    modality = modality_of(channels[0]) if channels is not None and not several else ""
+    cases, problems, left_out, scans = [], [], [], []
+    for one in found:
+        reason = "is not selected by --series" if id(one) not in chosen else refusal(one, modality)
+        if several:
+            reason = reason or "is one channel, and the model takes several"
+        scans.append(ListedScan(one.name, one.files, reason, one))
+        if id(one) not in chosen:
+            continue
+        if not reason:
+            cases.append(Case(one.name, one.files, series=one))
+        elif one.is_no_scan and not wanted:
+            left_out.append(f"series {one.name} {reason}")
+        else:
+            problems.append(f"series {one.name} {reason}" if one.uid else f"{one.files[0]}: {reason}")
+    damaged = [f"{one.files[0]}: {one.problem}" for one in found if not one.uid and id(one) in chosen]
+    if damaged[_DAMAGED:]:
+        problems = [line for line in problems if line not in damaged[_DAMAGED:]]
+        problems.append(f"{inputs}: {len(damaged) - _DAMAGED} more files cannot be read; export them again (--list)")
+    problems += _images_beside(inputs, ignore)
+    if not cases and not problems:
+        problems.append(f"{inputs}: holds no DICOM series that is a scan (see --list); give the folder of the scans")
+    return Inputs(tuple(cases), tuple(problems), tuple(left_out), tuple(scans))
+
+
+def _images_beside(inputs: Path, ignore: Sequence[Path]) -> list[str]:
+    """A problem where subfolders of a folder of DICOM hold other images."""
+    images = [path for path in walk(inputs, ignore) if file_ending(path)] if inputs.is_dir() else []
+    if not images:
+        return []
+    return [
+        f"{inputs}: {len(images)} other image file(s) ({images[0].relative_to(inputs)}) are not read beside DICOM; "
+        "give them in a folder of their own"
+    ]
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = [f"and {len(lines) - LISTED} more; see --list"] if len(lines) > LISTED else []
+    return [*lines[:LISTED], *more]
