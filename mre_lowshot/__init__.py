@@ -2,7 +2,7 @@
 
 >>> import mre_lowshot
 >>> sorted(name for name in dir(mre_lowshot) if not name.startswith("_"))
-['Dataset', 'Predictor', 'Volume', 'evaluate', 'plan', 'predict', 'train']
+['Dataset', 'Predictor', 'Volume', 'evaluate', 'import_dataset', 'plan', 'predict', 'train']
 
 Everything is loaded when it is first used; importing the package alone is fast.
 """
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from mre_lowshot.data.volume import Volume
     from mre_lowshot.inference.predictor import Predictor
     from mre_lowshot.workflows.evaluate import evaluate
+    from mre_lowshot.workflows.importing import import_dataset
     from mre_lowshot.workflows.plan import plan
     from mre_lowshot.workflows.predict import predict
     from mre_lowshot.workflows.train import train
 
 __version__ = "0.2.0"
-__all__ = ["Dataset", "Predictor", "Volume", "evaluate", "plan", "predict", "train"]
+__all__ = ["Dataset", "Predictor", "Volume", "evaluate", "import_dataset", "plan", "predict", "train"]
 
 _HOMES = {
     "Dataset": "data.dataset",
     "Predictor": "inference.predictor",
     "Volume": "data.volume",
     "evaluate": "workflows.evaluate",
+    "import_dataset": "workflows.importing",
     "plan": "workflows.plan",
     "predict": "workflows.predict",
     "train": "workflows.train",

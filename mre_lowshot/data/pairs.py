@@ -17,14 +17,15 @@ def pair_problems(image: Volume, label: Volume, *, image_path: Path, label_path:
     """Problems of an image (C, D, H, W) with its label map (D, H, W): another grid, or the image itself."""
     different = image.geometry.differences(label.geometry)
     if different:
-        fix = _grid_fix(image.geometry, label.geometry, image_path, label_path)
+        fix = grid_fix(image.geometry, label.geometry, image_path, label_path)
         return [f"image and label map are not on one grid: {'; '.join(different)}; {fix}"]
     if len(image.array) == 1 and np.array_equal(image.array[0], label.array):
         return [f"the label map {label_path.name} is identical with the image; save the annotation in its place"]
     return []
 
 
-def _grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Path) -> str:
+def grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Path) -> str:
+    """What to do with a label map whose grid is not its image's."""
     if image.dimensions == 2 and image.shape == label.shape:
         return "both have the same number of pixels; give both files the same pixel size"
     if image.file_grid().shape != label.file_grid().shape:

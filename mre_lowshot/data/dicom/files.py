@@ -69,14 +69,22 @@ def find_files(folder: Path) -> tuple[list[Path], int]:
     Raises:
         UserError: the folder is missing, or it or a file cannot be read.
     """
+    found, others = divide_files(folder)
+    return found, len(others)
+
+
+def divide_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """As `find_files`, with the other files themselves.
+
+    Raises:
+        UserError: as `find_files`.
+    """
     if not folder.exists():
         raise UserError(f"{folder}: the folder is missing")
-    found, others = [], 0
+    found: list[Path] = []
+    others: list[Path] = []
     for path in _walk(folder) if folder.is_dir() else [folder]:
-        if _is_dicom(path):
-            found.append(path)
-        else:
-            others += 1
+        (found if _is_dicom(path) else others).append(path)
     return found, others
 
 

@@ -68,6 +68,15 @@ def read(path: Path) -> tuple[np.ndarray, Header]:
     return array, header
 
 
+def extension_bytes(path: Path) -> int:
+    """The bytes between the header (of NIfTI-1, the shorter one) and the voxels, which hold extensions.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    return _parsed(path).offset - 352
+
+
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write ``array`` (D, H, W) in the order of the file that its ``geometry`` was read from, with that file's header
     where it was a NIfTI file; the ending ``.gz`` compresses. Equal arrays make equal files.

@@ -1,0 +1,73 @@
+"""Names of files and folders: what marks a label map, and what two names have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_LABEL = {"seg", "segs", "dseg", "segmentation", "segmentations", "label", "labels", "labelmap", "labelmaps", "mask",
+          "masks", "gt", "groundtruth", "manual", "annotation", "annotations", "roi", "rois", "contour", "contours",
+          "labelstr", "labelsts", "truth", "delineation"}  # fmt: skip
+_IMAGE = {"image", "images", "img", "imgs", "scan", "scans", "volume", "volumes", "imagestr", "imagests", "orig",
+          "raw"}  # fmt: skip
+
+
+def tokens(name: str) -> tuple[str, ...]:
+    """The words of a name in lower case: runs of letters and digits."""
+    return tuple(re.findall(r"[^\W_]+", name.casefold()))
+
+
+def core(name: str) -> tuple[str, ...]:
+    """The words of a name without those that mark an image or a label map, and without a channel number (``_0000``)."""
+    words = list(tokens(re.sub(r"_0000$", "", name)))
+    kept = [word for word in words if word not in _LABEL and word not in _IMAGE]
+    return tuple(kept)
+
+
+def marks_label(name: str) -> bool:
+    """Whether the first or last word of a file's name marks a label map."""
+    words = tokens(name)
+    return bool(words) and (words[0] in _LABEL or words[-1] in _LABEL)
+
+
+def marks_image(name: str) -> bool:
+    """Whether the first or last word of a name marks an image, or it ends in a channel number."""
+    words = tokens(name)
+    return bool(words) and (words[0] in _IMAGE or words[-1] in _IMAGE or re.search(r"_\d{4}$", name) is not None)
+
+
+def folder_kind(folders: Sequence[str]) -> str:
+    """``label`` or ``scan`` where the name of the innermost telling folder says so; empty otherwise."""
+    for folder in reversed(folders):
+        words = set(tokens(folder))
+        if words & _LABEL:
+            return "label"
+        if words & _IMAGE:
+            return "scan"
+    return ""
+
+
+def agreement(one: Sequence[str], other: Sequence[str]) -> int:
+    """How well the names of two files agree: 2: the same words apart from marks; 1: one has all words of the other;
+    0: otherwise."""
+    best = 0
+    for mine in map(core, one):
+        for theirs in map(core, other):
+            if mine and mine == theirs:
+                return 2
+            shorter, longer = sorted((set(mine), set(theirs)), key=len)
+            if shorter and shorter <= longer and _is_distinct(shorter):
+                best = 1
+    return best
+
+
+def _is_distinct(words: set[str]) -> bool:
+    """Whether words can name a patient: one with a digit, or a long one."""
+    return any(re.search(r"\d", word) or len(word) > 4 for word in words)
+
+
+def shared_folders(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
+    """Names of folders that both lie in, without those that mark images or label maps."""
+    mine = {folder.casefold(): folder for folder in one if core(folder)}
+    theirs = {folder.casefold() for folder in other}
+    return tuple(folder for key, folder in mine.items() if key in theirs)
