@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
+_STEP = 0.01  # voxels by which a pixel may be larger or smaller, or turned
 _START = 0.15  # voxels that a frame may lie beside the grid: positions of series are often rounded to 0.1 mm
 LATER_WINS = "later_wins"
 
@@ -157,13 +158,12 @@ def read_on(seg: Seg, grid: Geometry, groups: Mapping[int, int], *, overlap: str
     places = _places(seg, grid)
     require_memory(8.0 * np.prod(grid.shape), f"{seg.path}: a label map of {grid.shape} voxels", "crop the scan")
     found = np.zeros(grid.shape, np.int32)
-    files = sorted(range(len(seg.frames)), key=lambda index: seg.numbers[index])
     clashes: dict[tuple[int, int], int] = {}
     segment_at = np.zeros(grid.shape, np.uint16) if seg.kind == "BINARY" else None
+    frames = _Frames(seg)
     for number in sorted(set(seg.numbers)):
-        indices = [index for index in files if seg.numbers[index] == number]
-        shape = seg.frames[indices[0]].shape
-        for index, values in zip(indices, stored_frames(seg.path, indices, shape), strict=True):
+        indices = [index for index in range(len(seg.frames)) if seg.numbers[index] == number]
+        for index, values in zip(indices, frames.read(indices), strict=True):
             rows, columns = np.nonzero(values)
             if not len(rows):
                 continue
@@ -182,6 +182,46 @@ def read_on(seg: Seg, grid: Geometry, groups: Mapping[int, int], *, overlap: str
     if clashes and overlap != LATER_WINS:
         raise UserError(f"{seg.path}: {overlap_text(clashes, seg.segments)}")
     return found
+
+
+class _Frames:
+    """The frames of a file. Uncompressed ones of one bit a pixel are unpacked here: they begin in the middle of a byte,
+    where pydicom does not read single frames."""
+
+    def __init__(self, seg: Seg) -> None:
+        self.path, self.shape, self.count = seg.path, seg.frames[0].shape, len(seg.frames)
+        header = read_header(seg.path, everything=True)
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        encapsulated = syntax is not None and syntax.is_encapsulated
+        self.bits = None if encapsulated or int(header.get("BitsAllocated") or 0) != 1 else self._packed()
+
+    def _packed(self) -> np.ndarray:
+        import pydicom
+
+        require_memory(3.0 * self.path.stat().st_size, f"{self.path}: a DICOM SEG", "export fewer segments")
+        try:
+            with quiet():
+                content = bytes(pydicom.dcmread(self.path, force=True).get("PixelData") or b"")
+        except Exception as problem:  # pydicom raises many kinds for damaged files
+            raise UserError(f"{self.path}: its pixels cannot be read ({problem}); export it again") from None
+        wanted = (self.count * self.shape[0] * self.shape[1] + 7) // 8
+        if len(content) < wanted:
+            raise UserError(
+                f"{self.path}: its pixels cannot be read ({len(content)} bytes of {wanted} are there); export it again"
+            )
+        return np.frombuffer(content, np.uint8)
+
+    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """The values (rows, columns) of frames, whose numbers ascend."""
+        if self.bits is None:
+            yield from stored_frames(self.path, indices, self.shape)
+            return
+        size = self.shape[0] * self.shape[1]
+        for index in indices:
+            first = index * size
+            part = self.bits[first // 8 : (first + size + 7) // 8]
+            bits = np.unpackbits(part, bitorder="little")[first % 8 : first % 8 + size]
+            yield bits.reshape(self.shape)
 
 
 def overlap_text(clashes: Mapping[tuple[int, int], int], names: Mapping[int, str]) -> str:
@@ -223,7 +263,7 @@ def _places(seg: Seg, grid: Geometry) -> list[tuple[np.ndarray, np.ndarray, np.n
         whole = np.rint(exact).astype(int)
         off = exact - whole
         rows, columns = frame.shape
-        if np.abs(whole[:, 1:]).sum(axis=0).tolist() != [1, 1]:
+        if np.abs(whole[:, 1:]).sum(axis=0).tolist() != [1, 1] or np.abs(off[:, 1:]).max() > _STEP:
             raise UserError(
                 f"frame {number} has pixels of {frame.spacing[0]:g} x {frame.spacing[1]:g} mm or a direction that are "
                 f"not those of the scan ({_mm(grid)} mm)"

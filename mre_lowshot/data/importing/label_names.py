@@ -116,8 +116,8 @@ def is_label_image(path: Path) -> bool:
 
 
 def looks_like_labels(array: np.ndarray) -> bool:
-    """Whether voxels (D, H, W) look like those of a label map: few whole numbers, equal to their neighbours' nearly
-    everywhere."""
+    """Whether voxels (D, H, W) look like those of a label map: at most 8 whole numbers, or up to 1024 that are equal to
+    their neighbours' nearly everywhere."""
     if array.ndim != 3:
         return False
     if array.dtype.kind == "f":
@@ -127,8 +127,9 @@ def looks_like_labels(array: np.ndarray) -> bool:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 65535:
         return False
-    if np.count_nonzero(np.bincount(array.ravel().astype(np.int64))) > 1024:
-        return False
+    count = np.count_nonzero(np.bincount(array.ravel().astype(np.int64)))
+    if count <= 8 or count > 1024:
+        return bool(count <= 8)
     one, other = array[..., 1:], array[..., :-1]
     either = (one != 0) | (other != 0)
     return not either.any() or float((one == other)[either].mean()) > 0.6

@@ -108,9 +108,13 @@ def make_proposal(found: Found, options: Options) -> Proposal:
     pairing = propose(units, found.labels, given)
     made.problems += pairing.problems
     if not pairing.pairs and not made.problems:
-        nothing = "no scan and no label map" if not found.scans and not found.labels else "no label map of a scan"
-        made.problems.append(f"there is {nothing} in the folders; give folders with at least one scan and its label "
-                             "map (NIfTI, NRRD, seg.nrrd, MHA, DICOM SEG)")  # fmt: skip
+        if found.scans:
+            made.problems.append(
+                f"none of the {len(found.scans)} scans has a label map; add one (NIfTI, NRRD, seg.nrrd, MHA, DICOM "
+                "SEG), or give the folder of label maps with --labels where they are taken for scans"
+            )
+        else:
+            made.problems.append("there is no scan in the folders (see what is left out); give other folders")
     made.labels = survey(pairing.pairs, options.labels)
     made.problems += made.labels.problems
     made.notes += made.labels.notes
@@ -182,7 +186,7 @@ def _name_cases(
             "folder": scan.path.name if scan.series else scan.path.parent.name,
             "series": scan.series.name if scan.series else scan.stems[0],
         }  # fmt: skip
-        name = stated.get(id(unit)) or case_name(made.options.case_names.format_map(words))
+        name = stated.get(id(unit)) or case_name(*made.options.case_names.format_map(words).split("_"))
         if problem := name_problem(name):
             made.problems.append(f"case {name!r}: its name {problem}; give another one")
         place, pair = paired.get(id(unit), (-1, None))
