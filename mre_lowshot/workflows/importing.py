@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def import_dataset(
         return ImportResult(folder, proposal, written=False)
     _write(space, folder, proposal, number=number, reporter=reporter)
     reporter.info(f"dataset in {folder}")
-    where = f" --workspace {workspace}" if workspace is not None else ""
+    where = f" --workspace {shlex.quote(str(workspace))}" if workspace is not None else ""
     reporter.info(f"next: mre_plan_and_preprocess -d {number}{where}")
     return ImportResult(folder, proposal, written=True)
 
@@ -244,9 +245,10 @@ def _renumbering(proposal: Proposal) -> list[str]:
         if not entry.pair:
             continue
         label = entry.pair.label
-        pairs = [(label.stored(key)[0], value) for key, value in sorted(entry.values.items())]
-        if any(stored != value for stored, value in pairs):
-            rows.append((entry.case, ", ".join(f"{k} -> {v} {names.get(v, '')}" for k, v in pairs)))
+        pairs = [(label.stored(key), value) for key, value in sorted(entry.values.items())]
+        if any(stored != (value, 0) for stored, value in pairs):
+            texts = (f"{k}{f' of layer {layer}' if layer else ''} -> {v} {names[v]}" for (k, layer), v in pairs)
+            rows.append((entry.case, ", ".join(texts)))
     return ["values that change:", *_table(rows)] if rows else []
 
 

@@ -263,6 +263,8 @@ def _places(seg: Seg, grid: Geometry) -> list[tuple[np.ndarray, np.ndarray, np.n
         whole = np.rint(exact).astype(int)
         off = exact - whole
         rows, columns = frame.shape
+        if max(rows, columns) > 4 * max(grid.shape):
+            raise UserError(f"frame {number} has {rows} x {columns} pixels, the scan {grid.shape} voxels (z, y, x)")
         if np.abs(whole[:, 1:]).sum(axis=0).tolist() != [1, 1] or np.abs(off[:, 1:]).max() > _STEP:
             raise UserError(
                 f"frame {number} has pixels of {frame.spacing[0]:g} x {frame.spacing[1]:g} mm or a direction that are "

@@ -12,6 +12,8 @@ import numpy as np
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.errors import UserError
 
+Lists = dict[Path, dict[Path, dict[int, str]]]
+"""Of folders, the lists of names in them."""
 _LARGEST = 1 << 20  # bytes of a list of names
 _SNAP = re.compile(r'^\s*(\d+)\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d+\s+\d+\s+"([^"]*)"\s*$')
 _EXTENSION = re.compile(r"<Label\b([^>]*)>(.*?)</Label>", re.DOTALL)
@@ -50,9 +52,14 @@ def _table(lines: list[str]) -> list[tuple[int, str]]:
     return [(int(row["index"]), (row["name"] or "").strip()) for row in rows if (row["index"] or "").isdigit()]
 
 
-def names_beside(path: Path, root: Path) -> tuple[dict[int, str], str]:
+def names_beside(path: Path, root: Path, known: Lists) -> tuple[dict[int, str], str]:
     """The names that a list beside a label map gives, and the list's file name; of the same stem before any other, in
     its folder before those above, up to ``root``.
+
+    Args:
+        path: of the label map.
+        root: the folder that was given.
+        known: the lists of folders that were read before; gets those of further folders.
 
     Raises:
         UserError: the nearest folder has several lists that differ.
@@ -60,12 +67,9 @@ def names_beside(path: Path, root: Path) -> tuple[dict[int, str], str]:
     stem = path.name[: -len(file_ending(path)) or None]
     folder = path.parent
     while True:
-        lists = {}
-        for other in sorted(folder.iterdir()):
-            if other.suffix.lower() in (".txt", ".label", ".tsv") and other.is_file():
-                names = read_names(other)
-                if names:
-                    lists[other] = names
+        if folder not in known:
+            known[folder] = _lists(folder)
+        lists = known[folder]
         own = [other for other in lists if other.stem.startswith(stem)]
         chosen = own or list(lists)
         if chosen and any(lists[other] != lists[chosen[0]] for other in chosen):
@@ -78,28 +82,27 @@ def names_beside(path: Path, root: Path) -> tuple[dict[int, str], str]:
         folder = folder.parent
 
 
+def _lists(folder: Path) -> dict[Path, dict[int, str]]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".txt", ".label", ".tsv") and path.is_file() and (names := read_names(path)):
+            found[path] = names
+    return found
+
+
 def names_inside(path: Path) -> dict[int, str]:
     """The names in the label table (an extension) of a NIfTI file; empty where there is none."""
     if not file_ending(path).startswith(".nii"):
         return {}
-    import nibabel as nib
+    from mre_lowshot.data.readers.nifti import read_extensions
 
-    from mre_lowshot.data.readers.nifti import extension_bytes
-
-    if not 16 <= extension_bytes(path) <= _LARGEST:
-        return {}
+    text = read_extensions(path, _LARGEST).decode("utf-8", "replace")
     found: dict[int, str] = {}
-    try:
-        contents = [extension.get_content() for extension in nib.load(path).header.extensions]  # type: ignore[attr-defined]
-    except Exception:  # nibabel raises many kinds for damaged extensions, which hold no voxels
-        return {}
-    for content in contents:
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        for attributes, name in _EXTENSION.findall(text):
-            key = re.search(r'\bKey="(\d{1,9})"', attributes)
-            if key and int(key[1]) > 0:
-                name = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", name, flags=re.DOTALL)
-                found[int(key[1])] = html.unescape(name).strip()
+    for attributes, name in _EXTENSION.findall(text):
+        key = re.search(r'\bKey="(\d{1,9})"', attributes)
+        if key and int(key[1]) > 0:
+            name = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", name, flags=re.DOTALL)
+            found[int(key[1])] = html.unescape(name).strip()
     return {value: name for value, name in found.items() if name}
 
 
@@ -120,16 +123,17 @@ def looks_like_labels(array: np.ndarray) -> bool:
     their neighbours' nearly everywhere."""
     if array.ndim != 3:
         return False
-    if array.dtype.kind == "f":
-        if not np.array_equal(array, np.rint(array)):
+    seen = np.zeros(1 << 16, bool)
+    equal = labelled = 0
+    for plane in array:  # one at a time: a CT needs gigabytes otherwise
+        if not 0 <= plane.min() <= plane.max() <= 65535:
             return False
-        array = array.astype(np.int64)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        return False
-    count = np.count_nonzero(np.bincount(array.ravel().astype(np.int64)))
-    if count <= 8 or count > 1024:
-        return bool(count <= 8)
-    one, other = array[..., 1:], array[..., :-1]
-    either = (one != 0) | (other != 0)
-    return not either.any() or float((one == other)[either].mean()) > 0.6
+        whole = plane.astype(np.int32)
+        if not np.array_equal(whole, plane):
+            return False
+        seen[whole] = True
+        one, other = whole[:, 1:], whole[:, :-1]
+        either = (one != 0) | (other != 0)
+        equal, labelled = equal + int((one == other)[either].sum()), labelled + int(either.sum())
+    count = int(seen.sum())
+    return count <= 8 or (count <= 1024 and equal > 0.6 * labelled)

@@ -159,6 +159,8 @@ class _Order:
 def _named(label: LabelMap, options: LabelOptions) -> dict[int, str]:
     """Value (or number of the segment) to the name of its label, for all that occur."""
     names = {key: options.by_name.get(plain(name), name) for key, name in label.names.items()}
+    for name in names.values():
+        require_text(f"{label.path}: the name of a label", name, limit=100)
     if label.seg or label.segments:
         return names
     array = read_labels(label.path).array

@@ -63,7 +63,7 @@ def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[t
         else:
             chosen.setdefault(id(unit), []).append(Pair(unit, label, "as --pairs states"))
     for label in rest:
-        found = _partner(label, free, alone=sum(_same_grid(label, other) for other in rest) == 1)
+        found = _partner(label, free, rest)
         if isinstance(found, Pair):
             chosen.setdefault(id(found.unit), []).append(found)
         else:
@@ -99,7 +99,7 @@ def _is_part(grid: Geometry, part: Geometry) -> bool:
     )
 
 
-def _partner(label: LabelMap, units: Sequence[Unit], *, alone: bool) -> Pair | str:
+def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap]) -> Pair | str:
     """The pair of a label map, or the problem."""
     if label.seg and (referred := _referred(label, units)):
         fitting = [unit for unit in referred if not misfit(label, unit.geometry)]
@@ -117,7 +117,7 @@ def _partner(label: LabelMap, units: Sequence[Unit], *, alone: bool) -> Pair | s
     best = max(ranks.values())
     top = [unit for unit in eligible if ranks[id(unit)] == best]
     fitting = [unit for unit in top if not misfit(label, unit.geometry)]
-    if len(fitting) == 1 and (best > (0, 0) or alone):
+    if len(fitting) == 1 and (best > (0, 0) or not any(_same_grid(label, o) for o in labels if o is not label)):
         return Pair(fitting[0], label, _reason(label, fitting[0], best))
     if fitting:
         why = "their names agree equally" if best > (0, 0) else "it is on their grid, and no name agrees"
@@ -186,10 +186,8 @@ def _cropped(label: LabelMap, unit: Unit) -> bool:
 
 
 def _same_grid(one: LabelMap, other: LabelMap) -> bool:
-    """Whether two label maps may be of one scan; a DICOM SEG with itself only."""
-    if one is other or one.geometry is None or other.geometry is None:
-        return one is other
-    return not one.geometry.differences(other.geometry)
+    """Whether two label maps lie on one grid; False of a DICOM SEG."""
+    return one.geometry is not None and other.geometry is not None and not one.geometry.differences(other.geometry)
 
 
 def _ambiguous(label: LabelMap, units: Sequence[Unit], why: str) -> str:

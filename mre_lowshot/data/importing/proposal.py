@@ -14,6 +14,7 @@ from mre_lowshot.data.importing.pairing import Pair, propose
 from mre_lowshot.data.importing.sources import Found
 from mre_lowshot.data.importing.stated import matched, read_pairs
 from mre_lowshot.data.listing import name_problem, twins
+from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.errors import UserError
 
 PARTS = ("imagesTs", "imagesTr")
@@ -121,6 +122,9 @@ def make_proposal(found: Found, options: Options) -> Proposal:
     made.channel_names = _channel_names(made, pairing.pairs)
     unlabelled = _unlabelled(made, pairing.unlabelled)
     _name_cases(made, units, pairing.pairs, unlabelled=unlabelled, stated=cases)
+    for entry in made.entries:
+        sources = [*entry.unit.scans, *([entry.pair.label] if entry.pair else [])]
+        made.notes += [f"{source.name}: {note}" for source in sources for note in source.notes]
     return made
 
 
@@ -131,9 +135,7 @@ def _channel_names(made: Proposal, pairs: Sequence[Pair]) -> tuple[str, ...]:
     found = {scan.modality for pair in pairs for scan in pair.unit.scans}
     if options.modality:
         others = found - {"", options.modality}
-        if others and options.modality in ("CT", "US", "PET", "MRI", "MR") and not {"MR", "MRI"} >= {
-            options.modality, *others
-        }:  # fmt: skip
+        if others and (is_ct(options.modality) or "CT" in others):
             made.problems.append(
                 f"--modality {options.modality}: DICOM states {', '.join(sorted(others))}; leave --modality out, or "
                 "those scans (--leave_out)"

@@ -14,6 +14,7 @@ from mre_lowshot.data.axes import turn_array
 from mre_lowshot.data.dicom.seg_reader import LATER_WINS, overlap_text
 from mre_lowshot.data.geometry import CORNER_TOLERANCE, GEOMETRY_TOLERANCE, ORIGIN_TOLERANCE, Geometry
 from mre_lowshot.data.readers import nrrd
+from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import require_memory
@@ -31,8 +32,9 @@ class SlicerSegment:
     value: int
 
 
-def read_segments(path: Path) -> tuple[Geometry, tuple[SlicerSegment, ...]]:
-    """The grid of a NRRD file and its segments; none where it has no fields for them.
+def read_segments(path: Path) -> tuple[Header, tuple[SlicerSegment, ...]]:
+    """The header of a NRRD file and its segments; none where it has no fields for them. Old files
+    have neither layers nor values: each segment has a layer of its own.
 
     Raises:
         UserError: the header cannot be read, or its segments are contradictory.
@@ -43,9 +45,11 @@ def read_segments(path: Path) -> tuple[Geometry, tuple[SlicerSegment, ...]]:
         if match := _FIELD.fullmatch(str(name)):
             found.setdefault(int(match[1]), {})[match[2]] = value
     segments = []
+    is_old = len(found) == header.components and not any({"Layer", "LabelValue"} & set(e) for e in found.values())
     for number, (index, entry) in enumerate(sorted(found.items()), start=1):
         try:
-            layer, value = int(entry.get("Layer", 0)), int(entry.get("LabelValue", index + 1))
+            layer = int(entry.get("Layer", index if is_old else 0))
+            value = int(entry.get("LabelValue", 1 if is_old else index + 1))
         except ValueError:
             raise UserError(f"{path}: Segment{index} has a layer or label value that is no number; export it again"
                             ) from None  # fmt: skip
@@ -59,7 +63,7 @@ def read_segments(path: Path) -> tuple[Geometry, tuple[SlicerSegment, ...]]:
         raise UserError(f"{path}: two segments have one value in one layer; export it again")
     if header.components > 1 and not segments:
         raise UserError(f"{path}: has {header.components} components and no segments; save one value a voxel")
-    return header.geometry, tuple(segments)
+    return header, tuple(segments)
 
 
 def read_slicer(

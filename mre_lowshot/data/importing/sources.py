@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mre_lowshot.data.dicom.files import divide_files, require_packages
 from mre_lowshot.data.dicom.seg_reader import CLASSES, Seg, read_seg
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.importing.label_names import is_label_image, looks_like_labels, names_beside, names_inside
+from mre_lowshot.data.importing.label_names import Lists, is_label_image, looks_like_labels, names_beside, names_inside
 from mre_lowshot.data.importing.slicer import SlicerSegment, read_segments
 from mre_lowshot.data.importing.words import folder_kind, marks_image, marks_label
 from mre_lowshot.data.listing import FOREIGN_ENDINGS
@@ -24,6 +24,9 @@ from mre_lowshot.errors import UserError
 if TYPE_CHECKING:
     from mre_lowshot.data.dicom.series import Series
 
+_CONTOURS = (
+    "is a set of contours (RTSTRUCT), which is not read; convert it to DICOM SEG or seg.nrrd, for example in 3D Slicer"
+)
 _MODALITIES = {"CT": "CT", "MR": "MRI", "US": "US", "PT": "PET"}
 
 
@@ -37,6 +40,7 @@ class Source:
         stems: names to compare with those of other files.
         folders: those between the folder that was given and the file.
         patient, study: of DICOM; empty otherwise.
+        notes: what is contradictory or missing in the header; one sentence each.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class Source:
     folders: tuple[str, ...]
     patient: str = ""
     study: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ def find_sources(
         UserError: a folder is missing or cannot be read, or packages for DICOM are missing.
     """
     found, seen = Found(), set()
-    for root, kind in [*((f, "") for f in folders), *((f, "scan") for f in images), *((f, "label") for f in labels)]:
+    lists: Lists = {}
+    for root, kind in [*((f, "scan") for f in images), *((f, "label") for f in labels), *((f, "") for f in folders)]:
         root = Path(root)
         dicom, others = divide_files(root)
         base = root if root.is_dir() else root.parent
@@ -153,7 +159,7 @@ def find_sources(
             _add_dicom(root, base, chosen, found, kind=kind)
         for path in others:
             if path not in matched and path.resolve() not in seen and not path.name.startswith("."):
-                _add_file(path, base, found, kind=kind)
+                _add_file(path, base, found, kind=kind, lists=lists)
         seen |= {path.resolve() for path in [*dicom, *others]}
     found.scans.sort(key=lambda scan: (scan.patient, scan.name))
     found.labels.sort(key=lambda label: label.name)
@@ -197,7 +203,11 @@ def _add_dicom(root: Path, base: Path, chosen: Sequence[Path], found: Found, *, 
         name = f"{_relative(rest[0].parent, base)}/{series.name}".removeprefix("./")
         if series.problem or len(files) < len(series.files) or kind == "label":
             missing = "some of its files match --leave_out" if len(files) < len(series.files) else ""
-            reason = series.problem or missing or "is a scan in a folder of label maps"
+            reason = (
+                _CONTOURS
+                if "RTSTRUCT" in series.problem
+                else series.problem or missing or "is a scan in a folder of label maps"
+            )
             found.left_out.append((name if series.uid else _relative(rest[0], base), reason))
             continue
         found.scans.append(_scan(series, name, base))
@@ -219,6 +229,7 @@ def _scan(series: Series, name: str, base: Path) -> Scan:
         patient=series.patient_id,
         study=series.study_uid,
         geometry=series.geometry,
+        notes=series.notes,
         modality=_MODALITIES.get(series.modality, series.modality),
         series=series,
     )
@@ -242,7 +253,7 @@ def _add_seg(path: Path, base: Path, found: Found) -> None:
     )  # fmt: skip
 
 
-def _add_file(path: Path, base: Path, found: Found, *, kind: str) -> None:
+def _add_file(path: Path, base: Path, found: Found, *, kind: str, lists: Lists) -> None:
     name, ending = _relative(path, base), file_ending(path)
     if not ending:
         if path.suffix.lower() in FOREIGN_ENDINGS:
@@ -252,9 +263,11 @@ def _add_file(path: Path, base: Path, found: Found, *, kind: str) -> None:
     try:
         segments: tuple[SlicerSegment, ...] = ()
         if ending == ".nrrd":
-            geometry, segments = read_segments(path)
+            header, segments = read_segments(path)
         else:
-            geometry = read_header(path).geometry
+            header = read_header(path)
+            if header.components > 1:
+                raise UserError(f"{path}: has {header.components} components a voxel; save each as a file of its own")
         why = _why_label(common, segments, kind=kind)
     except UserError as problem:
         if kind == "scan" or (not kind and not marks_label(common.stems[0]) and folder_kind(common.folders) != "label"):
@@ -262,28 +275,28 @@ def _add_file(path: Path, base: Path, found: Found, *, kind: str) -> None:
         else:
             found.problems.append(str(problem))
         return
-    fields = {f.name: getattr(common, f.name) for f in dataclasses.fields(Source)}
+    fields = {f.name: getattr(common, f.name) for f in dataclasses.fields(Source) if f.name != "notes"}
     if not why:
-        found.scans.append(Scan(**fields, geometry=geometry))
+        found.scans.append(Scan(**fields, geometry=header.geometry, notes=header.notes))
         return
     try:
-        names, source = _names(path, base, segments)
+        names, source = _names(path, base, segments, lists)
     except UserError as problem:
         found.problems.append(str(problem))
         return
     shown_kind = "seg.nrrd" if segments else ending[1:]
     found.labels.append(
-        LabelMap(**fields, kind=shown_kind, why=why, geometry=geometry, names=names, names_from=source,
-                 segments=segments)
+        LabelMap(**fields, kind=shown_kind, why=why, geometry=header.geometry, notes=header.notes, names=names,
+                 names_from=source, segments=segments)
     )  # fmt: skip
 
 
-def _names(path: Path, base: Path, segments: Sequence[SlicerSegment]) -> tuple[dict[int, str], str]:
+def _names(path: Path, base: Path, segments: Sequence[SlicerSegment], lists: Lists) -> tuple[dict[int, str], str]:
     if segments:
         return {s.number: s.name for s in segments}, "its segments"
     if names := names_inside(path):
         return names, "its label table"
-    return names_beside(path, base)
+    return names_beside(path, base, lists)
 
 
 def _why_label(source: Source, segments: Sequence[SlicerSegment], *, kind: str) -> str:

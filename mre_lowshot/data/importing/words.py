@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 _LABEL = {"seg", "segs", "dseg", "segmentation", "segmentations", "label", "labels", "labelmap", "labelmaps", "mask",
           "masks", "gt", "groundtruth", "manual", "annotation", "annotations", "roi", "rois", "contour", "contours",
@@ -12,11 +13,13 @@ _IMAGE = {"image", "images", "img", "imgs", "scan", "scans", "volume", "volumes"
           "raw"}  # fmt: skip
 
 
+@cache
 def tokens(name: str) -> tuple[str, ...]:
     """The words of a name in lower case: runs of letters and digits."""
     return tuple(re.findall(r"[^\W_]+", name.casefold()))
 
 
+@cache
 def core(name: str) -> tuple[str, ...]:
     """The words of a name without those that mark an image or a label map, and without a channel number (``_0000``)."""
     words = list(tokens(re.sub(r"_0000$", "", name)))

@@ -24,7 +24,7 @@ RECORD = "import.json"
 
 
 def write_cases(folder: Path, proposal: Proposal, entries: Iterable[Entry]) -> list[str]:
-    """Write the cases, dataset.json and import.json to ``folder``; returns the notes of the readers.
+    """Write the cases, dataset.json and import.json to ``folder``; returns the notes that reading the voxels added.
 
     Args:
         folder: exists, and is empty.
@@ -40,12 +40,13 @@ def write_cases(folder: Path, proposal: Proposal, entries: Iterable[Entry]) -> l
     for entry in entries:
         volumes = [scan.read() for scan in entry.unit.scans]
         grid = volumes[0].geometry
-        for number, volume in enumerate(volumes):
+        for number, (scan, volume) in enumerate(zip(entry.unit.scans, volumes, strict=True)):
             path = folder / entry.part / f"{entry.case}_{number:04d}{ending}"
             path.parent.mkdir(exist_ok=True)
             turned = volume.on_axes_of(grid)
             _write_image(path, turned.array[0], volume.geometry if number == 0 else turned.geometry)
-            notes += [f"case {entry.case}: {note}" for note in volume.notes]
+            found = [f"{scan.name}: {note}" for note in volume.notes]
+            notes += [note for note in found if note not in proposal.notes]
         if entry.pair:
             _write_label(folder / f"labelsTr/{entry.case}{ending}", entry, proposal, volumes[0])
         cases[entry.case] = _origin(entry, proposal)

@@ -68,13 +68,23 @@ def read(path: Path) -> tuple[np.ndarray, Header]:
     return array, header
 
 
-def extension_bytes(path: Path) -> int:
-    """The bytes between the header (of NIfTI-1, the shorter one) and the voxels, which hold extensions.
+def read_extensions(path: Path, limit: int) -> bytes:
+    """The bytes between the header and the voxels, which hold the extensions; empty where there are more than
+    ``limit``.
 
     Raises:
         UserError: as `read_header`.
     """
-    return _parsed(path).offset - 352
+    offset = _parsed(path).offset
+    if not 352 < offset <= limit:
+        return b""
+    content = b""
+    with open_file(path) as file:
+        for piece in inflate(file, "gzip") if _is_compressed(path) else iter(lambda: file.read(_START), b""):
+            content += piece
+            if len(content) >= offset:
+                break
+    return content[352:offset]
 
 
 def write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
