@@ -33,7 +33,7 @@ def patient(folder, stem, seed=0, shape=(6, 12, 14), origin=(0.0, 0.0, 0.0), lab
 
 
 def test_names_grids_and_reasons(tmp_path, capsys):
-    """Three scans on one grid are told apart by their names; the dataset passes its own verification."""
+    """Three scans on one grid differ by their names; the dataset passes its own verification."""
     for number in (1, 2, 3):
         patient(tmp_path / "in", f"case {number}", seed=number)
     write(tmp_path / "in/extra.nii.gz", image(volume(seed=9)))

@@ -40,7 +40,7 @@ def marks_image(name: str) -> bool:
 
 
 def folder_kind(folders: Sequence[str]) -> str:
-    """``label`` or ``scan`` where the name of the innermost telling folder says so; empty otherwise."""
+    """``label`` or ``scan`` by the innermost folder whose name marks one of them; empty otherwise."""
     for folder in reversed(folders):
         words = set(tokens(folder))
         if words & _LABEL:
