@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,7 @@ def find_sources(
         base = root if root.is_dir() else root.parent
         matched = [path for path in [*dicom, *others] if _is_left_out(path, base, leave_out)]
         found.left_out += [(_relative(path, base), "matches --leave_out") for path in matched]
+        _add_odd(root, base, found, leave_out)
         chosen = [path for path in dicom if path not in matched and path.resolve() not in seen]
         if chosen:
             _add_dicom(root, base, chosen, found, kind=kind)
@@ -164,6 +166,21 @@ def find_sources(
     found.scans.sort(key=lambda scan: (scan.patient, scan.name))
     found.labels.sort(key=lambda label: label.name)
     return found
+
+
+def _add_odd(root: Path, base: Path, found: Found, leave_out: Sequence[str]) -> None:
+    """Name what has the ending of an image and is no file: links to nowhere, pipes."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in sorted(names)):
+            if path.is_file() or not file_ending(path) or _is_left_out(path, base, leave_out):
+                continue
+            link = path.is_symlink()
+            name = printable(_relative(path, base))
+            reason = "is a symbolic link to nothing; restore the file" if link else "is no regular file; leave it out"
+            if link and marks_label(path.name[: -len(file_ending(path))]):
+                found.problems.append(f"{name}: {reason}, or remove the link")
+            elif (name, reason) not in found.left_out:
+                found.left_out.append((name, reason))
 
 
 def _is_left_out(path: Path, base: Path, patterns: Sequence[str]) -> bool:
@@ -201,13 +218,13 @@ def _add_dicom(root: Path, base: Path, chosen: Sequence[Path], found: Found, *, 
         if not rest:
             continue
         name = f"{_relative(rest[0].parent, base)}/{series.name}".removeprefix("./")
-        if series.problem or len(files) < len(series.files) or kind == "label":
+        if kind == "label" and not series.problem:
+            fix = "export it as DICOM SEG, or convert it to NIfTI"
+            found.problems.append(f"{name}: is a DICOM series in a folder of label maps; {fix}")
+            continue
+        if series.problem or len(files) < len(series.files):
             missing = "some of its files match --leave_out" if len(files) < len(series.files) else ""
-            reason = (
-                _CONTOURS
-                if "RTSTRUCT" in series.problem
-                else series.problem or missing or "is a scan in a folder of label maps"
-            )
+            reason = _CONTOURS if "RTSTRUCT" in series.problem else series.problem or missing
             found.left_out.append((name if series.uid else _relative(rest[0], base), reason))
             continue
         found.scans.append(_scan(series, name, base))

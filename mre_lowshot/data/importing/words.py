@@ -21,22 +21,37 @@ def tokens(name: str) -> tuple[str, ...]:
 
 @cache
 def core(name: str) -> tuple[str, ...]:
-    """The words of a name without those that mark an image or a label map, and without a channel number (``_0000``)."""
-    words = list(tokens(re.sub(r"_0000$", "", name)))
-    kept = [word for word in words if word not in _LABEL and word not in _IMAGE]
+    """The words of a name without those that mark an image or a label map, and without a channel number (``_0000``).
+    Marks are also found where they are joined to another word, as in ``img0001`` and ``Patient1Seg``."""
+    kept = []
+    for word in re.findall(r"[^\W_]+", re.sub(r"_0000$", "", name)):
+        left = [piece for piece in _pieces(word) if piece not in _LABEL and piece not in _IMAGE]
+        if left:
+            kept.append("".join(left))
     return tuple(kept)
+
+
+def _pieces(word: str) -> list[str]:
+    """The parts of a word in lower case: split at capitals, and between letters and digits."""
+    split = re.sub(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|(?<=[a-z])(?=[A-Z])", " ", word)
+    return split.casefold().split()
+
+
+def _ends(name: str) -> set[str]:
+    """The first and the last part of a name."""
+    words = [piece for word in re.findall(r"[^\W_]+", name) for piece in _pieces(word)]
+    ends = {words[0], words[-1]} if words else set()
+    return ends | set(tokens(name)[:1]) | set(tokens(name)[-1:])
 
 
 def marks_label(name: str) -> bool:
     """Whether the first or last word of a file's name marks a label map."""
-    words = tokens(name)
-    return bool(words) and (words[0] in _LABEL or words[-1] in _LABEL)
+    return bool(_ends(name) & _LABEL)
 
 
 def marks_image(name: str) -> bool:
     """Whether the first or last word of a name marks an image, or it ends in a channel number."""
-    words = tokens(name)
-    return bool(words) and (words[0] in _IMAGE or words[-1] in _IMAGE or re.search(r"_\d{4}$", name) is not None)
+    return bool(_ends(name) & _IMAGE) or re.search(r"_\d{4}$", name) is not None
 
 
 def folder_kind(folders: Sequence[str]) -> str:
