@@ -33,7 +33,7 @@ from mre_lowshot.workflows.train import FoldResult, TrainResult
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
-PUBLIC = ["Dataset", "Predictor", "Volume", "evaluate", "plan", "predict", "train"]
+PUBLIC = ["Dataset", "Predictor", "Volume", "evaluate", "import_dataset", "plan", "predict", "train"]
 CHANGES = dict(setting.split("=", 1) for setting in SETTINGS)
 VERSION_1 = "format_version is 1, this mre_lowshot reads 2; plan the dataset again and train again"
 

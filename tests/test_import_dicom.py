@@ -236,7 +236,7 @@ def test_overlapping_segments(tmp_path, capsys):
             {"spacing": (3.0, 0.9, 0.7)},
             "frame 1 has pixels of 0.9 x 0.7 mm or a direction that are not those of the scan",
         ),
-        ({"spacing": (6.0, 0.8, 0.7)}, "its slices are at least 6 mm apart, those of the scan 3 mm"),
+        ({"spacing": (6.0, 0.8, 0.7), "refers_to": ""}, "its slices are at least 6 mm apart, those of the scan 3 mm"),
         ({"orientation": "oblique"}, "or a direction that are not those of the scan"),
         ({"origin": (30.0, -20.0, 5.5), "spacing": (3.0, 0.8, 0.7)}, "beside"),
         ({"names": {1: "liver", 2: "", 4: "x"}}, "segment 2 has no SegmentLabel"),
@@ -261,6 +261,19 @@ def test_a_seg_beside_the_scan_is_refused(tmp_path, capsys):
     make_seg(tmp_path / "in/seg", origin=(-30.0, -20.0, 14.5))
     assert run(tmp_path) == 2
     assert "has labels outside the scan (along z)" in capsys.readouterr().err
+
+
+def test_every_second_slice_may_be_labelled(tmp_path):
+    """In a file that refers to the series: in any other, the slices between would belong to a thicker slice."""
+    labels = LABELS.copy()
+    labels[1::2] = 0
+    write_series(tmp_path / "in", STORED)
+    make_seg(tmp_path / "in/seg", labels)
+    assert run(tmp_path) == 0
+    got = points(sitk.ReadImage(str(imported(tmp_path)[0] / "labelsTr/Imported_001.nii.gz")))
+    assert near(got) == near(world(np.where(labels == 4, 3, labels), "axial"))
+    make_seg(tmp_path / "in/seg", labels, refers_to="")
+    assert run(tmp_path, name="8") == 2
 
 
 def test_a_damaged_series_is_named(tmp_path, capsys):

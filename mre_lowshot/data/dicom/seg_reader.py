@@ -134,16 +134,25 @@ def _instances(header: Dataset) -> set[str]:
     return found
 
 
-def differences(seg: Seg, grid: Geometry) -> str:
-    """Why the frames do not lie on the voxels of a grid; empty where they do."""
+def differences(seg: Seg, grid: Geometry, *, is_source: bool = False) -> str:
+    """Why the frames do not lie on the voxels of a grid; empty where they do.
+
+    Args:
+        seg: from `read_seg`.
+        grid: of the scan.
+        is_source: the file refers to the scan. Otherwise frames that lie on no two neighbouring slices are taken for
+            those of a scan with thicker slices.
+    """
     try:
-        _places(seg, grid)
+        _places(seg, grid, is_source=is_source)
     except UserError as problem:
         return str(problem)
     return ""
 
 
-def read_on(seg: Seg, grid: Geometry, groups: Mapping[int, int], *, overlap: str = "") -> np.ndarray:
+def read_on(
+    seg: Seg, grid: Geometry, groups: Mapping[int, int], *, overlap: str = "", is_source: bool = False
+) -> np.ndarray:
     """The label map (D, H, W) int32 on a grid. Slices without a frame are background.
 
     Args:
@@ -151,11 +160,12 @@ def read_on(seg: Seg, grid: Geometry, groups: Mapping[int, int], *, overlap: str
         grid: of the scan.
         groups: segment number to the value that is wanted; segments of one value may overlap.
         overlap: ``later_wins``: where segments overlap, that of the higher number counts; empty: they are refused.
+        is_source: as in `differences`.
 
     Raises:
         UserError: the frames do not lie on the grid, segments overlap, or the pixels cannot be decoded.
     """
-    places = _places(seg, grid)
+    places = _places(seg, grid, is_source=is_source)
     require_memory(8.0 * np.prod(grid.shape), f"{seg.path}: a label map of {grid.shape} voxels", "crop the scan")
     found = np.zeros(grid.shape, np.int32)
     clashes: dict[tuple[int, int], int] = {}
@@ -250,7 +260,7 @@ def _require_inside(seg: Seg, grid: Geometry, places: tuple[np.ndarray, ...]) ->
             raise UserError(f"{seg.path}: has labels outside the scan (along {name}); crop it to the scan")
 
 
-def _places(seg: Seg, grid: Geometry) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _places(seg: Seg, grid: Geometry, *, is_source: bool) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each frame the voxel (x, y, z) of its first pixel, and the steps to the next column and row."""
     affine = grid.affine()
     back = np.linalg.inv(affine[:3, :3])
@@ -276,18 +286,20 @@ def _places(seg: Seg, grid: Geometry) -> list[tuple[np.ndarray, np.ndarray, np.n
                 f"frame {number} lies {np.abs(ends).max():.2g} voxels beside the voxels of the scan (of {_mm(grid)} mm)"
             )
         found.append((whole[:, 0], whole[:, 1], whole[:, 2]))
-    _check_step(seg, grid, found)
+    _check_step(seg, grid, found, is_source=is_source)
     return found
 
 
-def _check_step(seg: Seg, grid: Geometry, places: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+def _check_step(
+    seg: Seg, grid: Geometry, places: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, is_source: bool
+) -> None:
     """Refuse frames at the distances of another series: on a finer grid, slices between them would be background."""
     axis = int(np.flatnonzero(places[0][1] + places[0][2] == 0)[0])
     step = grid.spacing[2 - axis]
     if seg.step and abs(seg.step - step) > 0.01 * step:
         raise UserError(f"its slices are {seg.step:g} mm apart, those of the scan {step:g} mm")
     gaps = np.diff(np.unique([start[axis] for start, _, _ in places]))
-    if not seg.step and len(gaps) > 1 and gaps.min() > 1:
+    if not seg.step and not is_source and len(gaps) and gaps.min() > 1:
         raise UserError(f"its slices are at least {gaps.min() * step:g} mm apart, those of the scan {step:g} mm")
 
 

@@ -14,7 +14,7 @@ from mre_lowshot.data.dicom import seg_reader
 from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.importing.label_names import read_names
-from mre_lowshot.data.importing.pairing import Pair
+from mre_lowshot.data.importing.pairing import Pair, refers_to
 from mre_lowshot.data.importing.slicer import placed, read_slicer
 from mre_lowshot.data.importing.sources import LabelMap
 from mre_lowshot.data.volume import read_labels
@@ -194,7 +194,7 @@ def read_on(pair: Pair, values: Mapping[int, int], *, overlap: str = "", grid: G
     """
     label, grid = pair.label, grid or pair.unit.geometry
     if label.seg:
-        return seg_reader.read_on(label.seg, grid, values, overlap=overlap)
+        return seg_reader.read_on(label.seg, grid, values, overlap=overlap, is_source=refers_to(label, pair.unit))
     if label.segments:
         try:
             return placed(read_slicer(label.path, label.segments, values, overlap=overlap), grid)

@@ -58,7 +58,7 @@ def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[t
     free = [unit for unit in units if id(unit) not in stated_units]
     rest = [label for label in labels if id(label) not in stated_labels]
     for unit, label in given:
-        if different := misfit(label, unit.geometry):
+        if different := misfit(label, unit):
             made.problems.append(_other_grid(label, unit, different))
         else:
             chosen.setdefault(id(unit), []).append(Pair(unit, label, "as --pairs states"))
@@ -74,16 +74,20 @@ def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[t
             made.pairs.append(pairs[0])
         elif pairs:
             names = " and ".join(pair.label.name for pair in pairs[:3])
-            made.problems.append(f"{unit.name}: {len(pairs)} label maps fit it equally ({names}); {STATE}")
+            made.problems.append(
+                f"{unit.name}: {len(pairs)} label maps fit it equally ({names}), and a scan takes one: merge them, "
+                f"or {STATE}"
+            )
         else:
             made.unlabelled.append(unit)
     return made
 
 
-def misfit(label: LabelMap, grid: Geometry) -> str:
+def misfit(label: LabelMap, unit: Unit) -> str:
     """Why a label map does not lie on a scan's grid; empty where it does. One with segments may be cropped."""
+    grid = unit.geometry
     if label.seg:
-        return seg_reader.differences(label.seg, grid)
+        return seg_reader.differences(label.seg, grid, is_source=refers_to(label, unit))
     assert label.geometry is not None  # of every file but a DICOM SEG
     different = grid.differences(label.geometry)
     if not different or (label.segments and _is_part(grid, label.geometry)):
@@ -102,9 +106,9 @@ def _is_part(grid: Geometry, part: Geometry) -> bool:
 def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap]) -> Pair | str:
     """The pair of a label map, or the problem."""
     if label.seg and (referred := _referred(label, units)):
-        fitting = [unit for unit in referred if not misfit(label, unit.geometry)]
+        fitting = [unit for unit in referred if not misfit(label, unit)]
         if not fitting:
-            return _other_grid(label, referred[0], misfit(label, referred[0].geometry))
+            return _other_grid(label, referred[0], misfit(label, referred[0]))
         if len(fitting) > 1:
             return _ambiguous(label, fitting, "they are volumes of the series that it refers to")
         return Pair(fitting[0], label, "refers to the series")
@@ -116,7 +120,7 @@ def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap])
     ranks = {id(unit): _rank(label, unit) for unit in eligible}
     best = max(ranks.values())
     top = [unit for unit in eligible if ranks[id(unit)] == best]
-    fitting = [unit for unit in top if not misfit(label, unit.geometry)]
+    fitting = [unit for unit in top if not misfit(label, unit)]
     if len(fitting) == 1 and (best > (0, 0) or not any(_same_grid(label, o) for o in labels if o is not label)):
         return Pair(fitting[0], label, _reason(label, fitting[0], best))
     if fitting:
@@ -128,7 +132,7 @@ def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap])
             )
         return _ambiguous(label, fitting, why)
     nearest = top[0]
-    different = misfit(label, nearest.geometry)
+    different = misfit(label, nearest)
     if best > (0, 0) or len(eligible) == 1:
         return _other_grid(label, nearest, different)
     return f"{label.name}: is on the grid of no scan (of {nearest.name}, for example: {different}); {STATE}"
@@ -136,11 +140,18 @@ def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap])
 
 def _referred(label: LabelMap, units: Sequence[Unit]) -> list[Unit]:
     """The scans of the series that a DICOM SEG refers to; those with its images where a series holds several."""
+    referred = [unit for unit in units if refers_to(label, unit)]
+    by_image = [u for u in referred if label.seg and any(_instances(scan) & label.seg.instances for scan in u.scans)]
+    return by_image or referred
+
+
+def refers_to(label: LabelMap, unit: Unit) -> bool:
+    """Whether a DICOM SEG refers to a series of the scan, or to an image of it."""
     seg = label.seg
-    assert seg is not None
-    by_image = [u for u in units if any(_instances(scan) & seg.instances for scan in u.scans)]
-    by_series = [u for u in units if any(scan.series and scan.series.uid in seg.series for scan in u.scans)]
-    return by_image or by_series
+    return seg is not None and any(
+        scan.series is not None and (scan.series.uid in seg.series or bool(_instances(scan) & seg.instances))
+        for scan in unit.scans
+    )
 
 
 def _instances(scan: Scan) -> set[str]:

@@ -189,7 +189,8 @@ def _name_cases(
             "series": scan.series.name if scan.series else scan.stems[0],
         }  # fmt: skip
         name = stated.get(id(unit)) or case_name(*made.options.case_names.format_map(words).split("_"))
-        if problem := name_problem(name):
+        problem = name_problem(name) or ("begins with a dot" if name.startswith(".") else None)
+        if problem:
             made.problems.append(f"case {name!r}: its name {problem}; give another one")
         place, pair = paired.get(id(unit), (-1, None))
         if pair is None:
