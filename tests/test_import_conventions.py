@@ -1,11 +1,13 @@
 """mre_import on the file names of public datasets, on names of one's own, and on damaged files."""
 
 import dataclasses
+import json
 import shutil
 from contextlib import suppress
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import command
 from loose_files import blocks, image, volume, write, write_seg_nrrd
 
@@ -71,6 +73,41 @@ def test_channels_on_two_grids_and_missing_ones(tmp_path, capsys):
     output = capsys.readouterr()
     assert "a_t1.nii.gz: is not on the grid of a_flair.nii.gz: size (6, 12, 14) against (5, 12, 14)" in output.err
     assert "its patient has no channel t1" in output.out
+
+
+@pytest.mark.parametrize("pattern", ["p{}/segmentations/{}", "p{}/p{}_{}", "p{}_{}_mask"])
+def test_masks_of_one_label_each(tmp_path, capsys, pattern):
+    scan = "p{}/ct" if pattern.startswith("p{}/s") else "p{}/p{}" if pattern.count("{}") == 3 else "p{}"
+    for patient in (1, 2):
+        write(tmp_path / f"in/{scan.format(patient, patient)}.nii.gz", image(volume(seed=patient)))
+        for name, value in (("liver", 1), ("left_kidney", 2)):
+            made = (blocks() == value).astype(np.uint8) * 255
+            words = [patient] * (pattern.count("{}") - 1)
+            write(tmp_path / f"in/{pattern.format(*words, name)}.nii.gz", image(made))
+    arguments = ("-i", tmp_path / "in", "--name", "1", "--workspace", tmp_path / "w", "--modality", "CT")
+    assert command("importing", *arguments, "--label_names", "255=x") == 2
+    assert "--masks" in capsys.readouterr().err
+    assert command("importing", *arguments, "--masks") == 0
+    folder = tmp_path / "w/raw/Dataset001_Imported"
+    content = json.loads((folder / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "left_kidney": 1, "liver": 2}
+    for patient in (1, 2):
+        got = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"labelsTr/Imported_00{patient}.nii.gz")))
+        assert np.array_equal(got, blocks(values=(2, 1)))
+    record = json.loads((folder / "import.json").read_text())["cases"]["Imported_001"]
+    assert len(record["label_map"]) == 2
+
+
+def test_masks_that_overlap_or_hold_several_values(tmp_path, capsys):
+    write(tmp_path / "in/ct.nii.gz", image(volume()))
+    for name in ("liver", "tumor"):
+        write(tmp_path / f"in/masks/{name}.nii.gz", image(blocks(values=(1,))))
+    arguments = ("-i", tmp_path / "in", "--name", "1", "--workspace", tmp_path / "w", "--modality", "CT", "--masks")
+    assert command("importing", *arguments) == 2
+    assert "segments 1 (liver) and 2 (tumor) overlap in 18 voxel(s)" in capsys.readouterr().err
+    write(tmp_path / "in/masks/tumor.nii.gz", image(blocks()))
+    assert command("importing", *arguments) == 2
+    assert "tumor.nii.gz: has several values; a mask has 0 and one other" in capsys.readouterr().err
 
 
 def test_words():

@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where segments of one file overlap, the later one counts (default: they are refused)",
     )  # fmt: skip
     made.add_argument(
+        "--masks", action="store_true",
+        help="a scan's label maps are masks of one label each, named by their files (liver.nii.gz, p1_spleen.nii.gz)",
+    )  # fmt: skip
+    made.add_argument(
         "--test", nargs="?", const="imagesTs", default="", choices=("imagesTs", "imagesTr"),
         help="take scans without a label map too, as test cases or as unlabelled training cases (default: leave them "
         "out; without a value: imagesTs)",
@@ -94,6 +98,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         test=options.test,
         case_names=options.case_names,
         overlap=options.overlap,
+        masks=options.masks,
         file_ending=options.format,
         dry_run=options.dry_run,
         workspace=options.workspace,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -66,6 +67,7 @@ def import_dataset(
     test: str = "",
     case_names: str = CASE_NAMES,
     overlap: str = "",
+    masks: bool = False,
     file_ending: str = ".nii.gz",
     dry_run: bool = False,
     workspace: str | Path | None = None,
@@ -87,6 +89,7 @@ def import_dataset(
         test: ``imagesTs`` or ``imagesTr``: where scans without a label map go; empty: they are left out.
         case_names: pattern of the case names: {name}, {number}, {patient}, {file}, {folder}, {series}.
         overlap: ``later_wins``: where segments overlap, the later one counts; empty: they are refused.
+        masks: a scan's label maps hold one mask each, of the label that the file names.
         file_ending: of the files that are written.
         dry_run: report what would be written, and write nothing.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
@@ -104,6 +107,7 @@ def import_dataset(
     options = _options(
         str(name), modality, _texts(label_names), _texts(channels), pairs, test, case_names, overlap, file_ending
     )
+    options = dataclasses.replace(options, masks=masks)
     number = _check_new(space, options.name)
     found = find_sources(folders["-i"], images=folders["--images"], labels=folders["--labels"], leave_out=leave_out)
     proposal = make_proposal(found, options)

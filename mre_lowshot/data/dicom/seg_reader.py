@@ -203,6 +203,8 @@ class _Frames:
         header = read_header(seg.path, everything=True)
         syntax = header.file_meta.get("TransferSyntaxUID")
         encapsulated = syntax is not None and syntax.is_encapsulated
+        if syntax == "1.2.840.10008.1.2.2" and not encapsulated:  # its words of two bytes may hold bits in two orders
+            raise UserError(f"{seg.path}: is stored as Explicit VR Big Endian; export it as Little Endian")
         self.bits = None if encapsulated or int(header.get("BitsAllocated") or 0) != 1 else self._packed()
 
     def _packed(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.importing.label_names import read_names
 from mre_lowshot.data.importing.pairing import Pair, refers_to
-from mre_lowshot.data.importing.slicer import placed, read_slicer
+from mre_lowshot.data.importing.slicer import placed, read_slicer, stacked
 from mre_lowshot.data.importing.sources import LabelMap
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
@@ -161,7 +161,7 @@ def _named(label: LabelMap, options: LabelOptions) -> dict[int, str]:
     names = {key: options.by_name.get(plain(name), name) for key, name in label.names.items()}
     for name in names.values():
         require_text(f"{label.path}: the name of a label", name, limit=100)
-    if label.seg or label.segments:
+    if label.seg or label.segments or label.parts:
         return names
     array = read_labels(label.path).array
     low, high = int(array.min()), int(array.max())
@@ -201,10 +201,24 @@ def read_on(pair: Pair, values: Mapping[int, int], *, overlap: str = "", grid: G
         except UserError as problem:
             text = str(problem)
             raise UserError(text if text.startswith(str(label.path)) else f"{label.path}: {text}") from None
+    if label.parts:
+        masks = ((number, _mask(part, grid)) for number, part in enumerate(label.parts, start=1))
+        return stacked(label.path, masks, values, names=label.names, overlap=overlap)
     volume = read_labels(label.path, like=grid)
     if different := grid.differences(volume.geometry):
         raise UserError(f"{label.path}: is not on the grid of its scan: {'; '.join(different)}; resample it")
     return _renumbered(volume.array, values)
+
+
+def _mask(label: LabelMap, grid: Geometry) -> np.ndarray:
+    array = read_labels(label.path, like=grid).array
+    high = int(array.max())
+    if array.min() < 0 or not np.isin(array, [0, high]).all():
+        raise UserError(
+            f"{label.path}: has several values; a mask has 0 and one other: leave --masks out, or merge them"
+        )
+    made: np.ndarray = array > 0
+    return made
 
 
 def _renumbered(array: np.ndarray, values: Mapping[int, int]) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,8 +12,9 @@ from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.importing.channels import Unit
 from mre_lowshot.data.importing.slicer import offset_on
 from mre_lowshot.data.importing.sources import LabelMap, Scan
-from mre_lowshot.data.importing.words import agreement, shared_folders
+from mre_lowshot.data.importing.words import agreement, core, shared_folders
 from mre_lowshot.data.pairs import grid_fix
+from mre_lowshot.errors import UserError
 
 STATE = "state the pair with --pairs, or leave the label map out with --leave_out"
 
@@ -40,7 +43,13 @@ class Pairing:
     problems: list[str] = field(default_factory=list)
 
 
-def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[tuple[Unit, LabelMap]] = ()) -> Pairing:
+def propose(
+    units: Sequence[Unit],
+    labels: Sequence[LabelMap],
+    given: Sequence[tuple[Unit, LabelMap]] = (),
+    *,
+    masks: bool = False,
+) -> Pairing:
     """Pair label maps with scans.
 
     A DICOM SEG belongs to the series that it refers to. Any other label map belongs to the scan on its grid whose name
@@ -51,6 +60,7 @@ def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[t
         units: the scans.
         labels: the label maps.
         given: pairs that the user states.
+        masks: a scan may have several label maps, each with the mask of one label that its file names.
     """
     made = Pairing()
     chosen: dict[int, list[Pair]] = {}
@@ -63,24 +73,46 @@ def propose(units: Sequence[Unit], labels: Sequence[LabelMap], given: Sequence[t
         else:
             chosen.setdefault(id(unit), []).append(Pair(unit, label, "as --pairs states"))
     for label in rest:
-        found = _partner(label, free, rest)
+        found = _partner(label, free, [] if masks else rest)
         if isinstance(found, Pair):
             chosen.setdefault(id(found.unit), []).append(found)
         else:
             made.problems.append(found)
     for unit in units:
         pairs = chosen.get(id(unit), [])
-        if len(pairs) == 1:
+        if masks and pairs and not any(pair.label.seg or pair.label.segments for pair in pairs):
+            try:
+                made.pairs.append(_of_masks(unit, pairs))
+            except UserError as problem:
+                made.problems.append(str(problem))
+        elif len(pairs) == 1:
             made.pairs.append(pairs[0])
         elif pairs:
             names = " and ".join(pair.label.name for pair in pairs[:3])
             made.problems.append(
-                f"{unit.name}: {len(pairs)} label maps fit it equally ({names}), and a scan takes one: merge them, "
-                f"or {STATE}"
+                f"{unit.name}: {len(pairs)} label maps fit it equally ({names}), and a scan takes one (masks of one "
+                f"label each: --masks); {STATE}"
             )
         else:
             made.unlabelled.append(unit)
     return made
+
+
+def _of_masks(unit: Unit, pairs: Sequence[Pair]) -> Pair:
+    """The pair of a scan with files of one mask each, named by the words that the scan's name does not have."""
+    known = {word for scan in unit.scans for stem in scan.stems for word in core(stem)}
+    names: dict[int, str] = {}
+    for number, pair in enumerate(pairs, start=1):
+        words = [word for word in re.findall(r"[^\W_]+", pair.label.stems[0]) if set(core(word)) - known]
+        if not words:
+            raise UserError(f"{pair.label.path}: its name does not contain the name of a label; rename it")
+        names[number] = "_".join(words)
+    first = pairs[0].label
+    made = dataclasses.replace(
+        first, name=f"{first.name} and {len(pairs) - 1} more" if pairs[1:] else first.name, kind="masks", names=names,
+        names_from="its files", parts=tuple(pair.label for pair in pairs),
+    )  # fmt: skip
+    return Pair(unit, made, f"{len(pairs)} mask(s) {', '.join(names.values())}; {pairs[0].reason}")
 
 
 def misfit(label: LabelMap, unit: Unit) -> str:

@@ -34,6 +34,7 @@ class Options:
     test: str = ""
     case_names: str = CASE_NAMES
     file_ending: str = ".nii.gz"
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def make_proposal(found: Found, options: Options) -> Proposal:
     given, cases = ([], {}) if options.pairs is None else matched(
         read_pairs(options.pairs), units, found.labels, options.pairs
     )  # fmt: skip
-    pairing = propose(units, found.labels, given)
+    pairing = propose(units, found.labels, given, masks=options.masks)
     made.problems += pairing.problems
     if not pairing.pairs and not made.problems:
         if found.scans:

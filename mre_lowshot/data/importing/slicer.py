@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,22 +87,47 @@ def read_slicer(
     layers = array[..., None] if array.ndim == 3 else array
     if layers.dtype.kind == "f":
         raise UserError(f"{path}: its voxels are not whole numbers; export it as a segmentation or binary label map")
-    found = np.zeros(header.geometry.shape, np.int32)
-    owner = np.zeros(header.geometry.shape, np.uint32)
-    clashes: dict[tuple[int, int], int] = {}
     for layer in range(layers.shape[-1]):
         known = [s.value for s in segments if s.layer == layer]
         if len(unknown := np.setdiff1d(np.unique(layers[..., layer]), [0, *known])):
             raise UserError(f"{path}: value {unknown[0]} of layer {layer} belongs to no segment; export it again")
-    for segment in segments:
-        where = layers[..., segment.layer] == segment.value
-        clash = where & (owner != 0) & (found != groups[segment.number])
+    masks = ((s.number, layers[..., s.layer] == s.value) for s in segments)
+    names = {s.number: s.name for s in segments}
+    return Volume(stacked(path, masks, groups, names=names, overlap=overlap), header.geometry, path, header.notes)
+
+
+def stacked(
+    path: Path,
+    masks: Iterable[tuple[int, np.ndarray]],
+    groups: Mapping[int, int],
+    *,
+    names: Mapping[int, str],
+    overlap: str,
+) -> np.ndarray:
+    """One label map (D, H, W) int32 of several masks.
+
+    Args:
+        path: begins the message.
+        masks: number and mask (D, H, W) of each; at least one.
+        groups: number to the value that is wanted; masks of one value may overlap.
+        names: number to name, for messages.
+        overlap: ``later_wins``: where masks overlap, the later one counts; empty: they are refused.
+
+    Raises:
+        UserError: masks overlap.
+    """
+    found = owner = np.zeros(0, np.int32)
+    clashes: dict[tuple[int, int], int] = {}
+    for number, where in masks:
+        if not found.size:
+            found, owner = np.zeros(where.shape, np.int32), np.zeros(where.shape, np.int32)
+        clash = where & (owner != 0) & (found != groups[number])
         for other in np.unique(owner[clash]).tolist():
-            clashes[other, segment.number] = int((owner[clash] == other).sum())
-        found[where], owner[where] = groups[segment.number], segment.number
+            clashes[other, number] = int((owner[clash] == other).sum())
+        found[where], owner[where] = groups[number], number
     if clashes and overlap != LATER_WINS:
-        raise UserError(f"{path}: {overlap_text(clashes, {s.number: s.name for s in segments})}")
-    return Volume(found, header.geometry, path, header.notes)
+        raise UserError(f"{path}: {overlap_text(clashes, names)}")
+    return found
 
 
 def offset_on(grid: Geometry, part: Geometry) -> tuple[int, ...] | None:

@@ -99,6 +99,7 @@ class LabelMap(Source):
         names: value (of a file with segments: number of the segment) to name; empty where the file shows none.
         names_from: where the names come from.
         seg, segments: of a DICOM SEG, and of a ``seg.nrrd``.
+        parts: files with one mask each that form this label map together.
     """
 
     kind: str = ""
@@ -108,6 +109,7 @@ class LabelMap(Source):
     names_from: str = ""
     seg: Seg | None = None
     segments: tuple[SlicerSegment, ...] = ()
+    parts: tuple[LabelMap, ...] = ()
 
     def stored(self, key: int) -> tuple[int, int]:
         """The value of a key of ``names`` as the file stores it, and its layer (0 where there is one only)."""

@@ -99,6 +99,8 @@ def _origin(entry: Entry, proposal: Proposal) -> dict[str, Any]:
         label = entry.pair.label
         names = {value: name for name, value in proposal.labels.values.items()}
         made["label_map"] = {"name": label.name, "kind": label.kind, "sha256": sha256(label.path)}
+        if label.parts:
+            made["label_map"] = [{"name": part.name, "sha256": sha256(part.path)} for part in label.parts]
         made["pair"] = entry.pair.reason
         made["labels"] = [
             {
