@@ -110,6 +110,31 @@ def test_masks_that_overlap_or_hold_several_values(tmp_path, capsys):
     assert "tumor.nii.gz: has several values; a mask has 0 and one other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_names": 3}, "--label_names 3: must be a list"),
+        ({"file_ending": 5}, "--format is 5"),
+        ({"modality": "a\nb"}, "--modality"),
+        ({"inputs": 7}, "-i 7: must be a folder"),
+        ({"inputs": "missing"}, "-i missing: the folder is missing"),
+        ({"inputs": ()}, "no folder with scans is given"),
+        ({"name": ""}, "--name ''"),
+        ({"test": "x"}, "--test 'x'"),
+        ({"overlap": "x"}, "--overlap 'x'"),
+        ({"pairs": "nowhere.csv"}, "--pairs nowhere.csv: cannot be read"),
+    ],
+)
+def test_options_from_python(tmp_path, options, message):
+    write(tmp_path / "in/a.nii.gz", image(volume()))
+    write(tmp_path / "in/a_seg.nii.gz", image(blocks()))
+    given = {"inputs": tmp_path / "in", "name": 1, "workspace": tmp_path / "w", "leave_out": "*b*"}
+    with pytest.raises(UserError) as refusal:
+        mre_lowshot.import_dataset(**{**given, **options})
+    assert message in str(refusal.value)
+    assert not (tmp_path / "w").exists()
+
+
 def test_words():
     assert core("img0001") == core("label_0001") == ("0001",)
     assert core("Patient1Seg") == core("patient1") == ("patient1",)

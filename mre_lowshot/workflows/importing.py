@@ -31,6 +31,7 @@ from mre_lowshot.data.workspace import Workspace, names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import partial_name, remove_leftovers
 from mre_lowshot.locks import locked
+from mre_lowshot.plain import shown
 from mre_lowshot.workflows.reporting import Reporter
 
 _NAME = re.compile(r"Dataset(\d{1,6})_([A-Za-z0-9][A-Za-z0-9_-]{0,60})")
@@ -105,11 +106,24 @@ def import_dataset(
         raise UserError("no folder with scans is given; give -i, or --images and --labels")
     space = Workspace.resolve(workspace)
     options = _options(
-        str(name), modality, _texts(label_names), _texts(channels), pairs, test, case_names, overlap, file_ending
+        str(name),
+        modality,
+        _texts("--label_names", label_names),
+        _texts("--channels", channels),
+        pairs,
+        test,
+        case_names,
+        overlap,
+        file_ending,
     )
     options = dataclasses.replace(options, masks=masks)
     number = _check_new(space, options.name)
-    found = find_sources(folders["-i"], images=folders["--images"], labels=folders["--labels"], leave_out=leave_out)
+    found = find_sources(
+        folders["-i"],
+        images=folders["--images"],
+        labels=folders["--labels"],
+        leave_out=_texts("--leave_out", leave_out),
+    )
     proposal = make_proposal(found, options)
     for line in describe(proposal):
         reporter.info(line)
@@ -126,6 +140,8 @@ def import_dataset(
 
 
 def _paths(option: str, given: Paths) -> tuple[Path, ...]:
+    if not isinstance(given, str | os.PathLike | Sequence):
+        raise UserError(f"{option} {shown(given)}: must be a folder, or a list of folders")
     values = [given] if isinstance(given, str | os.PathLike) else list(given)
     for value in values:
         require_path(option, value)
@@ -134,10 +150,14 @@ def _paths(option: str, given: Paths) -> tuple[Path, ...]:
     return tuple(Path(value) for value in values)
 
 
-def _texts(given: Sequence[str] | Mapping[int | str, str] | Mapping[str, str]) -> list[str]:
+def _texts(option: str, given: Sequence[str] | Mapping[int | str, str] | Mapping[str, str]) -> list[str]:
     if isinstance(given, Mapping):
         return [f"{key}={value}" if value else str(key) for key, value in given.items()]
-    return [given] if isinstance(given, str) else [str(text) for text in given]
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence):
+        raise UserError(f"{option} {shown(given)}: must be a list of texts")
+    return [str(text) for text in given]
 
 
 def _options(
@@ -161,6 +181,8 @@ def _options(
         require_text("--modality", modality, limit=40)
     if test not in ("", *PARTS):
         raise UserError(f"--test {test!r}: must be one of {', '.join(PARTS)}")
+    for option, text in (("--format", file_ending), ("--case_names", case_names)):
+        require_text(option, text)
     ending = file_ending if file_ending.startswith(".") else f".{file_ending}"
     if ending not in ENDINGS:
         raise UserError(f"--format {file_ending!r}: must be one of {', '.join(ENDINGS)}")
