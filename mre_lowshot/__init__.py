@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mre_lowshot.inference.predictor import Predictor
     from mre_lowshot.workflows.evaluate import evaluate
     from mre_lowshot.workflows.export_model import export_model
+    from mre_lowshot.workflows.importing import import_dataset
     from mre_lowshot.workflows.install_model import install_model
     from mre_lowshot.workflows.plan import plan
     from mre_lowshot.workflows.predict import list_scans, predict
@@ -30,6 +31,7 @@ __all__ = [
     "Volume",
     "evaluate",
     "export_model",
+    "import_dataset",
     "install_model",
     "list_scans",
     "plan",
@@ -45,6 +47,7 @@ _HOMES = {
     "export_model": "workflows.export_model",
     "install_model": "workflows.install_model",
     "list_scans": "workflows.predict",
+    "import_dataset": "workflows.importing",
     "plan": "workflows.plan",
     "predict": "workflows.predict",
     "train": "workflows.train",

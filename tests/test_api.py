@@ -39,6 +39,7 @@ PUBLIC = [
     "Volume",
     "evaluate",
     "export_model",
+    "import_dataset",
     "install_model",
     "list_scans",
     "plan",

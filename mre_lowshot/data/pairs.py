@@ -35,10 +35,11 @@ def _fix(image: Volume, label: Volume, image_path: Path, label_path: Path) -> st
         )
         return f"the {lost} has lost its position, so resample neither; copy the header of the other into it: " \
                f"{_copy_command(source, target)}"  # fmt: skip
-    return _grid_fix(image.geometry, label.geometry, image_path, label_path)
+    return grid_fix(image.geometry, label.geometry, image_path, label_path)
 
 
-def _grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Path) -> str:
+def grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Path) -> str:
+    """What to do with a label map whose grid is not its image's."""
     if image.dimensions == 2 and image.shape == label.shape:
         return "both have the same number of pixels; give both files the same pixel size"
     if image.file_grid().shape != label.file_grid().shape:

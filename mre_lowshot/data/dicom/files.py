@@ -69,14 +69,22 @@ def find_files(folder: Path, ignore: Sequence[Path] = ()) -> tuple[list[Path], i
     Raises:
         UserError: the folder is missing, or it or a file cannot be read.
     """
+    found, others = divide_files(folder, ignore)
+    return found, len(others)
+
+
+def divide_files(folder: Path, ignore: Sequence[Path] = ()) -> tuple[list[Path], list[Path]]:
+    """As `find_files`, with the other files themselves.
+
+    Raises:
+        UserError: as `find_files`.
+    """
     if not folder.exists():
         raise UserError(f"{folder}: the folder is missing")
-    found, others = [], 0
+    found: list[Path] = []
+    others: list[Path] = []
     for path in walk(folder, ignore) if folder.is_dir() else [folder]:
-        if is_dicom(path):
-            found.append(path)
-        else:
-            others += 1
+        (found if is_dicom(path) else others).append(path)
     return found, others
 
 

@@ -40,6 +40,7 @@ _NO_SCANS = {
     "Raw Data": "raw data",
     "Whole Slide": "a slide of microscopy",
 }
+_LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # a SOP class that pydicom does not name
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Frame:
 def unsuitable(header: Dataset) -> str:
     """Why a file is no slice of a scan, and what to do; empty where it is one."""
     name = getattr(header.get("SOPClassUID"), "name", "")
+    if str(header.get("SOPClassUID")) == _LABEL_MAP:
+        name = "Label Map Segmentation Storage"
     what = next((text for word, text in _NO_SCANS.items() if word in name), "")
     if what:
         return f"is {what}, not a scan; {LEAVE_OUT}"

@@ -70,6 +70,25 @@ def read(path: Path) -> tuple[np.ndarray, Header]:
     return array, header
 
 
+def read_extensions(path: Path, limit: int) -> bytes:
+    """The bytes between the header and the voxels, which hold the extensions; empty where there are more than
+    ``limit``.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    offset = _parsed(path).offset
+    if not 352 < offset <= limit:
+        return b""
+    content = b""
+    with open_file(path) as file:
+        for piece in inflate(file, "gzip") if _is_compressed(path) else iter(lambda: file.read(_START), b""):
+            content += piece
+            if len(content) >= offset:
+                break
+    return content[352:offset]
+
+
 def write(path: Path, array: np.ndarray, geometry: Geometry, *, table: LabelTable | None = None) -> None:
     """Write ``array`` (D, H, W) in the order of the file that its ``geometry`` was read from, with that file's header
     where it was a NIfTI file; the ending ``.gz`` compresses. Equal arrays make equal files.

@@ -53,14 +53,29 @@ def read_header(path: Path) -> Header:
         return _parsed(path, file)[0]
 
 
-def read(path: Path) -> tuple[np.ndarray, Header]:
+def read_fields(path: Path) -> tuple[Header, dict[str, Any]]:
+    """The header and all its fields, as pynrrd reads them; also of a segmentation of several layers (3D Slicer), each
+    of which is a component.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    with open_file(path) as file:
+        return _parsed(path, file, layers=True)[:2]
+
+
+def read(path: Path, layers: bool = False) -> tuple[np.ndarray, Header]:
     """The voxels (k, j, i) or (k, j, i, components) in the order of the file.
+
+    Args:
+        path: of the file.
+        layers: read a segmentation of several layers too, each of which is a component.
 
     Raises:
         UserError: as `read_header`; damaged or truncated voxels.
     """
     with open_file(path) as file:
-        header, fields, start = _parsed(path, file)
+        header, fields, start = _parsed(path, file, layers=layers)
         file.seek(start)
         detached = _field(fields, "data file", "datafile")
         if detached is None:
@@ -115,7 +130,7 @@ def write(path: Path, array: np.ndarray, geometry: Geometry, *, pairs: Mapping[s
         file.write(packed)
 
 
-def _parsed(path: Path, file: BinaryIO) -> tuple[Header, dict[str, Any], int]:
+def _parsed(path: Path, file: BinaryIO, layers: bool = False) -> tuple[Header, dict[str, Any], int]:
     """The header, its fields, and where the data start."""
     raw = file.read(_LONGEST)
     if not raw.startswith(b"NRRD0"):
@@ -158,7 +173,7 @@ def _parsed(path: Path, file: BinaryIO) -> tuple[Header, dict[str, Any], int]:
         )
         raise UserError(f"{path}: has {len(sizes)} dimensions {tuple(sizes)}; {fix}")
     components = sizes[component_axis] if component_axis is not None else 1
-    if component_axis is not None and any("Segment" in name for name in fields):
+    if component_axis is not None and not layers and any("Segment" in name for name in fields):
         raise UserError(
             f"{path}: has {len(sizes)} dimensions {tuple(sizes)}: its segments overlap, and a label map has one value "
             "a voxel; in 3D Slicer export the segments as a binary label map"
