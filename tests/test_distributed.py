@@ -125,7 +125,7 @@ def test_statistics_of_batch_norm_are_per_process_and_the_log_reports_it(two):
 
 @pytest.mark.parametrize("norm", NETWORKS)
 def test_only_the_first_process_writes(two, norm):
-    assert {p.suffix for p in (two / norm / "0").iterdir()} == {".pth", ".txt"}
+    assert {p.suffix for p in (two / norm / "0").iterdir()} == {".pth", ".txt", ".jsonl"}
     assert not (two / norm / "1").exists()
     saved = torch.load(two / norm / "0" / checkpoint.FINAL, weights_only=True)["training"]  # in float64
     weights, history = written(two, norm, 0)

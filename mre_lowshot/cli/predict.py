@@ -148,7 +148,7 @@ def _list(options: argparse.Namespace) -> int:
         reporter=Console(),
     )
     for scan in found.scans:
-        one, about = scan.series, [f"{len(scan.files)} file(s)"]
+        one, about = scan.series, [f"{len(scan.files)} file(s), {scan.files[0]}"]
         if one is not None:
             size, spacing = " x ".join(map(str, one.size)), " x ".join(f"{side:.4g}" for side in one.spacing)
             about = [one.modality, f"number {one.number}" if one.number else "", one.description, one.variant, *about]
