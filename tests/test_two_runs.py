@@ -116,7 +116,7 @@ def test_a_second_planning_of_one_plan_and_a_training_of_it_are_refused(space, m
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--seed", "-1"], "--seed -1: must lie in [0, 4294967295]"),
+        (["--seed", "-1"], "--seed -1: must be at least 0 (a whole number, at most 4294967295)"),
         (["--seed", str(2**32)], "--seed 4294967296: must lie in"),
         (["--seed", str(2**63)], "--seed 9223372036854775808: must lie in"),
         (["--iterations", str(10**30)], f"--iterations {10**30}: must be at most 100000000"),
