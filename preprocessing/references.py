@@ -69,7 +69,8 @@ def shared_files(
     if not _is_current(dataset, folder):
         with locked(folder, SHARED, doing, wait=2.0):
             for path in _set_aside_changed(dataset, folder):
-                log(f"{path.parent.name}/{path.name}: a label map changed there is kept; correct it in labelsTr")
+                name = f"{path.parent.name}/{path.name}"
+                log(f"{name}: a label map that was changed there is kept; correct it in labelsTr")
             _update(dataset, folder)
     with locked(folder, SHARED, "preprocesses the dataset", shared=True, wait=WAIT):
         yield {case.name: _copy_of(case, dataset, folder) for case in dataset.labelled}
