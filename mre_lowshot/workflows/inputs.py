@@ -133,8 +133,8 @@ def _of_dicom(
     if channels is not None and several and not listing:
         raise UserError(
             f"-i {inputs}: is DICOM, and the model takes {len(channels)} channels ({', '.join(channels)}), which DICOM "
-            "does not name; convert the series to case_0000.nii.gz, case_0001.nii.gz, ... first (mre_import), or from Python give "
-            "Predictor.predict the folders of the channels in their order"
+            "does not name; convert the series to case_0000.nii.gz, case_0001.nii.gz, ... first (mre_import), or from "
+            "Python give Predictor.predict the folders of the channels in their order"
         )
     found = read_folder(inputs, ignore).series
     chosen = {id(one) for one in selected(found, wanted)}
