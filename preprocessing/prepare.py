@@ -11,6 +11,7 @@ import numpy as np
 
 from mre_lowshot.config import Plan
 from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.listing import name_problem
 from mre_lowshot.data.volume import Volume, read_channels, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
@@ -127,6 +128,7 @@ def prepare_dataset(
     notes: list[str] = []
     sources: dict[str, CaseSource] = {}
     with shared_files(dataset, folder, notes.append) as references:
+        earlier = _recorded(record)
         record.unlink(missing_ok=True)  # until all cases are written, the folder does not count as preprocessed
         for case in progress(dataset.labelled):
             if case.label is None:
@@ -140,9 +142,8 @@ def prepare_dataset(
             notes += _lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)
             sources[case.name] = source
         _check_unchanged(dataset, sources, folder)
-        for path in cases.glob("*.npz"):  # of cases that the dataset no longer has
-            if path.stem not in sources:
-                path.unlink()
+        for name in earlier - sources.keys():  # of cases that the dataset no longer has
+            (cases / f"{name}.npz").unlink(missing_ok=True)
         Record(
             settings=settings_of(plan),
             raw=str(dataset.folder),
@@ -151,6 +152,15 @@ def prepare_dataset(
             crops=used_crops,
         ).write(record)
     return notes
+
+
+def _recorded(record: Path) -> set[str]:
+    """The names of the cases that an earlier run has recorded; none where the record is missing or damaged."""
+    try:
+        found = read_json(record, "record of preprocessing").get("cases", {})
+        return {name for name in found if name_problem(name) is None and "/" not in name}
+    except (UserError, AttributeError, TypeError):
+        return set()
 
 
 def _check_unchanged(dataset: Dataset, sources: Mapping[str, CaseSource], folder: Path) -> None:

@@ -221,8 +221,9 @@ def test_copies_of_label_maps_under_an_earlier_ending_are_deleted(prepared):
 def test_cases_that_the_dataset_no_longer_has_are_deleted(prepared):
     dataset, plan, out = prepared  # noqa: F811
     (dataset.folder / "labelsTr/c1.nii.gz").unlink()
+    (out / "P/features.npz").write_bytes(b"of the user")
     prepare_dataset(Dataset.load(dataset.folder), plan, out)
-    assert sorted(p.name for p in (out / "P").iterdir()) == ["c0.npz", "preprocessing.json"]
+    assert sorted(p.name for p in (out / "P").iterdir()) == ["c0.npz", "features.npz", "preprocessing.json"]
 
 
 # Damage to the stored files

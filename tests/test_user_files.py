@@ -58,8 +58,9 @@ def test_overwriting_a_fold_deletes_its_own_files_only(space):
     names = {path.name for path in fold.iterdir()} - {path.name for path in fold.glob("training_log_*")}
     assert names == {
         "notes.txt", "validation", "a", "checkpoint_latest.pth", "checkpoint_final.pth", "plans.json", "debug.json",
-        "progress.png",
+        "progress.png", "run.json", "training_log.jsonl",
     }  # fmt: skip
+    assert len((fold / "training_log.jsonl").read_text().splitlines()) == 3  # of the new training alone
     assert not (fold / "training_log_2020_01_01_00_00_00.txt").exists()
     assert {path.name for path in (fold / "validation").iterdir()} == {
         "phantom_003_detail.nii.gz", "phantom_002.nii.gz", "summary.csv",

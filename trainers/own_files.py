@@ -11,7 +11,7 @@ from mre_lowshot.evaluation.summary import SUMMARY, TABLE, changed_summaries
 from mre_lowshot.files import remove_folder
 from mre_lowshot.inference import checkpoint, quality, written
 
-_OWN = re.compile(r"(plans|debug)\.json|progress\.png|training_log_[\d_]+\.txt")
+_OWN = re.compile(r"(plans|debug|run)\.json|progress\.png|training_log_[\d_]+\.txt|training_log\.jsonl")
 
 
 def clear_fold(folder: Path) -> None:
@@ -37,6 +37,7 @@ def _own_files(folder: Path) -> Iterator[Path]:
         if (folder / name).is_file():
             yield folder / name
     yield from (path for path in sorted(folder.glob("*")) if path.is_file() and _OWN.fullmatch(path.name))
+    yield from sorted((folder / "tensorboard").glob("events.out.tfevents.*"))
     validation = folder / "validation"
     if not validation.is_dir() or validation.is_symlink():
         return
