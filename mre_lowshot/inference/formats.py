@@ -17,11 +17,13 @@ from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.seg_check import check_seg, referred_series
+from mre_lowshot.data.dicom.seg_reader import read_on, read_seg
 from mre_lowshot.data.dicom.series import Series
-from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.importing.slicer import placed, read_segments, read_slicer
+from mre_lowshot.data.readers import file_ending, nrrd
 from mre_lowshot.data.scan_input import geometry_of_case
-from mre_lowshot.data.seg_nrrd import write_seg_nrrd
-from mre_lowshot.data.volume import read_labels
+from mre_lowshot.data.seg_nrrd import ENDING, write_seg_nrrd
+from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.models import Model
@@ -83,6 +85,17 @@ def _image_misfit(path: Path, case: Case, values: Collection[int]) -> str:
     labels, grid = read_labels(path), geometry_of_case(case)
     if different := labels.geometry.differences(grid):
         return f"is not on the grid of the scan: {different[0]}"
+    return _other_values(labels, values)
+
+
+def _seg_nrrd_misfit(path: Path, case: Case, values: Collection[int]) -> str:
+    try:
+        return _other_values(_read_seg_nrrd(path, case), values)
+    except UserError as problem:
+        return f"does not fit the scan: {str(problem).removeprefix(f'{path}: ')}"
+
+
+def _other_values(labels: Volume, values: Collection[int]) -> str:
     others = sorted({int(v) for v in np.unique(labels.array)} - set(values))
     return f"holds the labels {others}, which the model does not have" if others else ""
 
@@ -94,6 +107,30 @@ def _seg_misfit(path: Path, case: Case, values: Collection[int]) -> str:
 
 def _read(path: Path) -> None:
     read_labels(path)
+
+
+def _read_image(path: Path, case: Case) -> Volume:
+    return read_labels(path, like=geometry_of_case(case))
+
+
+def _read_seg_nrrd(path: Path, case: Case) -> Volume:
+    _, segments = read_segments(path)
+    if not segments:  # written by another program, as a plain label map
+        return _read_image(path, case)
+    if any(segment.layer for segment in segments):  # the values of two layers do not identify labels
+        raise UserError(f"{path}: holds segments in several layers, which may overlap; merge them into one layer")
+    grid = geometry_of_case(case)
+    labels = read_slicer(path, segments, {segment.number: segment.value for segment in segments})
+    return Volume(placed(labels, grid), grid, path, labels.notes)  # Slicer crops what it saves
+
+
+def _check_seg_nrrd(path: Path) -> None:
+    nrrd.read(path, layers=True)
+
+
+def _read_seg(path: Path, case: Case) -> Volume:
+    grid, seg = geometry_of_case(case), read_seg(path)
+    return Volume(read_on(seg, grid, {number: number for number in seg.segments}, is_source=True), grid, path)
 
 
 Writer = Callable[[Path, Prediction, ModelLabels, "Series | None"], None]
@@ -112,6 +149,7 @@ class Format:
         beside: endings of further files that ``write`` writes into the same folder.
         needs_dicom: whether the scan must be a DICOM series.
         check: raises where a file of this format is damaged.
+        read: a label map of this format, corrected by a person or not, on the grid of a case.
         misfit: why a whole file is not of this case and these label values; empty where it is.
     """
 
@@ -120,15 +158,16 @@ class Format:
     beside: tuple[str, ...] = ()
     needs_dicom: bool = False
     check: Callable[[Path], None] = _read
+    read: Callable[[Path, Case], Volume] = _read_image
     misfit: Callable[[Path, Case, Collection[int]], str] = _image_misfit
 
 
-_SEG = Format(".seg.dcm", _seg_of_kind("BINARY"), needs_dicom=True, check=check_seg, misfit=_seg_misfit)
+_SEG = Format(".seg.dcm", _seg_of_kind("BINARY"), needs_dicom=True, check=check_seg, read=_read_seg, misfit=_seg_misfit)
 FORMATS: dict[str, Format] = {
     "nifti": Format(".nii.gz"),
     "nrrd": Format(".nrrd"),
     "mha": Format(".mha"),
-    "seg.nrrd": Format(".seg.nrrd", _save_seg_nrrd),
+    "seg.nrrd": Format(ENDING, _save_seg_nrrd, check=_check_seg_nrrd, read=_read_seg_nrrd, misfit=_seg_nrrd_misfit),
     "dicom-seg": _SEG,
     "dicom-labelmap": replace(_SEG, ending=".labelmap.dcm", write=_seg_of_kind("LABELMAP")),
 }

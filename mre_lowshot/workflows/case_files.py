@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
-from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.scan_input import read_case
-from mre_lowshot.data.volume import read_labels
-from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.label_statistics import LabelStatistics, label_statistics
 from mre_lowshot.files import sha256
 from mre_lowshot.inference.export import Prediction
@@ -77,29 +74,18 @@ def add_missing_statistics(
     """
     found: dict[str, Statistics] = {}
     for case in cases:
-        path = measured_map(target, case)
+        path, made = next(iter(target.label_maps(case).items()))
         try:
             digest = label_digest(path)
             if table.has(case.name, digest):
                 continue
-            if not file_ending(path):
-                raise UserError(
-                    f"{path.name} is a DICOM SEG, whose statistics are made when it is predicted; predict it again, or "
-                    "add a format as nifti to --output_format"
-                )
             scan = read_case(case)
-            found[case.name] = label_statistics(scan, read_labels(path, like=scan.geometry), labels, channels)
+            found[case.name] = label_statistics(scan, made.read(path, case), labels, channels)
             table.add(case.name, digest, found[case.name])
             table.write()
         except Exception as problem:  # whatever one scan fails with, the others are measured
             failed(problem, case)
     return found
-
-
-def measured_map(target: OutputFolder, case: Case) -> Path:
-    """The label map of a case that its statistics belong to: the first one that is there and is no DICOM."""
-    paths = list(target.label_maps(case))
-    return next((path for path in paths if file_ending(path) and path.is_file()), paths[0])
 
 
 def label_digest(path: Path) -> str:

@@ -26,7 +26,6 @@ from mre_lowshot.workflows.case_files import (
     Statistics,
     add_missing_statistics,
     label_digest,
-    measured_map,
     write_extras,
 )
 from mre_lowshot.workflows.input_files import input_states
@@ -216,7 +215,7 @@ class PredictionRun:
         self._unwritten.add(case.name)
         if self._measured is not None and statistics is not None:
             self.statistics[case.name] = statistics
-            self._measured.add(case.name, label_digest(measured_map(self.target, case)), statistics)
+            self._measured.add(case.name, label_digest(path), statistics)
         if self.verbose:
             stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["seconds"].items())
             files = ", ".join(file.name for file in self.target.label_maps(case) if file.exists())
