@@ -128,13 +128,16 @@ def test_predict_returns_files_and_qualities_and_writes_the_commands_files(run, 
     assert result.failed == ()
     assert files(out) == {
         *(f"{name}.nii.gz" for name in NAMES),
+        "dseg.tsv",
+        "label_descriptions.txt",
         "quality.csv",
         "run.json",
         "summary.json",
         "summary.csv",
     }
     assert run.space.predict(run.space.raw / "imagesTr/phantom_003_0000.nii.gz", tmp_path) == 0
-    assert files(tmp_path) == {"phantom_003.nii.gz", "quality.csv", "run.json"}
+    texts = {"dseg.tsv", "label_descriptions.txt"}
+    assert files(tmp_path) == {"phantom_003.nii.gz", "quality.csv", "run.json", *texts}
     head, row = (tmp_path / "quality.csv").read_text().splitlines()
     lines = (out / "quality.csv").read_text().splitlines()
     assert lines[0] == head

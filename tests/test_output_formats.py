@@ -131,5 +131,5 @@ def test_dicom_has_statistics_and_pictures_too(first, trained, tmp_path):
     assert found == counts(read_labels(out / f"{NAME}.nii.gz").array)
     for table in out.glob("statistics.*"):
         table.unlink()
-    assert trained.predict(tmp_path / "in", out, *formats, *MEASURED) == 0
+    assert trained.predict(tmp_path / "in", out, *formats[:2], *MEASURED) == 0  # there is no other to measure
     assert voxels(out) == found

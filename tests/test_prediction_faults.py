@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+import mre_lowshot.workflows.case_files as case_files
 import mre_lowshot.workflows.prediction_run as prediction_run
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.inference.export import Prediction
@@ -27,6 +28,7 @@ from mre_lowshot.report.figures import overlay
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
+TEXTS = ("dseg.tsv", "label_descriptions.txt")
 
 
 def record(out: Path) -> dict:
@@ -101,9 +103,7 @@ def test_a_traceback_of_a_failed_scan_is_shown_on_request(trained, tmp_path, qui
 
 def test_an_overlay_that_cannot_be_drawn_costs_no_label_map(trained, tmp_path, quick, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            prediction_run, "draw_case", only_for(NAMES[1], prediction_run.draw_case, OSError(28, "No space"))
-        )
+        patch.setattr(case_files, "draw_case", only_for(NAMES[1], case_files.draw_case, OSError(28, "No space")))
         assert trained.predict(trained.raw / "imagesTr", tmp_path / "out", "--overlays") == 1
     captured = capsys.readouterr()
     assert "3 of 3 scans segmented" in captured.out
@@ -178,7 +178,7 @@ def test_a_true_write_error_leaves_the_earlier_label_map(trained, tmp_path):
     assert [line for line in err.splitlines() if line.startswith("failed: ")] == err.splitlines()[-1:]
     assert f"case a: {tmp_path / 'out/a.nii'}: cannot be written" in err
     assert (tmp_path / "out/a.nii").read_bytes() == before
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii", "quality.csv", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii", *TEXTS, "quality.csv", "run.json"]
 
 
 SLEEPS = f"""
@@ -202,7 +202,7 @@ def test_sigterm_leaves_what_is_finished_and_nothing_else(trained, tmp_path):
     running.send_signal(signal.SIGTERM)
     assert running.wait() == 143
     assert running.stderr.read() == "interrupted by SIGTERM\n"
-    assert sorted(p.name for p in out.iterdir()) == [f"{NAMES[0]}.nii.gz", "quality.csv", "run.json"]
+    assert {p.name for p in out.iterdir()} == {f"{NAMES[0]}.nii.gz", *TEXTS, "quality.csv", "run.json"}
     found = record(out)
     assert list(found["cases"]) == [NAMES[0]]
     assert [run["status"] for run in found["runs"].values()] == ["interrupted"]
