@@ -216,9 +216,8 @@ class Predictor:
         """Segment one scan.
 
         Args:
-            scan: a file, a folder with one DICOM series, a sequence of such files or folders (channels) or of DICOM
-                files, a `Series`, a `Volume`, a SimpleITK image, or ``(array, spacing)`` with an array (D, H, W) or
-                (C, D, H, W) in LPS and a spacing (z, y, x) in mm.
+            scan: any of `data.scan_input.ScanInput`; in ``(array, spacing)`` the array is (D, H, W) or (C, D, H, W) in
+                LPS, the spacing (z, y, x) in mm.
             name: of the case; by default the file's or the series'.
             crop: box for models planned with given crops.
             progress: called with the tiles done and their number.
