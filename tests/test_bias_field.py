@@ -43,6 +43,7 @@ def test_organs_on_both_sides_are_equally_bright_after_correction():
     assert corrected.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_correction_is_deterministic_and_finite_outside_the_patient():
     image, body, _ = phantom(1.0)
     image[:, :8] = 0  # no signal at all

@@ -202,6 +202,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_without_the_extra_nifti_is_predicted_and_dicom_names_the_extra(trained, hu, tmp_path):
     write_scan(tmp_path / "in", hu, "axial")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -336,6 +336,7 @@ def test_what_is_no_code_is_refused(given, message):
 
 @pytest.mark.parametrize(("dataset", "modality"), [("Dataset017_BTCV", "CT"), ("Dataset004_Hippocampus", "MR")])
 @pytest.mark.parametrize(("orientation", "enhanced"), [("axial", False), ("sagittal", True), ("oblique", False)])
+@pytest.mark.slow
 def test_real_scans(tmp_path, dataset, modality, orientation, enhanced):
     folder = Path(__file__).resolve().parents[2] / "shared/data" / dataset
     if not folder.is_dir():

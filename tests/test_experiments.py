@@ -257,6 +257,7 @@ def test_an_interrupted_fold_is_continued(again, monkeypatch, capsys):
     assert capsys.readouterr().out.count("already complete") == 3
 
 
+@pytest.mark.slow
 def test_candidates_on_a_cohort_of_each_dataset_are_reported_in_one_table(ran, tmp_path, capsys):
     space = Space(tmp_path / "space")
     for number in (900, 901):

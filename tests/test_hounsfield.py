@@ -119,6 +119,7 @@ def test_a_ct_that_is_not_in_hu_is_refused_with_the_fix(name, body):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared datasets are not at {DATA}")
+@pytest.mark.slow
 def test_real_abdomens_are_accepted_and_their_transforms_refused():
     missed = []
     for path in sorted((DATA / "Dataset018_BTCV256/imagesTr").iterdir())[::4]:

@@ -42,6 +42,7 @@ def in_process(tmp_path):
     os._exit(run(tmp_path, *NAMES))
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes(tmp_path):
     """A part of the dataset is not taken for it, and the next run removes it."""
     patients(tmp_path, 12)

@@ -156,6 +156,7 @@ def whole_files(space: Space) -> None:
 
 
 @counts(1, 30)
+@pytest.mark.slow
 def test_a_training_killed_at_any_moment_goes_on_to_the_same_bits(space, kills):
     runs = Runs(space, seed=2)
     shutil.rmtree(space.root / "results")
@@ -242,6 +243,7 @@ def test_a_disk_that_becomes_full_while_planning_is_one_error(space):
     assert runs.run(*PLANS["8,8,8"]) == 0, runs.output
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full_while_training_is_one_error_and_the_fold_can_be_trained(space):
     runs = Runs(space, seed=0)
     fold = space.model() / "fold_1"

@@ -48,6 +48,7 @@ def measured(script):
 
 
 @needs_linux
+@pytest.mark.slow
 def test_preprocessing_needs_less_than_estimated_and_not_much_less():
     shape, size = (100, 200, 200), (80, 170, 170)
     found = measured(f"""
@@ -63,6 +64,7 @@ print(peak(lambda: forward(image, (1.0, 1.0, 1.0), config)))
 
 
 @needs_linux
+@pytest.mark.slow
 def test_prediction_needs_less_than_estimated_and_not_much_less():
     found = measured("""
 from benchmarks.large_ct import ct_plan, CLASSES
@@ -110,6 +112,7 @@ def test_probabilities_written_class_by_class_are_those_computed_at_once(tmp_pat
 
 
 @needs_linux
+@pytest.mark.slow
 def test_writing_probabilities_needs_a_few_maps_however_many_classes(tmp_path):
     found = measured(f"""
 from tests.test_memory import refined

@@ -183,6 +183,7 @@ def test_the_deterministic_switch_is_set_recorded_and_harmless_on_the_cpu(space,
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
+@pytest.mark.slow
 def test_any_number_of_loader_workers_gives_the_same_checkpoint(space):
     """Two scans, one registered to the other: the registration repeats too."""
     weights = []

@@ -305,6 +305,7 @@ def test_a_name_that_is_no_utf8_is_escaped_in_tables_and_kept_in_the_record(tmp_
     assert (tmp_path / f"{name}.png").exists()
 
 
+@pytest.mark.slow
 def test_many_scans_take_no_more_memory_than_few(trained, tmp_path, quick, monkeypatch):
     """200 scans in one call: no prediction outlives its scan, and the process does not grow."""
     (tmp_path / "in").mkdir()

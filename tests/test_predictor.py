@@ -148,7 +148,10 @@ def test_a_prediction_is_not_saved_in_an_unknown_format(prediction, tmp_path):
 
 
 IMAGE = np.zeros((4, 5, 6), np.float32)
-FORMS = r"give a file, a list of channel files, a Volume, a SimpleITK image, or \(array, spacing\)"
+FORMS = (
+    "give a file, a folder of DICOM, a list of channel files, a Series, a Volume, a SimpleITK image, or "
+    r"\(array, spacing\)"
+)
 SPACING = r"give three numbers from 1e-06 to 500, \(z, y, x\) in mm"
 
 
@@ -200,7 +203,7 @@ def test_the_folder_of_a_fold_or_its_checkpoint_is_a_model_too(predictor, traine
 
 def test_a_model_or_option_that_does_not_exist_is_refused_with_the_fix(trained, tmp_path):
     missing = tmp_path / "MRETrainer__MREPlans__1shot"
-    with pytest.raises(UserError, match=r"1shot: does not exist; give \.\.\./MRETrainer__MREPlans__1shot or a check"):
+    with pytest.raises(UserError, match="1shot: does not exist; give .*, a model's zip file or a checkpoint file"):
         Predictor.load(missing)
     missing.mkdir()
     with pytest.raises(UserError, match=r"1shot: holds no trained fold \(fold_N/checkpoint_\*\.pth\)"):

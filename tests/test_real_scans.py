@@ -65,6 +65,7 @@ def test_the_body_box_of_a_ct_holds_every_labelled_voxel(name):
 
 
 @pytest.mark.parametrize(("recipe", "least"), [("default", 0.91), ("paper", 0.9)])
+@pytest.mark.slow
 def test_ct_labels_survive_preprocessing_and_export(recipe, least, tmp_path):
     raw = dataset("Dataset017_BTCV")
     case = raw.labelled[0]

@@ -68,6 +68,7 @@ def test_each_fold_is_registered_again_from_its_own_previous_registration():
     assert not np.array_equal(found.coordinates[1], swapped)
 
 
+@pytest.mark.slow
 def test_each_atlas_is_registered_again_from_its_own_previous_registration(monkeypatch):
     from mre_lowshot.atlas import alignment
 

@@ -84,6 +84,7 @@ def test_line_ends_of_reports_are_not_converted(tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == b"a,b\r\n1,2\r\n\xc3\xbc\n"
 
 
+@pytest.mark.slow
 def test_training_with_spawned_workers_gives_the_same_weights(trained, tmp_path):
     """Windows and macOS start workers anew, with what can be pickled."""
     import shutil
@@ -108,6 +109,7 @@ def test_training_with_spawned_workers_gives_the_same_weights(trained, tmp_path)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_under_windows_rules_for_open_files(space, tmp_path, monkeypatch):
     """Plan, train, continue, predict, evaluate, export and install: nothing is replaced or deleted while it is open."""
     from tests import windows_files

@@ -55,6 +55,7 @@ def content(folder):
     }
 
 
+@pytest.mark.slow
 def test_what_a_running_training_uses_is_not_changed_by_other_runs(space, monkeypatch):
     answers = {}
 

@@ -31,6 +31,7 @@ def test_registration_is_the_same_at_every_voxel_size(kind):
     assert np.abs(found[0]).max() > 0.9
 
 
+@pytest.mark.slow
 def test_a_bias_field_is_the_same_at_every_voxel_size():
     z, _, x = np.mgrid[:12, :40, :40]
     channel = (200 + np.random.default_rng(0).normal(0, 9, z.shape)) * np.exp(0.3 * np.sin(x / 20))
