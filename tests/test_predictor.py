@@ -203,7 +203,7 @@ def test_the_folder_of_a_fold_or_its_checkpoint_is_a_model_too(predictor, traine
 
 def test_a_model_or_option_that_does_not_exist_is_refused_with_the_fix(trained, tmp_path):
     missing = tmp_path / "MRETrainer__MREPlans__1shot"
-    with pytest.raises(UserError, match="1shot: does not exist; give .*, a model's zip file or a checkpoint file"):
+    with pytest.raises(UserError, match=r"1shot: does not exist; give .*, a model's zip file or a checkpoint file"):
         Predictor.load(missing)
     missing.mkdir()
     with pytest.raises(UserError, match=r"1shot: holds no trained fold \(fold_N/checkpoint_\*\.pth\)"):
