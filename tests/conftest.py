@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -84,6 +84,15 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(MRETrainer, "step", limited)
+
+
+def pytest_configure() -> None:
+    """Signals as in a terminal: a shell that starts a job in the background, and nohup, ignore them for it and for all
+    processes that it starts."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for name in ("SIGTERM", "SIGHUP"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -156,6 +156,7 @@ def test_calls_alternate_and_ratios_are_computed_for_each_turn():
     assert (gain.values, gain.median, str(gain)) == ((2.0, 3.0, 8.0), 3.0, "3 (2 to 8)")
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(tmp_path, capsys):
     path = tmp_path / "out.json"
     sections = ["training", "prediction", "loader"]

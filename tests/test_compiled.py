@@ -81,6 +81,7 @@ def differs(network, **_):
     [(refuses, "no compiler here"), (fails_at_first, "no compiler here"), (fails_later, "no compiler here"),
      (differs, "of the labels agree with the uncompiled network, probabilities differ by")],
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_failure_is_reported_once_and_the_prediction_is_that_of_the_uncompiled_networks(
     monkeypatch, stand_in, words
 ):
@@ -189,6 +190,7 @@ def test_the_compiler_can_read_the_whole_network(monkeypatch, changes, axes):
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_without_a_compiler_the_network_runs_uncompiled():
     import torch._inductor.config as settings
 

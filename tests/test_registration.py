@@ -130,6 +130,7 @@ def body(centre: tuple[float, float, float], size=(40, 48, 44)) -> tuple[np.ndar
     return ndimage.gaussian_filter(image, 0.7).astype(np.float32), organ
 
 
+@pytest.mark.slow
 def test_an_organ_far_from_its_position_in_the_other_scan_is_found():
     """By twice its radius: demons alone, which follow the images' gradients, do not reach it."""
     import SimpleITK as sitk
