@@ -97,6 +97,7 @@ def test_empty_flat_and_thin_volumes_are_drawn(tmp_path):
             assert drawn(tmp_path / f"{number}.png", labels).size > 0
 
 
+@pytest.mark.slow
 def test_names_of_any_length_and_many_labels(tmp_path):
     labels = np.arange(125).reshape(5, 5, 5)
     names = {"background": 0, **{f"$x^{n} a name {'that is long ' * (n % 9)}": n for n in range(1, 125)}}

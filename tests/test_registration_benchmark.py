@@ -30,6 +30,7 @@ def test_each_part_is_scored_on_the_other_scans(space, cohorts, capsys):
     assert all(0.3 < float(score) <= 1 for _, score in found)
 
 
+@pytest.mark.slow
 def test_the_mirrored_atlas_is_scored_too(space, cohorts, capsys):
     """In an abdomen its labels fit worse. A plan without registration has no mirrored atlases."""
     file, names = cohorts
@@ -49,6 +50,7 @@ def test_the_mirrored_atlas_is_scored_too(space, cohorts, capsys):
     assert "--mirrored: plan Tiny uses no mirrored atlases" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fused_atlases_are_scored_on_the_scans_that_are_none_of_them(space, cohorts, capsys):
     file, names = cohorts
     arguments = [space.prepared, "-p", "Tiny", "--cohorts", file, "--fused", "--train", *names[:2]]

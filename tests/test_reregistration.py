@@ -50,6 +50,7 @@ def test_the_predicted_classes_are_matched_to_the_atlas_labels():
     assert right[1] > right[0] + 0.05
 
 
+@pytest.mark.slow
 def test_each_fold_is_registered_again_from_its_own_previous_registration():
     image, label = (array[..., 4:20, 8:28, 4:24] for array in two_organs(18))
     plan, spacing = tiny_plan(registration="deformable"), (1.0, 1.0, 1.0)

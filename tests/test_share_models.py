@@ -303,6 +303,7 @@ def test_an_interrupted_export_leaves_nothing(trained, tmp_path, monkeypatch):
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.zip", b"earlier")]
 
 
+@pytest.mark.slow
 def test_several_folds_or_one_of_them(space, tmp_path, scan, capsys):
     with one_thread():
         assert space.train("--no_val", fold="fold1") == 0
