@@ -125,13 +125,15 @@ def _size(path: Path, found: Any) -> tuple[tuple[int, ...], int, int]:
 
 
 def _dtype(path: Path, found: Any) -> np.dtype:
+    from nibabel.spatialimages import HeaderDataError
+
     code = int(found["datatype"])
     if code in _NAMES:
         fix = "save the magnitude as float32" if _NAMES[code] == "complex" else "save it as float32 or integers"
         raise UserError(f"{path}: cannot be read as an image (voxels of type {_NAMES[code]}); {fix}")
     try:
         dtype: np.dtype = found.get_data_dtype()
-    except Exception:
+    except (HeaderDataError, KeyError):
         raise UserError(
             f"{path}: cannot be read as an image (unknown datatype {code} in its header); export it again"
         ) from None
@@ -145,9 +147,11 @@ def _dtype(path: Path, found: Any) -> np.dtype:
 
 
 def _scaling(path: Path, found: Any) -> tuple[float | None, float | None]:
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         slope, intercept = found.get_slope_inter()
-    except Exception:
+    except HeaderDataError:
         raise UserError(
             f"{path}: cannot be read as an image (scl_slope {float(found['scl_slope']):g}, scl_inter "
             f"{float(found['scl_inter']):g}: both must be finite); correct the header, or export it again"
