@@ -200,18 +200,17 @@ def _options(
 
 def _check_new(space: Workspace, name: str) -> int:
     """Refuse a name or number that a dataset has already; returns the number."""
-    match = _NAME.fullmatch(name)
-    assert match is not None  # checked before
+    number = name.removeprefix("Dataset").partition("_")[0]  # the form of the name was checked before
     for root in (space.raw, space.preprocessed, space.results):
         for path in sorted(root.iterdir()) if root.is_dir() else ():
-            other = path.name != name and names_dataset(path.name, match[1])
+            other = path.name != name and names_dataset(path.name, number)
             if (path.name == name and root == space.raw) or (path.is_dir() and other):
                 raise UserError(
                     f"--name {name}: {path} exists"
-                    f"{f', and -d {int(match[1])} would name both' if other else ''}; give another number, or move it "
+                    f"{f', and -d {int(number)} would name both' if other else ''}; give another number, or move it "
                     "away"
                 )
-    return int(match[1])
+    return int(number)
 
 
 def _raise(proposal: Proposal) -> None:
