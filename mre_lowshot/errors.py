@@ -1,4 +1,4 @@
-"""Errors that are reported without a traceback, and the text for those that nobody expected."""
+"""Errors that are reported without a traceback, and the text for unexpected ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports (a JSON file and text files beside it) that are replaced only while nobody else has changed them.
+"""Reports (a JSON file and text files beside it) that are replaced only while they have not been changed by others.
 
 The JSON file holds a digest of its own content and of the text files. A file without a valid one is the user's, or
 another program's.

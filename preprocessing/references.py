@@ -107,7 +107,7 @@ def _set_aside_changed(dataset: Dataset, folder: Path) -> list[Path]:
             cases = read_json(record, "record of preprocessing")["cases"]
             listed |= {file["sha256"] for case in cases.values() for file in case["reference"]}
         except (UserError, KeyError, TypeError, AttributeError):
-            return []  # a damaged record: nobody can tell
+            return []  # a damaged record: it cannot be found out
     if not listed:
         return []
     copies = [(case.label, _copy_of(case, dataset, folder)) for case in dataset.labelled if case.label]

@@ -1,4 +1,4 @@
-"""Every command: consoles that cannot show a name, closed pipes, signals, and errors that nobody expected."""
+"""Every command: consoles that cannot show a name, closed pipes, signals, and unexpected errors."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Reports of mre_evaluate and mre_experiment: replaced only as long as nobody else has changed them."""
+"""Reports of mre_evaluate and mre_experiment: replaced only as long as they have not been changed by others."""
 
 import json
 import math

@@ -84,7 +84,7 @@ class OutputFolder:
 
     def __init__(self, root: Path, record: RunRecord, request: Request, *, overwrite: bool = False) -> None:
         self.root, self.record, self.request, self.overwrite = root, record, request, overwrite
-        self.damaged: set[Path] = set()  # files that nobody can read; they are set aside before they are replaced
+        self.damaged: set[Path] = set()  # unreadable files; they are set aside before they are replaced
         self._unfit: dict[Path, str] = {}  # why a label map that is not listed does not count as done
         self._images: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(root.iterdir()):

@@ -86,9 +86,9 @@ def splits_of_another_form(space):
     (space.prepared / "splits_1shot.json").write_text('{"train": 5}')
 
 
-@bad("nobody|splits")
+@bad("absent|splits")
 def a_split_with_a_case_that_is_not_there(space):
-    (space.prepared / "splits_1shot.json").write_text('[{"train": ["nobody"], "val": ["phantom_001"]}]')
+    (space.prepared / "splits_1shot.json").write_text('[{"train": ["absent"], "val": ["phantom_001"]}]')
 
 
 @bad("both|train.*val|splits")
