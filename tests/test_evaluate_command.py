@@ -74,7 +74,11 @@ def test_command_end_to_end(folders, capsys):
     assert summary["mean"]["2"]["HD95_diagonal"] == pytest.approx(math.sqrt(12**2 + 10**2 + 5**2) / 2)
     assert summary["missed_structures"] == {"1": 0, "2": 1}
     assert summary["spurious_structures"] == {"1": 0, "2": 0}
-    assert summary["nan_left_out"]["2"] == {"Dice": 1, "IoU": 1, "HD95": 2, "HD95_diagonal": 1}
+    assert summary["nan_left_out"]["2"] == {"Dice": 1, "IoU": 1, "HD95": 2, "HD95_diagonal": 1, "NSD": 1}
+    assert summary["mean"]["2"]["NSD"] == 0.5  # as Dice: c is left out, b counts 0
+    assert summary["nsd_tolerance"] == {"1": None, "2": None}
+    assert {row["NSD_tolerance"] for c in summary["metric_per_case"] for row in c["metrics"].values()} == {2.0}
+    assert "tolerance: the longest voxel side of each reference, 2 mm" in out
     assert [c["case"] for c in summary["metric_per_case"]] == ["a", "b", "c"]
     last = summary["metric_per_case"][2]
     assert last["metrics"]["2"]["Dice"] is None
@@ -84,12 +88,12 @@ def test_command_end_to_end(folders, capsys):
     rows = list(csv.DictReader((pred / "summary.csv").open()))
     assert [(r["case"], r["label"], r["name"]) for r in rows][2:4] == [("b", "1", "liver"), ("b", "2", "spleen")]
     assert float(rows[2]["volume_ref_ml"]) == pytest.approx(4 * 4 * 6 * 1.0 / 1000)  # voxels of 2 x 1 x 0.5 mm
-    assert (rows[3]["Dice"], rows[3]["HD95"]) == ("0.0", "")
+    assert (rows[3]["Dice"], rows[3]["HD95"], rows[3]["NSD"]) == ("0.0", "", "0.0")
     assert rows[5]["Dice"] == ""
 
     table = [line.split() for line in out.splitlines() if line.startswith(("1 ", "2 ", "mean"))]
     assert table[0][:5] == ["1", "liver", "0.8889", "3", "0.67"]
-    assert table[1] == ["2", "spleen", "0.5000", "2", "0.00", "1", "8.20", "1", "0"]
+    assert table[1] == ["2", "spleen", "0.5000", "2", "0.00", "1", "8.20", "0.5000", "1", "0"]
     assert table[2][:3] == ["mean", "0.6944", "2"]
     assert format_table(summary) in out  # a summary read back gives the same table
 
@@ -192,6 +196,29 @@ def test_profiles_reach_the_metrics(folders):
     describe(gt.parent, {"background": 0, "liver": 1, "infarct": 9})
     assert main([str(gt), str(pred), "--profile", "mrbrains18"]) == 0
     assert list(json.loads((pred / "summary.json").read_text())["mean"]) == ["1"]
+
+
+def test_tolerances_of_nsd(folders, capsys):
+    gt, pred = folders
+    found = []
+    for words in (["0.5"], ["liver=0.5"], ["liver=0.5", "spleen=3"]):
+        assert main([str(gt), str(pred), "--nsd_tolerance", *words]) == 0
+        summary = json.loads((pred / "summary.json").read_text())
+        case = summary["metric_per_case"][1]["metrics"]
+        found.append([case[v]["NSD_tolerance"] for v in "12"])
+        expected = case_metrics(organs(), organs((2, 4), None), LABELS, SPACING, tolerances={1: 0.5})
+        assert case["1"]["NSD"] == pytest.approx(expected[1]["NSD"])
+        assert 0.2 < case["1"]["NSD"] < 0.9
+    assert found == [[0.5, 0.5], [0.5, 2.0], [0.5, 3.0]]
+    assert "tolerance: liver 0.5 mm, spleen 3 mm." in capsys.readouterr().out
+    for words, message in (
+        (["2", "liver=3"], "give one number for all labels, or LABEL=MM for each, not both"),
+        (["liver"], "--nsd_tolerance 'liver': is neither a number in mm nor LABEL=MM"),
+        (["kidney=1"], "'kidney': is no evaluated label; known are liver, spleen"),
+        (["liver=-1"], "must lie in [0, 1e+06]"),
+    ):
+        assert main([str(gt), str(pred), "--nsd_tolerance", *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ of both directions together, as in MedPy; mrbrains18: HD95 between in-plane edge
 are excluded; bus (2D images only): as default, and the measures of breast ultrasound: F1, averaged radial error (ARE),
 TP_share and FP_share, fractions of the reference's area. 2D images without a pixel size are measured in pixels.
 
+NSD (normalised surface Dice) is the fraction of both surfaces, by area, that lies within a tolerance of the other one.
+Without --nsd_tolerance it is the longest side of the reference's voxels. State it with every NSD that you report.
+
 Exit code: 0 all cases evaluated, 1 some were missing or refused, 2 wrong use."""
 
 
 def _parser() -> argparse.ArgumentParser:
     made = common.parser(
-        "mre_evaluate", "Compare predicted label maps with their references: Dice, HD95, volumes.", EPILOG
+        "mre_evaluate", "Compare predicted label maps with their references: Dice, HD95, NSD, volumes.", EPILOG
     )
     made.add_argument("reference", metavar="GT", type=common.path, help="folder with the reference label maps")
     made.add_argument("prediction", metavar="PRED", type=common.path, help="folder with the predicted label maps")
@@ -43,11 +46,36 @@ def _parser() -> argparse.ArgumentParser:
         help="exclude voxels whose reference label is N (default: dataset.json's 'ignore')",
     )
     made.add_argument(
+        "--nsd_tolerance",
+        nargs="+",
+        metavar="MM",
+        help="tolerance of NSD in mm: one number for all labels, or LABEL=MM ... by name; write it after GT and PRED",
+    )
+    made.add_argument(
         "--overwrite",
         action="store_true",
         help="replace a summary.json or summary.csv that mre_evaluate has not written, or that has changed since",
     )
     return made
+
+
+def _tolerance(texts: Sequence[str] | None) -> float | dict[str, float] | None:
+    """The tolerance of NSD from the words of ``--nsd_tolerance``."""
+    from mre_lowshot.errors import UserError
+
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            rule = "is neither a number in mm nor LABEL=MM, for example spleen=2; write it after GT and PRED"
+            raise UserError(f"--nsd_tolerance {text!r}: {rule}") from None
+    if "" not in found:
+        return found or None
+    if len(texts or ()) > 1:
+        raise UserError("--nsd_tolerance: give one number for all labels, or LABEL=MM for each, not both")
+    return found[""]
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -63,6 +91,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         output=options.o,
         profile=options.profile,
         ignore=options.ignore,
+        nsd_tolerance=_tolerance(options.nsd_tolerance),
         overwrite=options.overwrite,
         reporter=Console(),
     )

@@ -1,4 +1,4 @@
-"""Agreement of a label map with its reference: overlap, 95th-percentile Hausdorff distance, volume.
+"""Agreement of a label map with its reference: overlap, 95th-percentile Hausdorff distance, surface Dice, volume.
 
 Pure functions on integer label maps (D, H, W) on one grid, with spacing (z, y, x) in mm. An undefined value (a
 structure that is in neither map) is NaN; means exclude NaN and report how many values were excluded.
@@ -12,6 +12,8 @@ Definitions (profiles) of HD95:
 - ``mrbrains18``: the evaluation of the MRBrainS18 challenge: in-plane edges (3x3 neighbourhood in the slice; the image
   border is not an edge), the larger directed percentile, and voxels with reference label 9 or 10 excluded from both
   maps.
+
+The normalised surface Dice (NSD) has one definition, see `surfaces`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+
+from mre_lowshot.evaluation.surfaces import bounding_box, default_tolerance, surface_dice
 
 Profile = Literal["default", "medpy", "mrbrains18"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -103,7 +107,7 @@ def surface_distances(
     """
     from scipy.spatial import cKDTree
 
-    box = _bounding_box(reference | prediction)
+    box = bounding_box(reference | prediction)
     if box is None:
         return None
     scale = np.asarray(spacing, dtype=float)
@@ -121,6 +125,7 @@ def case_metrics(
     spacing: Sequence[float],
     ignore_label: int | None = None,
     profile: Profile = "default",
+    tolerances: Mapping[int, float] | None = None,
 ) -> dict[int, dict[str, float]]:
     """All metrics of one case.
 
@@ -132,10 +137,12 @@ def case_metrics(
         ignore_label: voxels with this reference label are excluded from both maps (with profile ``mrbrains18`` also
             those with labels 9 and 10).
         profile: definition of HD95, see the module docstring.
+        tolerances: of NSD by label value, in mm; a label that is not listed has `default_tolerance`.
 
     Returns:
         Label value to metrics: Dice, IoU; TP, FP, FN, TN, n_pred, n_ref in voxels; HD95 and HD95_diagonal in mm (the
-        second is the image diagonal if only one map has the structure); volume_ref_ml and volume_pred_ml in ml.
+        second is the image diagonal if only one map has the structure); NSD and its tolerance in mm, NSD_tolerance;
+        volume_ref_ml and volume_pred_ml in ml.
 
     Raises:
         ValueError: the two maps differ in shape.
@@ -143,8 +150,10 @@ def case_metrics(
     if reference.shape != prediction.shape:
         raise ValueError(f"reference {reference.shape} and prediction {prediction.shape} differ in shape")
     valid = _valid(reference, ignore_label, profile)
+    common = default_tolerance(reference.shape, spacing)
+    tolerance = dict.fromkeys(labels.values(), common) | dict(tolerances or {})
     return {
-        value: _mask_metrics(reference == value, prediction == value, valid, spacing, profile)
+        value: _mask_metrics(reference == value, prediction == value, valid, spacing, profile, tolerance[value])
         for value in labels.values()
     }
 
@@ -155,10 +164,15 @@ def _mask_metrics(
     valid: np.ndarray | None,
     spacing: Sequence[float],
     profile: Profile,
+    tolerance: float,
 ) -> dict[str, float]:
     if valid is not None:
         reference, prediction = reference & valid, prediction & valid
-    n = counts(reference, prediction, valid)
+    shape, total = reference.shape, int(reference.size if valid is None else np.count_nonzero(valid))
+    box = bounding_box(reference | prediction) or tuple(slice(0, 1) for _ in shape)
+    reference, prediction = reference[box], prediction[box]  # outside of it both are background
+    n = counts(reference, prediction)
+    n["TN"] += total - reference.size
     distance = hd95(reference, prediction, spacing, profile)
     one_empty = (n["n_ref"] == 0) != (n["n_pred"] == 0)
     voxel_volume = math.prod(spacing)  # mm³
@@ -167,7 +181,9 @@ def _mask_metrics(
         "IoU": _ratio(n["TP"], n["TP"] + n["FP"] + n["FN"]),
         **n,
         "HD95": distance,
-        "HD95_diagonal": image_diagonal(reference.shape, spacing) if one_empty else distance,
+        "HD95_diagonal": image_diagonal(shape, spacing) if one_empty else distance,
+        "NSD": surface_dice(reference, prediction, spacing, tolerance),
+        "NSD_tolerance": tolerance,
         "volume_ref_ml": n["n_ref"] * voxel_volume / 1000,
         "volume_pred_ml": n["n_pred"] * voxel_volume / 1000,
     }
@@ -182,17 +198,6 @@ def _valid(reference: np.ndarray, ignore_label: int | None, profile: Profile) ->
     if profile == "mrbrains18":
         ignored += MRBRAINS18_IGNORED
     return ~np.isin(reference, ignored) if ignored else None
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Bounding box of the mask with a margin of one voxel, clipped to the image; None for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not len(found):
-            return None
-        box.append(slice(max(int(found[0]) - 1, 0), int(found[-1]) + 2))
-    return tuple(box)
 
 
 def _surface(mask: np.ndarray, profile: Profile) -> np.ndarray:

@@ -29,9 +29,10 @@ from mre_lowshot.signed import changed_files, write_signed
 
 SUMMARY, TABLE = "summary.json", "summary.csv"
 LOGGER = logging.getLogger("mre_lowshot")
-MAY_BE_UNDEFINED = ("Dice", "IoU", "HD95", "HD95_diagonal")
+MAY_BE_UNDEFINED = ("Dice", "IoU", "HD95", "HD95_diagonal", "NSD")
 METRICS = (*MAY_BE_UNDEFINED, *COUNTS, "volume_ref_ml", "volume_pred_ml")
-CSV_COLUMNS = ("Dice", "HD95", "HD95_diagonal", "volume_ref_ml", "volume_pred_ml", "n_ref", "n_pred")
+VOLUMES = ("volume_ref_ml", "volume_pred_ml", "n_ref", "n_pred")
+CSV_COLUMNS = ("Dice", "HD95", "HD95_diagonal", "NSD", "NSD_tolerance", *VOLUMES)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def summarise(
     *,
     ignore_label: int | None = None,
     profile: str = "default",
+    tolerances: Mapping[int, float] | None = None,
 ) -> dict[str, Any]:
     """Means per label and over labels, with the numbers of values left out and of missed and spurious structures.
 
@@ -62,6 +64,7 @@ def summarise(
         labels: label name to value, without background.
         ignore_label: the value used in `case_metrics`; recorded only.
         profile: the profile used in `case_metrics`; recorded, and ``bus`` adds the means of `BUS_METRICS`.
+        tolerances: those used in `case_metrics`; recorded as ``nsd_tolerance``, None where the spacing determined them.
 
     Returns:
         The summary, with the keys of summary.json.
@@ -80,6 +83,7 @@ def summarise(
         "labels": dict(labels),
         "ignore_label": ignore_label,
         "profile": profile,
+        "nsd_tolerance": {str(v): (tolerances or {}).get(v) for v in rows},
         "missing_predictions": [],
         "extra_predictions": [],
         "failed_cases": {},
@@ -103,6 +107,7 @@ def evaluate_folder(
     *,
     ignore_label: int | None = None,
     profile: str = "default",
+    tolerances: Mapping[int, float] | None = None,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, Any]:
     """Evaluate every label map in ``prediction_dir`` against the reference with the same case name.
@@ -118,6 +123,7 @@ def evaluate_folder(
         labels: label name to value, without background.
         ignore_label: voxels with this reference label are excluded.
         profile: definition of HD95 (`evaluation.metrics`), or ``bus`` for breast ultrasound.
+        tolerances: of NSD by label value, in mm; None or not listed: derived from the reference's spacing.
         progress: wraps the sequence of case names.
 
     Returns:
@@ -141,7 +147,7 @@ def evaluate_folder(
     for name in progress(common):
         try:
             reference, prediction = _read_pair(name, references[name], predictions[name])
-            metrics = _metrics(name, reference, prediction, labels, ignore_label, profile)
+            metrics = _metrics(name, reference, prediction, labels, ignore_label, profile, tolerances)
         except Exception as problem:  # the others are evaluated all the same
             log_unexpected(problem, LOGGER.warning)
             failed[name] = describe_failure(problem, name)
@@ -150,7 +156,7 @@ def evaluate_folder(
         unknown = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
         if unknown:
             unlisted[name] = sorted(unknown)
-    return summarise(results, labels, ignore_label=ignore_label, profile=profile) | {
+    return summarise(results, labels, ignore_label=ignore_label, profile=profile, tolerances=tolerances) | {
         "missing_predictions": [name for name in references if name not in predictions],
         "extra_predictions": [name for name in predictions if name not in references],
         "failed_cases": failed,
@@ -205,7 +211,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
 
     Accepts a summary from `summarise` or one read from summary.json.
     """
-    head = ("label", "name", "Dice", "n", "HD95 mm", "n", "HD95* mm", "missed", "spurious")
+    head = ("label", "name", "Dice", "n", "HD95 mm", "n", "HD95* mm", "NSD", "missed", "spurious")
     lines: list[tuple[str, ...]] = [head]
     for name, value in summary["labels"].items():
         key = str(value)
@@ -226,10 +232,29 @@ def format_table(summary: Mapping[str, Any]) -> str:
     text += [
         f"{summary['number_of_cases']} cases. n: values in the mean (cases per label; labels in the last line); "
         "a structure absent from both label maps is left out.",
-        "missed, spurious: structures in the reference only, in the prediction only (Dice 0, no HD95; HD95* uses the "
-        "image diagonal).",
+        "missed, spurious: structures in the reference only, in the prediction only (Dice and NSD 0, no HD95; HD95* "
+        "uses the image diagonal).",
+        _nsd_line(summary),
     ]
     return "\n".join([*text, *_bus_lines(summary), *_notes(summary)])
+
+
+def _nsd_line(summary: Mapping[str, Any]) -> str:
+    """The tolerances of NSD as one line of text."""
+    if "nsd_tolerance" not in summary:
+        return "NSD: not in this summary, which an older version has written."
+    given = {name: summary["nsd_tolerance"][str(value)] for name, value in summary["labels"].items()}
+    common = set(given.values())
+    if common == {None}:
+        used = {row["NSD_tolerance"] for case in summary["metric_per_case"] for row in case["metrics"].values()}
+        low, high = min(used, default=math.nan), max(used, default=math.nan)
+        sizes = "" if not used else f", {low:.4g} mm" if low == high else f", {low:.4g} to {high:.4g} mm"
+        text = f"the longest voxel side of each reference{sizes} (--nsd_tolerance sets it)"
+    elif len(common) == 1:
+        text = f"{common.pop():g} mm"
+    else:
+        text = ", ".join(f"{name} {'voxel side' if t is None else f'{t:g} mm'}" for name, t in given.items())
+    return f"NSD: fraction of both surfaces within a tolerance of the other one; tolerance: {text}."
 
 
 def _bus_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -270,10 +295,11 @@ def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | N
 
 def _cells(means: Mapping[str, float], n: int, left_out: Mapping[str, int]) -> tuple[str, ...]:
     def number(metric: str, digits: int) -> str:
-        return "-" if _is_nan(means[metric]) else f"{means[metric]:.{digits}f}"
+        value = means.get(metric)
+        return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
     n_dice, n_hd95 = str(n - left_out["Dice"]), str(n - left_out["HD95"])
-    return number("Dice", 4), n_dice, number("HD95", 2), n_hd95, number("HD95_diagonal", 2)
+    return number("Dice", 4), n_dice, number("HD95", 2), n_hd95, number("HD95_diagonal", 2), number("NSD", 4)
 
 
 def _notes(summary: Mapping[str, Any]) -> list[str]:
@@ -309,12 +335,18 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
 
 
 def _metrics(
-    name: str, reference: Volume, prediction: Volume, labels: Mapping[str, int], ignore: int | None, profile: str
+    name: str,
+    reference: Volume,
+    prediction: Volume,
+    labels: Mapping[str, int],
+    ignore: int | None,
+    profile: str,
+    tolerances: Mapping[int, float] | None,
 ) -> dict[int, dict[str, float]]:
     """`case_metrics`, with profile bus also `bus_metrics`."""
     spacing, bus = reference.geometry.spacing, profile == "bus"
     measured: Profile = "default" if bus else cast(Profile, profile)
-    rows = case_metrics(reference.array, prediction.array, labels, spacing, ignore, measured)
+    rows = case_metrics(reference.array, prediction.array, labels, spacing, ignore, measured, tolerances)
     if not bus:
         return rows
     try:

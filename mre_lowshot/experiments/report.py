@@ -21,7 +21,7 @@ from mre_lowshot.experiments.tables import Row, Table, plan_name
 from mre_lowshot.files import read_json
 from mre_lowshot.signed import changed_files, set_aside, write_signed
 
-METRICS = ("Dice", "HD95")
+METRICS = ("Dice", "HD95", "NSD")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
             raise UserError(f"--labels: {name!r} is not a label of {path.parents[3].name}; labels are {list(numbers)}")
     keys = [str(numbers[name]) for name in (labels or numbers)]
     cases = {
-        case["case"]: {m: _mean([case["metrics"][k][m] for k in keys]) for m in METRICS}
+        case["case"]: {m: _mean([case["metrics"][k].get(m) for k in keys]) for m in METRICS}
         for case in summary["metric_per_case"]
     }
     plan = load_plan(path.parents[1] / "plans.json")
@@ -115,7 +115,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         fold=fold,
         train=plan.fold.train if plan.fold else (),
         seed=plan.fold.seed if plan.fold else 0,
-        value={m: _mean([summary["mean"][k][m] for k in keys]) for m in METRICS},
+        value={m: _mean([summary["mean"][k].get(m) for k in keys]) for m in METRICS},
         cases=cases,
         missed=sum(summary["missed_structures"][k] for k in keys),
         iterations=plan.recipe.optimizer.iterations,
@@ -160,7 +160,7 @@ def comparisons(
     Args:
         rows: the rows of a table.
         reference: name of the reference row.
-        metric: Dice or HD95.
+        metric: one of `METRICS`.
         method: tests and correction, see `statistics.compare`.
 
     Returns:

@@ -53,8 +53,8 @@ def format_rows(
     for r in rows:
         parts += [f"row {r.row.name}, not scored: {reason}" for run in r.runs.values() for reason in run.failed]
     note = (
-        "mean (SD over runs). Dice is a mean over labels (0 to 1), HD95 in mm; n: runs; missed: structures without any "
-        "predicted voxel (no HD95)."
+        "mean (SD over runs). Dice and NSD are means over labels (0 to 1), HD95 in mm; NSD: at a tolerance of the "
+        "longest voxel side; n: runs; missed: structures without any predicted voxel (no HD95)."
     )
     if any(row.paper for row in table.rows):
         note += f" Paper: {table.source}, Dice in %; its data and network size differ: compare levels, not digits."
@@ -88,7 +88,8 @@ def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) ->
 
 def _results(rows: Sequence[RowResult], level: str) -> str:
     papers = sorted({f.dataset for r in rows for f in r.row.paper if f.level == level}, reverse=True)
-    head = ["row", "label", "n", "Dice", "HD95 mm", "missed", *(f"{d}: {m}" for d in papers for m in ("Dice", "HD95"))]
+    head = ["row", "label", "n", "Dice", "HD95 mm", "NSD", "missed"]
+    head += [f"{d}: {m}" for d in papers for m in ("Dice", "HD95")]
     lines = [head]
     for r in rows:
         printed = {f.dataset: f for f in r.row.paper if f.level == level}
@@ -99,24 +100,25 @@ def _results(rows: Sequence[RowResult], level: str) -> str:
                 f"{figure.dice:.2f} ({figure.dice_sd:.2f})", f"{figure.hd95:.2f} ({figure.hd95_sd:.2f})",
             ]  # fmt: skip
         missed = str(sum(run.missed for run in r.runs.values())) if r.runs else "-"
-        cells = [_mean_sd(r.mean_sd("Dice"), 4), _mean_sd(r.mean_sd("HD95"), 2)]
+        cells = [_mean_sd(r.mean_sd("Dice"), 4), _mean_sd(r.mean_sd("HD95"), 2), _mean_sd(r.mean_sd("NSD"), 4)]
         lines.append([r.row.name, r.row.label, str(len(r.runs)), *cells, missed, *figures])
     return _aligned(lines)
 
 
 def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Method) -> str:
-    dice, hd95 = (comparisons(rows, reference, metric, method) for metric in ("Dice", "HD95"))
+    dice, hd95, nsd = (comparisons(rows, reference, metric, method) for metric in ("Dice", "HD95", "NSD"))
     if not dice:
         return ""
     lines = [["row", f"Dice - {reference}", "95 % interval", "pairs", "p", "p corrected", "HD95 mm", "95 % interval",
-              "p corrected"]]  # fmt: skip
+              "p corrected", "NSD", "95 % interval", "p corrected"]]  # fmt: skip
     for r in rows:
         name = r.row.name
         if name in dice:
-            d, h = dice[name], hd95[name]
+            d, h, n = dice[name], hd95[name], nsd[name]
             lines.append(
                 [name, _signed(d.difference, 4), _interval(d, 4), str(d.pairs), _p(d.p), _p(d.p_corrected),
-                 _signed(h.difference, 2), _interval(h, 2), _p(h.p_corrected)]
+                 _signed(h.difference, 2), _interval(h, 2), _p(h.p_corrected),
+                 _signed(n.difference, 4), _interval(n, 4), _p(n.p_corrected)]
             )  # fmt: skip
     runs = max(c.runs for c in dice.values())
     note = statistics.explain(method, len(dice), runs)
@@ -124,7 +126,7 @@ def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Meth
         [
             f"against row {reference}, over common runs:",
             _aligned(lines, left=1),
-            note + " (Dice and HD95 are separate families).",
+            note + " (Dice, HD95 and NSD are separate families).",
             "intervals: bootstrap over (training scan x test scan) pairs"
             + ("; only one training scan, so they do not cover other training scans" if runs == 1 else ""),
         ]

@@ -26,7 +26,7 @@ LIMITS = (
     "Scans outside the training ranges below are predicted with a warning.",
     "The quality score ranks scans; no threshold makes a segmentation acceptable.",
 )
-_SCORES = ("Dice", "HD95")
+_SCORES = ("Dice", "HD95", "NSD")
 
 
 def scores_of(fold: Path, labels: Mapping[str, int]) -> dict[str, Any] | None:
@@ -80,9 +80,14 @@ def _installed_row(fold: Path) -> dict[str, Any]:
 def _means(cases: Any, whole: Mapping[str, Any], labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "cases": int(cases),
-        **{score: _number(whole[score]) for score in _SCORES},
-        "labels": {name: {score: _number(of[score]) for score in _SCORES} for name, of in labels.items()},
+        **_scores(whole),
+        "labels": {name: _scores(of) for name, of in labels.items()},
     }
+
+
+def _scores(means: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of a card; NSD may be absent (a model exported before it was computed)."""
+    return {score: _number(means.get(score) if score == "NSD" else means[score]) for score in _SCORES}
 
 
 def _number(value: Any) -> float | None:
@@ -173,8 +178,8 @@ def card_text(card: Mapping[str, Any]) -> str:
         "",
         "Scores are means over the fold's test scans, which it was not trained on.",
         "",
-        "| fold | training scans | scans inside | iterations | trained | test scans | Dice | HD95 (mm) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| fold | training scans | scans inside | iterations | trained | test scans | Dice | HD95 (mm) | NSD |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(fold) for fold in card["folds"]),
         "",
         *_label_table(card),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.config.check import require_path, require_whole
+from mre_lowshot.config.check import require_number, require_path, require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import validate_labels
 from mre_lowshot.data.volume import read_labels
@@ -27,9 +27,11 @@ from mre_lowshot.evaluation.summary import (
 from mre_lowshot.files import read_json, remove_leftovers
 from mre_lowshot.inference.quality import read_rows
 from mre_lowshot.locks import locked, remove_stale
+from mre_lowshot.plain import shown
 from mre_lowshot.workflows.reporting import Reporter
 
 EVALUATION_PROFILES = (*PROFILES, "bus")
+MAX_TOLERANCE = 1e6  # mm
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class EvaluationResult:
         dice: float = self.summary["foreground_mean"]["Dice"]
         return dice
 
+    @property
+    def nsd(self) -> float:
+        """Mean normalised surface Dice (NSD) over labels."""
+        nsd: float = self.summary["foreground_mean"]["NSD"]
+        return nsd
+
 
 def evaluate(
     reference: str | Path,
@@ -64,6 +72,7 @@ def evaluate(
     output: str | Path | None = None,
     profile: str = "default",
     ignore: int | None = None,
+    nsd_tolerance: float | Mapping[str, float] | None = None,
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> EvaluationResult:
@@ -75,6 +84,8 @@ def evaluate(
         output: folder for the summary; None: ``prediction``.
         profile: ``default``, ``medpy``, ``mrbrains18`` or ``bus`` (`evaluation.metrics`).
         ignore: voxels with this reference label are excluded; None: the ``ignore`` label of dataset.json.
+        nsd_tolerance: of the normalised surface Dice (NSD), in mm: one for all labels, or by label name; None, and
+            labels that are not named: the longest side of the reference's voxels.
         overwrite: replace a summary.json and summary.csv that another program has written, or that were changed;
             without it they are refused before the work starts.
         reporter: receives progress and messages.
@@ -98,6 +109,7 @@ def evaluate(
     for folder in (reference, prediction):
         label_files(folder)  # a wrong folder is refused first
     labels, ignored = _labels(reference, prediction, dataset_json, profile, ignore, reporter)
+    tolerances = _tolerances(nsd_tolerance, labels)
     with locked(out, "evaluate", "evaluates into it"):
         remove_stale(out)
         remove_leftovers(out)
@@ -113,6 +125,7 @@ def evaluate(
             labels,
             ignore_label=ignored,
             profile=profile,
+            tolerances=tolerances,
             progress=partial(reporter.iterate, description="evaluate", unit="case"),
         )
         written = write_summary(summary, out)
@@ -177,6 +190,23 @@ def _labels(
     if not labels:
         raise UserError(f"no label to evaluate in {reference} and {prediction}; give -djfile")
     return labels, ignore
+
+
+def _tolerances(given: float | Mapping[str, float] | None, labels: Mapping[str, int]) -> dict[int, float]:
+    """The tolerances of NSD by label value.
+
+    Raises:
+        UserError: a name is no label, or a tolerance is not from 0 to `MAX_TOLERANCE`.
+    """
+    option = "--nsd_tolerance"
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(labels.values(), require_number(option, given, 0, MAX_TOLERANCE))
+    for name in given:
+        if name not in labels:
+            raise UserError(f"{option} {shown(name)}: is no evaluated label; {suggest(name, labels)}")
+    return {labels[name]: require_number(f"{option} {name}=", mm, 0, MAX_TOLERANCE) for name, mm in given.items()}
 
 
 def _listed(labels: dict[str, int]) -> str:

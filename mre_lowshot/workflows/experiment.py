@@ -228,7 +228,8 @@ def _run_fold(run: _Run, row: Row, job: FoldJob) -> int:
             log=run.reporter.warning,
         )
     mean, seconds = summary["foreground_mean"], time.monotonic() - begun
-    run.reporter.info(f"{title}: Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, {seconds:.0f} s")
+    scores = f"Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, NSD {mean['NSD']:.4f}"
+    run.reporter.info(f"{title}: {scores}, {seconds:.0f} s")
     for reason in summary["failed_cases"].values():
         run.reporter.info(f"  {reason}")
     return len(summary["failed_cases"])

@@ -20,6 +20,7 @@ from mre_lowshot.config import Plan, RefinementConfig
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.synthetic import LABELS, make_subject
 from mre_lowshot.data.volume import Volume
+from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor, RegisteredScan
 from mre_lowshot.losses import MRELoss
@@ -212,6 +213,13 @@ def export() -> Numbers:
     return [*shares, output.quality.score, prediction.refined.temperature, *probabilities]
 
 
+def metrics() -> Numbers:
+    """Scores of the first scan's label map as a prediction of the second's, with anisotropic voxels."""
+    truth, other = subject(1)[1], subject(0)[1]
+    rows = case_metrics(truth, other, {name: v for name, v in LABELS.items() if v}, (8.0, 4.0, 5.0)).values()
+    return [row[name] for row in rows for name in ("Dice", "HD95", "NSD")]
+
+
 # Stage -> (computation, absolute tolerance, relative tolerance).
 STAGES: dict[str, tuple[Callable[[], Numbers], float, float]] = {
     "planning": (planning, 1e-6, 1e-6),
@@ -226,6 +234,7 @@ STAGES: dict[str, tuple[Callable[[], Numbers], float, float]] = {
     "crf": (crf, 1e-4, 1e-3),
     "refinement": (refinement, 1e-4, 1e-3),
     "export": (export, 1e-3, 5e-3),
+    "metrics": (metrics, 1e-6, 1e-6),
 }
 
 
