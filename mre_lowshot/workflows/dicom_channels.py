@@ -68,6 +68,8 @@ def assign_channels(found: Sequence[Series], channels: Sequence[str], wanted: Se
             made.reasons |= {one.name: NOT_SELECTED for one in members}
             continue
         made.reasons |= {one.name: one.problem or f"is none of the channels {order}" for one in members}
+        if not scans:
+            continue
         if problem := _problem(scans, fitting, channels):
             made.problems.append(problem)
             made.reasons |= {one.name: one.problem or problem for one in scans}
@@ -115,9 +117,8 @@ def _problem(scans: Sequence[Series], fitting: Sequence[Sequence[Series]], chann
             f"series {off.name}: is not on the grid of {first.name}: {'; '.join(_differences(first, off))}; resample "
             "it onto that grid first, for example in 3D Slicer, and give both as files case_0000, case_0001, ..."
         )
-    patient = scans[0].patient_id if scans else ""
     return (
-        f"study of patient {patient or '(no ID)'}: {why}; its series: {names_of(scans)}; name one for each channel, in "
+        f"study of patient {scans[0].patient_id or '(no ID)'}: {why}; its series: {names_of(scans)}; name one for each channel, in "
         f"the order {', '.join(channels)}, with --series"
     )
 
