@@ -26,7 +26,7 @@ LIMITS = (
     "Scans outside the training ranges below are predicted with a warning.",
     "The quality score ranks scans; no threshold makes a segmentation acceptable.",
 )
-OTHER_WEIGHTS = "the last validation scored other weights than these; no scores are given"
+OTHER_WEIGHTS = "the last validation scored other weights, or does not state which; no scores are given"
 _SCORES = ("Dice", "HD95", "NSD")
 
 
@@ -56,6 +56,8 @@ def scores_of(fold: Path, labels: Mapping[str, int], weights: str) -> tuple[dict
             path, data = fold.parent / CARD, _installed_row(fold)
             found = data.get("scores")
             scores = _means(found["cases"], found, {n: found["labels"][n] for n in names}) if found else None
+            if scores is None:
+                return None, OTHER_WEIGHTS if data.get("scores_note") else ""
         return (None, OTHER_WEIGHTS) if scores and data.get("weights_sha256") != weights else (scores, "")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise UserError(

@@ -118,8 +118,8 @@ def _problem(scans: Sequence[Series], fitting: Sequence[Sequence[Series]], chann
             "it onto that grid first, for example in 3D Slicer, and give both as files case_0000, case_0001, ..."
         )
     return (
-        f"study of patient {scans[0].patient_id or '(no ID)'}: {why}; its series: {names_of(scans)}; name one for each channel, in "
-        f"the order {', '.join(channels)}, with --series"
+        f"study of patient {scans[0].patient_id or '(no ID)'}: {why}; its series: {names_of(scans)}; name one for each "
+        f"channel, in the order {', '.join(channels)}, with --series"
     )
 
 
