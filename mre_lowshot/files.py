@@ -195,6 +195,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
+def read_cases(path: Path, file_format: str, version: int) -> dict[str, Any] | None:
+    """The content of a JSON file of one of our formats with entries for cases; None where the file is missing or
+    something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or content.get("format") != file_format:
+        return None
+    cases = content.get("cases")
+    fits = isinstance(cases, dict) and all(isinstance(entry, dict) for entry in cases.values())
+    return content if fits and content.get("format_version") == version else None
+
+
 def json_line(value: Any) -> str:
     """``value`` as JSON on one line; NaN and infinities become ``null``."""
     return json.dumps(_finite(value), allow_nan=False)

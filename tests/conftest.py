@@ -177,3 +177,24 @@ def no_settings(monkeypatch, tmp_path) -> None:
         if name.startswith(("MRE_", "nnUNet_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[str]:
+    """The names of the cases that are registered, in the order in which that happens."""
+    from mre_lowshot.inference.predictor import Predictor
+
+    found, register = [], Predictor.register
+
+    def noted(self, prepared, **options):
+        found.append(prepared.name)
+        return register(self, prepared, **options)
+
+    monkeypatch.setattr(Predictor, "register", noted)
+    return found
+
+
+@pytest.fixture
+def done(predicted, tmp_path) -> Path:
+    """A copy of the folder that the module's fixture ``predicted`` returns, which the test may change."""
+    return shutil.copytree(predicted, tmp_path / "copy")

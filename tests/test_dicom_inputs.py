@@ -1,7 +1,9 @@
 """Which DICOM series ``mre_predict`` takes: all usable ones, those named, none of another kind; ``--list``."""
 
 import json
+import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,6 @@ pytest.importorskip("pydicom")
 from conftest import command
 
 import mre_lowshot
-from mre_lowshot.errors import UserError
-from mre_lowshot.workflows.inputs import find_inputs
 from tests.dicom_scans import SPACING, phantom, write_scan
 from tests.dicom_series import uid, write_series
 
@@ -44,7 +44,7 @@ def test_patients_and_series_are_cases_and_what_is_no_scan_is_left_out(trained, 
     record = json.loads((out / "run.json").read_text())
     assert set(record["cases"]) == wanted
     case = record["cases"]["P2_3_Abdomen"]
-    assert (case["series"], len(case["inputs"]), case["status"]) == ("1.2.3", len(hu), "done")
+    assert (case["series"], len(case["inputs"]), case["status"]) == (["1.2.3"], len(hu), "done")
     assert [item["file"] for item in case["outputs"]] == ["P2_3_Abdomen.seg.dcm"]
 
 
@@ -125,28 +125,35 @@ def test_dicom_beside_other_images(trained, hu, tmp_path, capsys):
     assert "1 other image file(s) (more/phantom_002_0000.nii.gz) are not read beside DICOM" in capsys.readouterr().err
 
 
-def test_one_file_and_several_channels(space, hu, tmp_path, capsys):
+def test_one_file(space, hu, tmp_path, capsys):
     files = write_scan(tmp_path / "in", hu, "axial")
     (many,) = write_scan(tmp_path / "enhanced", hu, "enhanced")
     assert space.predict(many, tmp_path / "out") == 0
     assert space.predict(files[0], tmp_path / "out") == 1
     assert "is a single slice, without the distance to a next one; give the whole series" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"is DICOM, and the model takes 2 channels \(T1, T2\)"):
-        find_inputs(tmp_path / "in", channels=("T1", "T2"))
-    (scan,) = find_inputs(tmp_path / "in", channels=("T1", "T2"), listing=True).scans
-    assert (scan.name, scan.reason) == ("P1_3_Abdomen", "is one channel, and the model takes several")
 
 
-def test_pydicoms_own_files_are_taken_or_named(trained, tmp_path, capsys):
-    """Files of every kind, many of them damaged on purpose, in one folder."""
-    from importlib.util import find_spec
-
-    folder = Path(find_spec("pydicom").origin).parent / "data/test_files"
+@pytest.mark.parametrize("package", ["pydicom", "highdicom"])
+def test_the_packages_own_files_are_taken_or_named(package, trained, tmp_path, capsys):
+    """Files of every kind, many of them damaged on purpose, in one folder. highdicom installs none: the variable
+    HIGHDICOM_TEST_FILES gives the folder data/test_files of its source."""
+    if package == "pydicom":
+        folder = Path(find_spec("pydicom").origin).parent / "data"
+    elif not os.environ.get("HIGHDICOM_TEST_FILES"):
+        pytest.skip("HIGHDICOM_TEST_FILES is not set")
+    else:
+        folder = Path(os.environ["HIGHDICOM_TEST_FILES"])
     code = trained.predict(folder, tmp_path / "out")
     printed = capsys.readouterr()
     assert code == 1
     assert "unexpected error" not in printed.err
-    assert printed.err.count("failed: ") > 10
+    assert "Traceback" not in printed.err
+    assert printed.err.count("failed: ") > (10 if package == "pydicom" else 0)
     assert "left out: series " in printed.out
     assert command("predict", "-i", folder, "--list", "--workspace", tmp_path) == 0
     assert "not taken: " in capsys.readouterr().out
+    code = command("importing", "-i", folder, "--name", "8", "--workspace", tmp_path, "--dry_run")
+    assert code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert "internal" not in printed.err

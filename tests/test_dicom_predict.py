@@ -117,6 +117,8 @@ def test_formats_that_cannot_be_written_are_refused_before_the_work(trained, hu,
         (["--output_format", "nifty"], "did you mean 'nifti'"),
         (["--output_format", "nrrd", "nrrd"], "names a format twice"),
         (["--series", "3"], "--series selects DICOM series"),
+        (["--output_format", "rtstruct"], "RTSTRUCT is not written: it holds contours instead of voxels"),
+        (["--output_format", "nifti", "DICOM-RTSTRUCT"], "write dicom-seg and convert it, as docs/DICOM.md describes"),
     ):  # fmt: skip
         assert trained.predict(scans, tmp_path / "out", *arguments) == 2
         assert words in capsys.readouterr().err

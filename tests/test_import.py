@@ -134,6 +134,7 @@ def test_equal_candidates_are_refused_until_the_pair_is_stated(tmp_path, capsys)
         ("a,b\nnorth.nii.gz,mask.nii.gz\n", "has a, b"),
         ("scan,label\nnorth.nii.gz,\n", "lacks the scan or the label map"),
         ("scan,label\nnorth.nii.gz,mask.nii.gz\nnorth.nii.gz,mask.nii.gz\n", "occurs twice"),
+        (f"scan,label,case\nnorth.nii.gz,mask.nii.gz,{'x' * 244}\n", "is too long: with _0000.nii.gz more than 255"),
     ],
 )
 def test_wrong_pairs(tmp_path, capsys, text, message):

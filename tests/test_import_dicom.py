@@ -20,9 +20,10 @@ from mre_lowshot.data.dicom import seg_reader
 from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.series import find_series
 from mre_lowshot.data.dicom.volume import read_series
-from mre_lowshot.data.volume import Volume
+from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError
 from tests.dicom_series import ORIENTATIONS, base, number, positions, uid, write_enhanced, write_file, write_series
+from tests.test_dicom_seg import label_points, seg_points
 
 pytestmark = pytest.mark.usefixtures("no_settings", "one_thread_only")
 SIZE = (6, 9, 11)
@@ -206,6 +207,13 @@ def test_channels_by_series_description(tmp_path):
     assert near(got) == near(world(STORED + 1.0, "axial"))
 
 
+def test_a_series_that_fits_two_channels_is_refused(tmp_path, capsys):
+    write_series(tmp_path / "in/a", STORED, modality="MR", series="AX T2 FLAIR", intercept=0)
+    make_seg(tmp_path / "in/seg", refers_to="AX T2 FLAIR")
+    assert run(tmp_path, "--channels", "FLAIR,T2") == 2
+    assert "fits channel FLAIR and channel T2; give patterns" in capsys.readouterr().err
+
+
 def overlapping(path):
     """Segments 1 and 2 overlap in one slice: the bits of 2 are those of 1."""
     labels = np.zeros(SIZE, np.uint8)
@@ -293,7 +301,7 @@ def test_the_reader_refuses_what_is_no_seg(tmp_path):
 
 
 def test_from_dicom_to_predictions(tmp_path):
-    """mre_import, plan, train and predict, from DICOM only."""
+    """mre_import, plan, train and predict, from DICOM to a DICOM SEG that is read back by pydicom alone."""
     shape, space = (20, 36, 44), Space(tmp_path / "w")
     from mre_lowshot.data.synthetic import write_dataset
 
@@ -314,5 +322,12 @@ def test_from_dicom_to_predictions(tmp_path):
     assert run(tmp_path, "--test", name="Dataset900_Synthetic") == 0
     assert space.plan() == 0
     assert space.train() == 0
-    assert space.predict(space.raw / "imagesTs", tmp_path / "out") == 0
-    assert (tmp_path / "out/Synthetic_003.nii.gz").is_file()
+    assert space.predict(space.raw / "imagesTs", tmp_path / "nifti") == 0
+    assert space.predict(tmp_path / "in/p2", tmp_path / "out") == 0
+    (path,) = (tmp_path / "out").glob("*.seg.dcm")
+    seg = pydicom.dcmread(path)
+    labels = read_labels(tmp_path / "nifti/Synthetic_003.nii.gz")
+    assert seg_points(seg) == label_points(labels)
+    assert len(seg_points(seg)) == np.count_nonzero(labels.array) > 50
+    assert {s.SegmentLabel: s.SegmentNumber for s in seg.SegmentSequence} == {n: v for v, n in names.items()}
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uid("study", "scan 2")

@@ -77,3 +77,19 @@ def test_the_voxels_beside_an_mhd_header_belong_to_it(tmp_path):
     (tmp_path / "out/a.zraw").write_bytes(b"corrected")
     with pytest.raises(UserError, match=r"a.zraw: mre_predict has not written this"):
         folder.require_room([case])
+
+
+@pytest.mark.parametrize(
+    ("formats", "longest"), [((), 248), (("seg.nrrd",), 246), (("mha", "seg.nrrd"), 246), (("dicom-labelmap",), 242)]
+)
+def test_names_are_as_long_as_the_endings_allow(formats, longest, tmp_path):
+    root = tmp_path / "out"
+    root.mkdir()
+    request = Request(True, True, frozenset({0, 1}), formats, previews=True)
+    folder = OutputFolder(root, RunRecord(root, "run.json", {}), request)
+    for letter, size in (("x", 1), ("é", 2)):
+        kept = letter * (longest // size)
+        folder.require_names([Case(kept, (tmp_path / f"{kept}.nii.gz",))])
+        longer = kept + letter
+        with pytest.raises(UserError, match=f"case {longer}: its file name with .* file systems allow 255; rename"):
+            folder.require_names([Case(longer, (tmp_path / f"{longer}.nii.gz",))])

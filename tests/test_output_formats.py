@@ -1,13 +1,12 @@
 """``mre_predict --output_format seg.nrrd`` and others, together with statistics and pictures."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import nrrd
 import numpy as np
 import pytest
-from conftest import one_thread
+from predicted import predict_into
 from test_label_table import extension_of
 
 from mre_lowshot.data.colours import label_colours, rgb
@@ -23,19 +22,8 @@ MEASURED = ("--statistics", "--continue_prediction")
 @pytest.fixture(scope="module")
 def predicted(trained, tmp_path_factory) -> Path:
     """A scan, and a folder into which it was predicted as ``seg.nrrd`` and NIfTI with all that can be asked for."""
-    folder = tmp_path_factory.mktemp("formats")
-    (folder / "in").mkdir()
-    shutil.copyfile(trained.raw / f"imagesTr/{CASE}_0000.nii.gz", folder / f"in/{CASE}_0000.nii.gz")
-    more = ("--statistics", "--preview", "--overlays", "--save_probabilities")
-    with one_thread():
-        assert trained.predict(folder / "in", folder / "out", "--output_format", "seg.nrrd", "nifti", *more) == 0
-    return folder
-
-
-@pytest.fixture
-def done(predicted, tmp_path) -> Path:
-    """A copy of ``predicted``, which the test may change."""
-    return shutil.copytree(predicted, tmp_path / "copy")
+    options = ("--output_format", "seg.nrrd", "nifti", "--statistics", "--preview", "--overlays")
+    return predict_into(tmp_path_factory.mktemp("formats"), trained, *options, "--save_probabilities", cases=[CASE])
 
 
 def voxels(out: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import one_thread
+from predicted import FIRST, SECOND, content, correct, predict_into, record
 from test_label_table import extension_of, itksnap
 
 import mre_lowshot
@@ -19,60 +19,18 @@ from mre_lowshot.data.synthetic import LABELS
 from mre_lowshot.inference.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
-FIRST, SECOND = "phantom_001", "phantom_002"
 FILES = ("label_descriptions.txt", "dseg.tsv")
 
 
 @pytest.fixture(scope="module")
 def predicted(trained, tmp_path_factory):
     """Two scans, and a folder into which they were predicted with statistics and previews."""
-    folder = tmp_path_factory.mktemp("predicted")
-    (folder / "in").mkdir()
-    for name in (FIRST, SECOND):
-        shutil.copyfile(trained.raw / f"imagesTr/{name}_0000.nii.gz", folder / f"in/{name}_0000.nii.gz")
-    with one_thread():
-        assert trained.predict(folder / "in", folder / "out", "--statistics", "--preview") == 0
-    return folder
-
-
-@pytest.fixture
-def done(predicted, tmp_path):
-    """A copy of ``predicted``, which the test may change."""
-    return shutil.copytree(predicted, tmp_path / "copy")
-
-
-@pytest.fixture
-def counted(monkeypatch) -> list[str]:
-    """The names of the cases that are predicted, in the order in which that happens."""
-    found, register = [], Predictor.register
-
-    def noted(self, prepared, **options):
-        found.append(prepared.name)
-        return register(self, prepared, **options)
-
-    monkeypatch.setattr(Predictor, "register", noted)
-    return found
-
-
-def record(out: Path) -> dict:
-    return json.loads((out / "run.json").read_text())
+    return predict_into(tmp_path_factory.mktemp("predicted"), trained, "--statistics", "--preview")
 
 
 def rows(out: Path, name: str = "statistics.csv") -> dict[tuple[str, str], dict[str, str]]:
     with (out / name).open(newline="") as file:
         return {(row["case"], row["label"]): row for row in csv.DictReader(file)}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def correct(path: Path) -> None:
-    """Change a label map as a person would."""
-    image = nib.load(path)
-    array = np.asarray(image.dataobj).copy()
-    array[:3, :3, :3] = 1
-    nib.save(nib.Nifti1Image(array, image.affine, image.header), path)
 
 
 def test_statistics_are_those_of_the_files(predicted):

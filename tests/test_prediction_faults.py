@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from predicted import content, record
 
 import mre_lowshot.workflows.case_files as case_files
 import mre_lowshot.workflows.prediction_run as prediction_run
@@ -29,14 +29,6 @@ from mre_lowshot.report.figures import overlay
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
 TEXTS = ("dseg.tsv", "label_descriptions.txt")
-
-
-def record(out: Path) -> dict:
-    return json.loads((out / "run.json").read_text())
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture

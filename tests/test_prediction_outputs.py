@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import one_thread
+from predicted import FIRST, SECOND, content, correct, predict_into, record
 
 from mre_lowshot import __version__, locks
 from mre_lowshot.data.volume import read_labels
@@ -18,55 +18,12 @@ from mre_lowshot.files import sha256
 from mre_lowshot.inference.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
-FIRST, SECOND = "phantom_001", "phantom_002"
 
 
 @pytest.fixture(scope="module")
 def predicted(trained, tmp_path_factory):
     """Two scans, and a folder into which they were predicted with overlays and probabilities."""
-    folder = tmp_path_factory.mktemp("predicted")
-    (folder / "in").mkdir()
-    for name in (FIRST, SECOND):
-        shutil.copyfile(trained.raw / f"imagesTr/{name}_0000.nii.gz", folder / f"in/{name}_0000.nii.gz")
-    with one_thread():
-        assert trained.predict(folder / "in", folder / "out", "--overlays", "--save_probabilities") == 0
-    return folder
-
-
-@pytest.fixture
-def done(predicted, tmp_path):
-    """A copy of ``predicted``, which the test may change."""
-    return shutil.copytree(predicted, tmp_path / "copy")
-
-
-@pytest.fixture
-def counted(monkeypatch) -> list[str]:
-    """The names of the cases that are registered, in the order in which that happens."""
-    found, register = [], Predictor.register
-
-    def noted(self, prepared, **options):
-        found.append(prepared.name)
-        return register(self, prepared, **options)
-
-    monkeypatch.setattr(Predictor, "register", noted)
-    return found
-
-
-def record(out: Path) -> dict:
-    return json.loads((out / "run.json").read_text())
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def correct(path: Path) -> bytes:
-    """Change a label map as a person would; returns its bytes."""
-    image = nibabel.load(path)
-    array = np.asarray(image.dataobj).copy()
-    array[:3, :3, :3] = 1
-    nibabel.save(nibabel.Nifti1Image(array, image.affine, image.header), path)
-    return path.read_bytes()
+    return predict_into(tmp_path_factory.mktemp("predicted"), trained, "--overlays", "--save_probabilities")
 
 
 def test_run_json_lists_model_options_and_each_cases_files(predicted, trained):
@@ -378,3 +335,15 @@ def test_python_has_the_same_rules(done, trained, counted):
         predict()
     result = predict(overwrite=True)
     assert (result.failed, list(result.files), result.record) == ((), [FIRST, SECOND], done / "out/run.json")
+
+
+def test_file_names_that_would_be_too_long_are_refused_before_the_work(trained, tmp_path, counted, capsys):
+    name = "x" * 247
+    (tmp_path / "in").mkdir()
+    shutil.copyfile(trained.raw / f"imagesTr/{FIRST}_0000.nii.gz", tmp_path / f"in/{name}.nii.gz")
+    for more in ((), ("--continue_prediction",)):
+        assert trained.predict(tmp_path / "in", tmp_path / "out", "--output_format", "nifti", "seg.nrrd", *more) == 2
+        message = f"case {name}: its file name with .seg.nrrd has 256 bytes, file systems allow 255; rename"
+        assert message in capsys.readouterr().err
+    assert counted == []
+    assert not list(tmp_path.glob("out/*.gz"))

@@ -330,6 +330,25 @@ def test_several_folds_or_one_of_them(space, tmp_path, scan, capsys):
         mre_lowshot.export_model(tmp_path / "x.zip", model=space.model())
 
 
+def test_scores_of_other_weights_are_not_listed(space, tmp_path, capsys):
+    """As after mre_train --c --no_val: the summary is of the earlier weights."""
+    path = space.model() / "fold_0/checkpoint_final.pth"
+    held = torch.load(path, weights_only=True)
+    name = next(name for name, tensor in held["weights"].items() if tensor.is_floating_point())
+    held["weights"][name] += 1e-3
+    torch.save(held, path)
+    made = mre_lowshot.export_model(tmp_path / "m.zip", model=space.model())
+    (fold,) = made.card["folds"]
+    assert fold["scores"] is None
+    assert "scored other weights" in fold["scores_note"]
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        assert "- Fold 0: the last validation scored other weights" in archive.read("MODEL_CARD.md").decode()
+    assert command("export_model", "-m", space.model(), "-o", tmp_path / "n.zip") == 0
+    assert "mre_train --val scores it" in capsys.readouterr().err
+    folder = mre_lowshot.install_model(tmp_path / "m.zip", workspace=tmp_path / "w").folder
+    assert mre_lowshot.export_model(tmp_path / "o.zip", model=folder).card["folds"] == made.card["folds"]
+
+
 def test_an_installed_model_is_exported_again_with_its_scores(exported, tmp_path):
     folder = mre_lowshot.install_model(exported, workspace=tmp_path).folder
     again = mre_lowshot.export_model(tmp_path / "again.zip", model=folder)

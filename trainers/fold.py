@@ -258,6 +258,7 @@ def validate(
     predictor = Predictor(model, device=job.device, log=log)
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()
+    scored = checkpoint.weights_digest(plan, trainer.inference_network.state_dict())
     record, maps = read_record(plan, job.prepared), WrittenMaps(folder)
     for name in names:
         out = folder / f"{name}{plan.file_ending}"
@@ -283,7 +284,7 @@ def validate(
     summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}
     for row in summary["metric_per_case"]:
         row["quality"] = qualities[row["case"]].score
-    summary["calibration"] = calibration.to_data()
+    summary |= {"calibration": calibration.to_data(), "weights_sha256": scored}
     set_aside(changed_summaries(folder))
     write_summary(summary, folder)
     write_qualities(folder, qualities, plan.labels, warnings=warnings)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mre_lowshot import __version__
 from mre_lowshot.errors import TRACEBACK, NumericalError, UserError, describe_failure, is_out_of_memory
@@ -63,6 +63,20 @@ def add_device(made: argparse.ArgumentParser) -> None:
         help="cuda, cuda:1, mps, cpu or auto (default: CUDA where available, else MPS if it computes what the CPU "
         "computes, else the CPU)",
     )
+
+
+def add_trained(made: argparse.ArgumentParser) -> None:
+    """Add ``-d``, ``-c``, ``-p``, which name a trained model, and ``-f``, its folds."""
+    made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
+    made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
+    made.add_argument("-p", metavar="NAME", help="name of its plan")
+    made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to take (default: all trained ones)")
+
+
+def trained(options: argparse.Namespace) -> dict[str, Any]:
+    """The model that ``-m`` and the options of `add_trained` name, as keyword arguments."""
+    named = {"model": options.m, "dataset": options.d, "level": options.c, "plans_name": options.p}
+    return {**named, "workspace": options.workspace}
 
 
 def add_cohort(made: argparse.ArgumentParser) -> None:

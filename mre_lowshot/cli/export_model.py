@@ -31,10 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="model folder (.../MRETrainer__MREPlans__1shot); default: the newest that fits -d, -c, -p",
     )
-    made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
-    made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
-    made.add_argument("-p", metavar="NAME", help="name of its plan")
-    made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to include (default: all trained ones)")
+    common.add_trained(made)
     made.add_argument("--without_atlas", action="store_true",
                       help="no labelled scan in the file; refused where prediction needs it (only plans with "
                       "recipe.atlas.registration=none and network.atlas_prior=false do without)")  # fmt: skip
@@ -53,16 +50,12 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     export_model(
         options.o,
-        model=options.m,
-        dataset=options.d,
-        level=options.c,
-        plans_name=options.p,
+        **common.trained(options),
         folds=options.f,
         without_atlas=options.without_atlas,
         keep_names=options.keep_names,
         intended_use=options.intended_use,
         overwrite=options.overwrite,
-        workspace=options.workspace,
         reporter=Console(),
     )
     return 0

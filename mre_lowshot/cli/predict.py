@@ -15,7 +15,8 @@ choice is printed.
 
 A folder without image files, and with DICOM in it or its subfolders, gives one case for each series that can be read,
 whatever the names of the files (extra: mre-lowshot[dicom]). Series of another modality than the model's, and those that
-cannot be read, are refused by name (exit code 1); localizers, reports and the like are left out. --list shows what
+cannot be read, are refused by name (exit code 1); localizers, reports and the like are left out. For a model of several
+channels each study gives one case; its series are assigned by their descriptions, or by --series. --list shows what
 would be taken. Output: DICOM SEG (CASE.seg.dcm), or what --output_format names. See docs/DICOM.md.
 
 nnUNetv2_predict's -tr -npp -nps -chk --verbose are accepted (docs/SLICER.md).
@@ -46,10 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-m", type=common.path, metavar="PATH",
                       help="model folder (.../MRETrainer__MREPlans__1shot), a zip file of mre_export_model, or one "
                       "checkpoint file")  # fmt: skip
-    made.add_argument("-d", metavar="DATASET", help="dataset the model was trained on: id, name or full name")
-    made.add_argument("-c", metavar="LEVEL", help="level it was trained at: 1shot, 2shot, ...")
-    made.add_argument("-p", metavar="NAME", help="name of its plan")
-    made.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all trained ones)")
+    common.add_trained(made)
     made.add_argument("-chk", metavar="NAME",
                       help="checkpoint_final.pth or checkpoint_latest.pth of each fold (default: the final one, the "
                       "latest one where training has not ended)")  # fmt: skip
@@ -59,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
                       "exit")  # fmt: skip
     made.add_argument("--series", nargs="+", default=[], metavar="SERIES",
                       help="of DICOM, take these series only: each by its UID, name (see --list), number, or a part of "
-                      "its description")  # fmt: skip
+                      "its description; for a model of several channels one for each, in order")  # fmt: skip
     made.add_argument("--output_format", nargs="+", default=[], metavar="FORMAT",
                       help="formats of the label maps, one or several of nifti, nrrd, mha, seg.nrrd, dicom-seg, "
                       "dicom-labelmap (default: that of the scan; of DICOM: dicom-seg)")  # fmt: skip
@@ -138,13 +136,9 @@ def _list(options: argparse.Namespace) -> int:
 
     found = list_scans(
         options.i,
-        model=options.m,
-        dataset=options.d,
-        level=options.c,
-        plans_name=options.p,
+        **common.trained(options),
         series=options.series,
         output=options.o,
-        workspace=options.workspace,
         reporter=Console(),
     )
     for scan in found.scans:
@@ -154,14 +148,15 @@ def _list(options: argparse.Namespace) -> int:
             about = [one.modality, f"number {one.number}" if one.number else "", one.description, one.variant, *about]
             about += [f"{size} voxels of {spacing} mm (slice, row, column)" if one.size else "", one.uid]
         print(_line(f"{scan.name}: {'; '.join(filter(None, about))}"))
-        print(_line(f"  not taken: {scan.reason}" if scan.reason else "  taken"))
+        taken = f"taken as channel {scan.channel}" if scan.channel else "taken"
+        print(_line(f"  not taken: {scan.reason}" if scan.reason else f"  {taken}"))
         for note in one.notes if one is not None else ():
             print(_line(f"  note: {note}"))
     listed = {scan.reason for scan in found.scans}
     for problem in found.problems:
         if not any(reason and reason in problem for reason in listed):
             print(_line(problem))
-    print(f"{len(found.cases)} of {len(found.scans)} taken")
+    print(f"{sum(not scan.reason for scan in found.scans)} of {len(found.scans)} taken")
     return 0
 
 
@@ -180,10 +175,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     result = predict(
         options.i,
         options.o,
-        model=options.m,
-        dataset=options.d,
-        level=options.c,
-        plans_name=options.p,
+        **common.trained(options),
         folds=options.f,
         step_size=options.step_size,
         centre_tiles=options.centre,
@@ -204,7 +196,6 @@ def _main(arguments: Sequence[str] | None) -> int:
         num_parts=options.num_parts,
         part_id=options.part_id,
         device=options.device,
-        workspace=options.workspace,
         reporter=Console(),
     )
     return 1 if result.failed else 0

@@ -37,7 +37,7 @@ class Case:
     name: str
     images: tuple[Path, ...]  # channel files in order, or one colour file with all channels
     label: Path | None = None  # None: not annotated
-    series: Series | None = field(default=None, compare=False)  # whose files the images are, where they are DICOM
+    series: tuple[Series, ...] = field(default=(), compare=False)  # of each channel, where the images are DICOM
 
 
 @dataclass(frozen=True)

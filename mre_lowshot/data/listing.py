@@ -26,7 +26,8 @@ SIDE_FILES = (".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".md", ".md5", "
               ".log", ".yaml", ".yml")  # fmt: skip
 MOST_NAMED = 3  # files of one kind that are named one by one
 WINDOWS = os.name == "nt"  # which reserves names and letters
-MAX_NAME_BYTES = 248  # of a case: with .nii.gz the 255 that file systems allow
+MAX_FILE_NAME = 255  # bytes that file systems allow
+MAX_NAME_BYTES = 248  # of a case: with .nii.gz the whole name; longer endings are refused where they are written
 
 
 @dataclass

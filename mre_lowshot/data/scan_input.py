@@ -13,7 +13,7 @@ from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.dicom.volume import read_series
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers import file_ending
-from mre_lowshot.data.volume import Volume, geometry_of
+from mre_lowshot.data.volume import Volume, geometry_of, stacked
 from mre_lowshot.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def read_case(case: Case) -> Volume:
     Raises:
         UserError: it cannot be read.
     """
-    return read_series(case.series) if case.series is not None else Volume.read(*case.images)
+    if not case.series:
+        return Volume.read(*case.images)
+    return stacked([read_series(series) for series in case.series])
 
 
 def geometry_of_case(case: Case) -> Geometry:
@@ -63,11 +65,12 @@ def geometry_of_case(case: Case) -> Geometry:
     Raises:
         UserError: it cannot be read.
     """
-    if case.series is None:
+    if not case.series:
         return geometry_of(case.images[0])
-    if case.series.geometry is None:
-        raise UserError(f"series {case.series.name}: {case.series.problem}")
-    return case.series.geometry
+    first = case.series[0]
+    if first.geometry is None:
+        raise UserError(f"series {first.name}: {first.problem}")
+    return first.geometry
 
 
 def _named(volume: Volume, given: Path) -> tuple[str, Volume]:

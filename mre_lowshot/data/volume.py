@@ -7,7 +7,7 @@ Elsewhere arrays are (C, D, H, W) or (D, H, W) and spacings are (z, y, x) in mm.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -202,14 +202,25 @@ def read_channels(paths: Sequence[Path]) -> Volume:
     """
     if paths and _is_dicom_file(paths[0]):
         return _read_dicom(paths)
+    return stacked(_read_dicom([path]) if path.is_dir() and not file_ending(path) else read_image(path)
+                   for path in paths)  # fmt: skip
+
+
+def stacked(channels: Iterable[Volume]) -> Volume:
+    """The channels of a case, each (1, D, H, W), as one volume on the axes of the first.
+
+    Raises:
+        UserError: two channels do not lie on one grid.
+    """
     volumes: list[Volume] = []
-    for path in paths:
-        volume = _read_dicom([path]) if path.is_dir() and not file_ending(path) else read_image(path)
+    for volume in channels:
         first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:
+            name = first.path.name if first.path else "the first channel"
             raise UserError(
-                f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; resample one onto the other"
+                f"{volume.path or 'a channel'}: is not on the grid of {name}: {'; '.join(different)}; resample one "
+                "onto the other"
             )
         volumes.append(volume.on_axes_of(first.geometry))
     first = volumes[0]

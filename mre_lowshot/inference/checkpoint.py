@@ -6,8 +6,10 @@ They hold tensors and plain values only, so that they load with ``weights_only=T
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +24,7 @@ from mre_lowshot.config import FORMAT_VERSION, Plan
 from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.config.plan import wrong_version
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import atomic_write, verify_zip
+from mre_lowshot.files import atomic_write, json_line, verify_zip
 from mre_lowshot.inference.archive import read_claims
 from mre_lowshot.inference.checkpoint_check import check_claims, check_values
 from mre_lowshot.plain import require_plain
@@ -77,6 +79,18 @@ def save(
         "atlases": [atlas.to_tensors() for atlas in atlases],
     }
     write_content(path, content)
+
+
+def weights_digest(plan: Plan, weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a fold's weights, and of the values of its plan that are tuned after training. It identifies what was
+    scored; names of cases, which a shared model does without, do not count."""
+    fold = plan.fold
+    found = hashlib.sha256(json_line([fold.atlas_weight, fold.crf_weight] if fold else []).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.dicom.codes import Code
+from mre_lowshot.data.dicom.files import require_packages
 from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.seg_check import check_seg, referred_series
 from mre_lowshot.data.dicom.seg_reader import read_on, read_seg
@@ -101,8 +102,7 @@ def _other_values(labels: Volume, values: Collection[int]) -> str:
 
 
 def _seg_misfit(path: Path, case: Case, values: Collection[int]) -> str:
-    uid = case.series.uid if case.series else ""
-    return "" if uid in referred_series(path) else "is a DICOM SEG of another series"
+    return "" if case.series and case.series[0].uid in referred_series(path) else "is a DICOM SEG of another series"
 
 
 def _read(path: Path) -> None:
@@ -172,6 +172,11 @@ FORMATS: dict[str, Format] = {
     "dicom-labelmap": replace(_SEG, ending=".labelmap.dcm", write=_seg_of_kind("LABELMAP")),
 }
 DICOM_DEFAULT = "dicom-seg"
+_CONTOURS = ("rtstruct", "dicomrtstruct", "rtss", "dicomrt", "rt")  # without - and _
+_NO_CONTOURS = (
+    "RTSTRUCT is not written: it holds contours instead of voxels, and the library that writes it from label maps "
+    "(rt-utils) does not keep holes reliably; write dicom-seg and convert it, as docs/DICOM.md describes"
+)
 _VARIANTS = {".nii": "nifti", ".mhd": "mha"}  # further endings of a format
 ENDINGS = tuple(found.ending for found in FORMATS.values())
 BESIDE_ENDINGS = tuple(dict.fromkeys(ending for found in FORMATS.values() for ending in found.beside))
@@ -181,11 +186,15 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse what is no format, or given twice.
 
     Raises:
-        UserError: names it.
+        UserError: names it, of RTSTRUCT with the reason; or the packages for DICOM are missing.
     """
     for name in names:
+        if str(name).lower().replace("-", "").replace("_", "").replace(".", "") in _CONTOURS:
+            raise UserError(f"--output_format {name}: {_NO_CONTOURS}")
         if name not in FORMATS:
             raise UserError(f"--output_format {name!r}: {suggest(str(name), tuple(FORMATS))}")
+        if FORMATS[name].needs_dicom:
+            require_packages()
     if len(set(names)) < len(names):
         raise UserError(f"--output_format {' '.join(names)}: names a format twice; remove one")
 
@@ -194,7 +203,7 @@ def formats_of(case: Case, names: Sequence[str]) -> list[Format]:
     """The formats of a case's label maps: those named, or the format of its scan where none is."""
     if names:
         return [FORMATS[name] for name in names]
-    if case.series is not None:
+    if case.series:
         return [FORMATS[DICOM_DEFAULT]]
     ending = file_ending(case.images[0])
     for found in FORMATS.values():
@@ -210,7 +219,7 @@ def refuse_formats(cases: Sequence[Case], names: Sequence[str]) -> None:
         UserError: names the format and the case.
     """
     for name in names:
-        case = next((case for case in cases if case.series is None), None)
+        case = next((case for case in cases if not case.series), None)
         if FORMATS[name].needs_dicom and case is not None:
             others = ", ".join(n for n, found in FORMATS.items() if not found.needs_dicom)
             raise UserError(

@@ -26,11 +26,20 @@ LIMITS = (
     "Scans outside the training ranges below are predicted with a warning.",
     "The quality score ranks scans; no threshold makes a segmentation acceptable.",
 )
+OTHER_WEIGHTS = "the last validation scored other weights, or does not state which; no scores are given"
 _SCORES = ("Dice", "HD95", "NSD")
 
 
-def scores_of(fold: Path, labels: Mapping[str, int]) -> dict[str, Any] | None:
-    """Means of a fold's validation/summary.json, or of the model.json of an installed model; None without either.
+def scores_of(fold: Path, labels: Mapping[str, int], weights: str) -> tuple[dict[str, Any] | None, str]:
+    """Means of a fold's validation/summary.json, or of the model.json of an installed model, and why there are none.
+
+    Args:
+        fold: its folder.
+        labels: name to value.
+        weights: `checkpoint.weights_digest` of the fold; scores of other weights are not taken.
+
+    Returns:
+        None without scores; and the reason where there are scores of other weights, otherwise an empty text.
 
     Raises:
         UserError: the file has another form.
@@ -40,12 +49,16 @@ def scores_of(fold: Path, labels: Mapping[str, int]) -> dict[str, Any] | None:
     try:
         if path.is_file():
             data = read_json(path, "summary of the validation")
-            return _means(
+            scores: dict[str, Any] | None = _means(
                 data["number_of_cases"], data["foreground_mean"], {n: data["mean"][v] for n, v in names.items()}
             )
-        path = fold.parent / CARD
-        found = _installed_row(fold).get("scores")
-        return _means(found["cases"], found, {n: found["labels"][n] for n in names}) if found else None
+        else:
+            path, data = fold.parent / CARD, _installed_row(fold)
+            found = data.get("scores")
+            scores = _means(found["cases"], found, {n: found["labels"][n] for n in names}) if found else None
+            if scores is None:
+                return None, OTHER_WEIGHTS if data.get("scores_note") else ""
+        return (None, OTHER_WEIGHTS) if scores and data.get("weights_sha256") != weights else (scores, "")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as problem:
         raise UserError(
             f"{path}: is no summary of this model's validation ({type(problem).__name__}: {problem}); move it away, or "
@@ -95,7 +108,7 @@ def _number(value: Any) -> float | None:
 
 
 def fold_entry(
-    plan: Plan, content: Mapping[str, Any], *, scores: Mapping[str, Any] | None, trained: str
+    plan: Plan, content: Mapping[str, Any], *, scores: tuple[Mapping[str, Any] | None, str], weights: str, trained: str
 ) -> dict[str, Any]:
     """What a card holds of one fold.
 
@@ -103,6 +116,7 @@ def fold_entry(
         plan: the fold's.
         content: of its checkpoint.
         scores: of `scores_of`.
+        weights: `checkpoint.weights_digest`.
         trained: the day.
     """
     decisions = plan.fold
@@ -115,7 +129,9 @@ def fold_entry(
         "complete": iteration >= total and not needs_tuning(plan),
         "trained": trained,
         "versions": dict(content.get("versions") or {}),
-        "scores": dict(scores) if scores else None,
+        "weights_sha256": weights,
+        "scores": dict(scores[0]) if scores[0] else None,
+        "scores_note": scores[1],
     }
 
 
@@ -182,6 +198,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(fold) for fold in card["folds"]),
         "",
+        *_score_notes(card["folds"]),
         *_label_table(card),
         "## Intended use",
         "",
@@ -225,6 +242,11 @@ def _row(fold: Mapping[str, Any]) -> str:
     cells += [f"{fold['iterations']}{state}", fold["trained"], scores.get("cases", 0)]
     cells += [_score(scores.get(name)) for name in _SCORES]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _score_notes(folds: Sequence[Mapping[str, Any]]) -> list[str]:
+    noted = [f"- Fold {fold['fold']}: {fold['scores_note']}." for fold in folds if fold["scores_note"]]
+    return [*noted, ""] if noted else []
 
 
 def _label_table(card: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import json_line, sha256, write_text
+from mre_lowshot.files import json_line, read_cases, sha256, write_text
 from mre_lowshot.inference.checkpoint import versions
 from mre_lowshot.inference.models import Model
 
@@ -189,17 +189,10 @@ class RunRecord:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The content of a record; None where the file is missing or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    content = read_cases(path, FORMAT, VERSION)
+    if content is None or not isinstance(content.get("runs"), dict):
         return None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("format_version") != VERSION:
-        return None
-    cases, runs = content.get("cases"), content.get("runs")
-    if not isinstance(cases, dict) or not isinstance(runs, dict):
-        return None
-    entries = all(isinstance(entry, dict) and isinstance(entry.get("run", ""), str) for entry in cases.values())
-    return content if entries else None
+    return content if all(isinstance(entry.get("run", ""), str) for entry in content["cases"].values()) else None
 
 
 def _decisive(run: Mapping[str, Any]) -> tuple[Any, ...]:

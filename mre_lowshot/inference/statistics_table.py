@@ -10,11 +10,10 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.label_statistics import LabelStatistics
-from mre_lowshot.files import json_line, printable, write_text
+from mre_lowshot.files import json_line, printable, read_cases, write_text
 from mre_lowshot.inference.tables import Row, read_table, write_table
 
 FORMAT, VERSION = "mre_lowshot statistics", 1
@@ -40,13 +39,13 @@ class StatisticsTable:
 
     def __init__(self, folder: Path, part: str = "") -> None:
         self.json, self.csv = folder / f"statistics{part}.json", folder / f"statistics{part}.csv"
-        content = _read(self.json)
+        content = read_cases(self.json, FORMAT, VERSION)
         if content is None and self.json.exists():
             raise UserError(f"{self.json}: was not written by mre_predict --statistics, or is damaged; move it away")
         read_table(self.csv, _NEEDED, "statistics")
         self._content = content or {"cases": {}}
         others = (path for path in sorted(folder.glob("statistics*.json")) if path != self.json)
-        self._others = [found for path in others if (found := _read(path)) is not None]
+        self._others = [found for path in others if (found := read_cases(path, FORMAT, VERSION)) is not None]
         self._new: dict[str, tuple[LabelStatistics, ...]] = {}
         self._gone: dict[str, set[str]] = {}  # labels that a case had before
         self._next = 0.0
@@ -134,15 +133,3 @@ def _cells(name: str, found: LabelStatistics) -> Row:
 
 def _number(value: float) -> str:
     return f"{value:.8g}"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The content of a statistics.json; None where it is missing or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("format_version") != VERSION:
-        return None
-    cases = content.get("cases")
-    return content if isinstance(cases, dict) and all(isinstance(e, dict) for e in cases.values()) else None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mre_lowshot.config import FoldDecisions, Plan
-from mre_lowshot.config.check import require_path, require_plans_name, require_text
+from mre_lowshot.config.check import require_path, require_text
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, same_plan
 from mre_lowshot.errors import UserError
@@ -32,7 +32,7 @@ from mre_lowshot.inference.model_card import card_text, day_trained, fold_entry,
 from mre_lowshot.inference.models import trained_folds
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.plain import shown
-from mre_lowshot.workflows.predict import find_model, fold_numbers
+from mre_lowshot.workflows.predict import check_model_options, find_model, fold_numbers
 from mre_lowshot.workflows.reporting import Reporter
 
 # Keys of dataset.json that a shared model keeps: others (nnU-Net's list of files, for example) may name patients.
@@ -97,16 +97,11 @@ def export_model(
     """
     reporter = reporter or Reporter()
     output = _checked_output(output, overwrite=overwrite)
-    if plans_name is not None:
-        require_plans_name("-p", plans_name)
+    check_model_options(model, dataset, level, plans_name)
     if intended_use is not None and (not isinstance(intended_use, str) or not intended_use.strip()):
         raise UserError(f"--intended_use {shown(intended_use)}: must be a text")
     if intended_use is not None:
         require_text("--intended_use", intended_use, MAX_TEXT)
-    if model is not None:
-        require_path("-m", model)
-        if any(option is not None for option in (dataset, level, plans_name)):
-            raise UserError("-m names the model folder itself; leave out -d, -c and -p")
     folder, how = find_model(model, dataset, level, plans_name, workspace)
     if not folder.is_dir():
         raise UserError(f"-m {folder}: is no folder; give a model's folder, .../MRETrainer__MREPlans__1shot")
@@ -194,8 +189,10 @@ class _Export:
                 plan = without_names(plan, names)
             plans.append(plan)
             dataset = dataset or reduced_dataset(content.get("dataset"))
-            scores = scores_of(path.parent, plan.labels)
-            rows.append(fold_entry(plan, content, scores=scores, trained=day_trained(path.parent, path)))
+            weights = checkpoint.weights_digest(plan, content["weights"])
+            scores = scores_of(path.parent, plan.labels, weights)
+            trained = day_trained(path.parent, path)
+            rows.append(fold_entry(plan, content, scores=scores, weights=weights, trained=trained))
             self._write_fold(fold, plan, content)
         if not dataset:
             dataset = reduced_dataset(read_json(folder / model_archive.DATASET, "description of the dataset"))
@@ -280,4 +277,7 @@ def _report(output: Path, card: Mapping[str, Any], reporter: Reporter) -> None:
     )
     if unfinished := [str(fold["fold"]) for fold in folds if not fold["complete"]]:
         reporter.warning(f"note: training of fold {', '.join(unfinished)} is not complete")
+    for fold in folds:
+        if fold["scores_note"]:
+            reporter.warning(f"note: fold {fold['fold']}: {fold['scores_note']}; mre_train --val scores it")
     reporter.warning(f"note: {card['privacy']}")

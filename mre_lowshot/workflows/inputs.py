@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case, find_cases
@@ -13,6 +13,7 @@ from mre_lowshot.data.dicom.series import Series, read_folder
 from mre_lowshot.data.listing import CONVERT, name_problem, shown
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.errors import UserError
+from mre_lowshot.workflows.dicom_channels import NOT_SELECTED, assign_channels
 
 _DAMAGED = 3  # files without a series that are named one by one
 
@@ -26,12 +27,14 @@ class ListedScan:
         files: that it consists of.
         reason: why it is not taken; empty where it is.
         series: its series, where it is DICOM.
+        channel: that it is of its case, where the model takes several.
     """
 
     name: str
     files: tuple[Path, ...]
     reason: str = ""
     series: Series | None = None
+    channel: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ def find_inputs(
     channels: Sequence[str] | None,
     output: Path | None = None,
     series: Sequence[str] = (),
-    listing: bool = False,
 ) -> Inputs:
     """The scans of a folder, or of one file.
 
@@ -68,16 +70,15 @@ def find_inputs(
         inputs: folder or file.
         channels: names of the model's channels; None: any model's.
         output: folder whose files are no input.
-        series: DICOM series to take (`data.dicom.choice.selected`); empty: all.
-        listing: list DICOM that a model of several channels does not take, too.
+        series: DICOM series to take (`data.dicom.choice.selected`); empty: all. For a model of several channels one
+            for each channel, or none (`workflows.dicom_channels`).
 
     Raises:
-        UserError: nothing is selected, a model of several channels is given DICOM, the packages for DICOM are missing,
-            or a file is of another format.
+        UserError: nothing is selected, the packages for DICOM are missing, or a file is of another format.
     """
     ignore = (output,) if output is not None else ()
     if _is_dicom_input(inputs, ignore):
-        return _of_dicom(inputs, ignore, channels=channels, wanted=series, listing=listing)
+        return _of_dicom(inputs, ignore, channels=channels, wanted=series)
     if series:
         raise UserError(f"--series selects DICOM series, and -i {inputs} holds none that is read; leave it out")
     count = len(channels) if channels is not None else 1
@@ -126,41 +127,50 @@ def _dicom_below(folder: Path, ignore: Sequence[Path]) -> list[str]:
     ]
 
 
-def _of_dicom(
-    inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] | None, wanted: Sequence[str], listing: bool
-) -> Inputs:
-    several = channels is not None and len(channels) != 1
-    if channels is not None and several and not listing:
-        raise UserError(
-            f"-i {inputs}: is DICOM, and the model takes {len(channels)} channels ({', '.join(channels)}), which DICOM "
-            "does not name; convert the series to case_0000.nii.gz, case_0001.nii.gz, ... first (mre_import), or from "
-            "Python give Predictor.predict the folders of the channels in their order"
-        )
+def _of_dicom(inputs: Path, ignore: Sequence[Path], *, channels: Sequence[str] | None, wanted: Sequence[str]) -> Inputs:
     found = read_folder(inputs, ignore).series
-    chosen = {id(one) for one in selected(found, wanted)}
-    modality = modality_of(channels[0]) if channels is not None and not several else ""
+    if channels is not None and len(channels) > 1:
+        made = _several_channels(found, channels, wanted)
+    else:
+        made = _one_channel(found, modality_of(channels[0]) if channels else "", wanted)
+    problems = list(made.problems)
+    chosen = {scan.name for scan in made.scans if scan.reason != NOT_SELECTED}
+    damaged = [f"{one.files[0]}: {one.problem}" for one in found if not one.uid and one.name in chosen]
+    problems += [line for line in damaged[:_DAMAGED] if line not in problems]
+    if damaged[_DAMAGED:]:
+        problems.append(f"{inputs}: {len(damaged) - _DAMAGED} more files cannot be read; export them again (--list)")
+    problems += _images_beside(inputs, ignore)
+    if not made.cases and not problems:
+        problems.append(f"{inputs}: holds no DICOM series that is a scan (see --list); give the folder of the scans")
+    return replace(made, problems=tuple(problems))
+
+
+def _one_channel(found: Sequence[Series], modality: str, wanted: Sequence[str]) -> Inputs:
+    """Each series is a case. Files that cannot be read are named by the caller."""
+    chosen = {one.name for one in selected(found, wanted)}
     cases, problems, left_out, scans = [], [], [], []
     for one in found:
-        reason = "is not selected by --series" if id(one) not in chosen else refusal(one, modality)
-        if several:
-            reason = reason or "is one channel, and the model takes several"
+        reason = refusal(one, modality) if one.name in chosen else NOT_SELECTED
         scans.append(ListedScan(one.name, one.files, reason, one))
-        if id(one) not in chosen:
+        if one.name not in chosen or not one.uid:
             continue
         if not reason:
-            cases.append(Case(one.name, one.files, series=one))
+            cases.append(Case(one.name, one.files, series=(one,)))
         elif one.is_no_scan and not wanted:
             left_out.append(f"series {one.name} {reason}")
         else:
-            problems.append(f"series {one.name} {reason}" if one.uid else f"{one.files[0]}: {reason}")
-    damaged = [f"{one.files[0]}: {one.problem}" for one in found if not one.uid and id(one) in chosen]
-    if damaged[_DAMAGED:]:
-        problems = [line for line in problems if line not in damaged[_DAMAGED:]]
-        problems.append(f"{inputs}: {len(damaged) - _DAMAGED} more files cannot be read; export them again (--list)")
-    problems += _images_beside(inputs, ignore)
-    if not cases and not problems:
-        problems.append(f"{inputs}: holds no DICOM series that is a scan (see --list); give the folder of the scans")
+            problems.append(f"series {one.name} {reason}")
     return Inputs(tuple(cases), tuple(problems), tuple(left_out), tuple(scans))
+
+
+def _several_channels(found: Sequence[Series], channels: Sequence[str], wanted: Sequence[str]) -> Inputs:
+    """Each study is a case."""
+    made = assign_channels(found, channels, wanted)
+    reasons, assigned = made.reasons, made.channels
+    scans = [ListedScan(one.name, one.files, reasons[one.name], one, assigned.get(one.name, "")) for one in found]
+    unlisted = ("", NOT_SELECTED, *made.problems)
+    left_out = [f"series {s.name} {s.reason}" for s in scans if s.series and s.series.uid and s.reason not in unlisted]
+    return Inputs(tuple(made.cases), tuple(made.problems), tuple(left_out), tuple(scans))
 
 
 def _images_beside(inputs: Path, ignore: Sequence[Path]) -> list[str]:

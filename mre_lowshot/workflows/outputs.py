@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.listing import MAX_FILE_NAME
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers, replace
@@ -164,6 +165,21 @@ class OutputFolder:
             pass
         self.damaged.add(path)
         return "is damaged" if path.stat().st_size else "is empty"
+
+    def require_names(self, cases: Sequence[Case]) -> None:
+        """Refuse cases whose files would have names that are longer than file systems allow.
+
+        Raises:
+            UserError: names the first one.
+        """
+        for case in cases:
+            for path in self.targets(case):
+                if (size := len(os.fsencode(path.name))) > MAX_FILE_NAME:
+                    ending = path.name.removeprefix(case.name)
+                    raise UserError(
+                        f"case {case.name}: its file name with {ending} has {size} bytes, file systems allow "
+                        f"{MAX_FILE_NAME}; rename the scan, or choose another --output_format"
+                    )
 
     def require_room(self, cases: Sequence[Case]) -> None:
         """Refuse before the work what would replace a user's file, or leave two label maps of one case.

@@ -74,7 +74,7 @@ def predict(
         output_formats: names of `inference.formats.FORMATS` to write label maps in; empty: the format of the scan
             (DICOM: ``dicom-seg``).
         series: DICOM series to take, each by UID, name, number or a part of its description; empty: all of the model's
-            modality.
+            modality. For a model of several channels one for each channel, in order; empty: by the channels' names.
         checkpoint_name: as in `inference.models.load_model`.
         continue_prediction: skip cases for which all that is asked for exists, whole and from the same scan, model and
             options; label maps that a person has corrected are kept.
@@ -94,10 +94,7 @@ def predict(
     for name, path in (("-i", inputs), ("-o", output)):
         require_path(name, path)
     inputs, output = Path(inputs), Path(output)
-    if plans_name is not None:
-        require_plans_name("-p", plans_name)
-    if model is not None and any(option is not None for option in (dataset, level, plans_name)):
-        raise UserError("-m names the model folder itself; leave out -d, -c and -p")
+    check_model_options(model, dataset, level, plans_name)
     output_formats = _texts("--output_format", output_formats)
     series = _texts("--series", series)
     check_names(output_formats)
@@ -205,7 +202,6 @@ def list_scans(
         channels=channels,
         output=Path(output) if output is not None else None,
         series=series,
-        listing=True,
     )
 
 
@@ -243,6 +239,22 @@ def _check_folders(inputs: Path, output: Path, *, num_parts: int, part_id: int, 
             f"-o {output}: holds the reference labels of a dataset, and predictions would be taken for references; "
             "give another folder, or --overwrite if that is what you want"
         )
+
+
+def check_model_options(
+    model: str | Path | None, dataset: str | int | None, level: str | None, plans_name: str | None
+) -> None:
+    """Refuse names of a model that exclude each other.
+
+    Raises:
+        UserError: says so.
+    """
+    if plans_name is not None:
+        require_plans_name("-p", plans_name)
+    if model is not None:
+        require_path("-m", model)
+        if any(option is not None for option in (dataset, level, plans_name)):
+            raise UserError("-m names the model folder itself; leave out -d, -c and -p")
 
 
 def find_model(

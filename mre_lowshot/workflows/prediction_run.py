@@ -106,6 +106,7 @@ class PredictionRun:
         read_rows(self.target.root / self.table)  # another file of that name is refused before hours of work
         if self.target.request.statistics:
             self._measured = StatisticsTable(self.target.root, self.part)
+        self.target.require_names(cases)
         self.target.require_writable()
         todo = self._left(cases) if continued else list(cases)
         self.target.require_room(todo)
@@ -231,7 +232,7 @@ class PredictionRun:
         failures: list[Exception] = []
         for path, made in self.target.label_maps(case).items():
             try:
-                made.write(staging / path.name, prediction, self.labels, case.series)
+                made.write(staging / path.name, prediction, self.labels, case.series[0] if case.series else None)
                 written.append(path)
             except Exception as failure:
                 failures.append(failure)
@@ -305,7 +306,7 @@ def _entry(
     return {
         "status": "failed" if failed else "done",
         "reason": failed or None,
-        "series": case.series.key if case.series is not None else None,
+        "series": [one.key for one in case.series] or None,
         "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
         "crop": _listed_box(crops.get(case.name)),
         "quality": {"score": quality.score, "basis": quality.basis} if quality else None,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.importing.sources import Scan
-from mre_lowshot.data.importing.words import core, tokens
+from mre_lowshot.data.importing.words import assigned, core, tokens
 from mre_lowshot.errors import UserError
 
 
@@ -57,21 +56,28 @@ def group_channels(scans: Sequence[Scan], channels: Mapping[str, str]) -> tuple[
 
     Returns:
         The cases; (name, reason) of the scans that are left out; and the problems: channels that several scans of a
-        patient fit, or scans that are not on one grid.
+        patient fit, scans that fit several channels, or that are not on one grid.
     """
     groups: dict[tuple[str, ...], list[Scan]] = {}
     for scan in scans:
         groups.setdefault(_group(scan, channels), []).append(scan)
     units, left_out, problems = [], [], []
     for members in groups.values():
-        fitting = _assigned(members, channels)
+        fitting = assigned(members, channels, _texts)
         used = {id(scan) for found in fitting.values() for scan in found}
         left_out += [(s.name, f"is none of the channels {', '.join(channels)}") for s in members if id(s) not in used]
         if not used:
             continue
         several = {name: found for name, found in fitting.items() if len(found) > 1}
         missing = [name for name, found in fitting.items() if not found]
-        if several:
+        fits_of = {id(s): [name for name, found in fitting.items() if any(s is f for f in found)] for s in members}
+        if twice := next((s for s in members if len(fits_of[id(s)]) > 1), None):
+            one, other = fits_of[id(twice)][:2]
+            problems.append(
+                f"{twice.name}: fits channel {one} and channel {other}; give patterns, as in --channels "
+                f'"{one}=*PATTERN*", or --leave_out it'
+            )
+        elif several:
             name, found = next(iter(several.items()))
             both = " and ".join(scan.name for scan in found[:2])
             problems.append(
@@ -94,34 +100,8 @@ def group_channels(scans: Sequence[Scan], channels: Mapping[str, str]) -> tuple[
     return units, left_out, problems
 
 
-def _assigned(members: Sequence[Scan], channels: Mapping[str, str]) -> dict[str, list[Scan]]:
-    """The scans that fit each channel: by its pattern; else those with its name as a word; else with a word that begins
-    with it, as T1 in T1w."""
-    found = {}
-    for name, pattern in channels.items():
-        found[name] = [scan for scan in members if _fits(scan, name, pattern, exact=True)]
-    taken = {id(scan) for scans in found.values() for scan in scans}
-    for name, pattern in channels.items():
-        if not found[name] and not pattern:
-            found[name] = [s for s in members if id(s) not in taken and _fits(s, name, "", exact=False)]
-    return found
-
-
 def _texts(scan: Scan) -> tuple[str, ...]:
     return (scan.series.description,) if scan.series else scan.stems
-
-
-def _fits(scan: Scan, name: str, pattern: str, *, exact: bool) -> bool:
-    if pattern:
-        return any(fnmatch.fnmatch(text.casefold(), pattern.casefold()) for text in _texts(scan))
-    wanted = tokens(name)
-    for text in _texts(scan):
-        words = tokens(text)
-        for start in range(len(words) - len(wanted) + 1):
-            part = words[start : start + len(wanted)]
-            if part == wanted or (not exact and part[:-1] == wanted[:-1] and part[-1].startswith(wanted[-1])):
-                return True
-    return False
 
 
 def _group(scan: Scan, channels: Mapping[str, str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from mre_lowshot.data.importing.labels import LabelOptions, Labels, survey
 from mre_lowshot.data.importing.pairing import Pair, propose
 from mre_lowshot.data.importing.sources import Found
 from mre_lowshot.data.importing.stated import matched, read_pairs
-from mre_lowshot.data.listing import name_problem, twins
+from mre_lowshot.data.listing import MAX_FILE_NAME, name_problem, twins
 from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.errors import UserError
 
@@ -191,6 +192,8 @@ def _name_cases(
         }  # fmt: skip
         name = stated.get(id(unit)) or case_name(*made.options.case_names.format_map(words).split("_"))
         problem = name_problem(name) or ("begins with a dot" if name.startswith(".") else None)
+        if not problem and len(os.fsencode(f"{name}_0000{made.options.file_ending}")) > MAX_FILE_NAME:
+            problem = f"is too long: with _0000{made.options.file_ending} more than {MAX_FILE_NAME} bytes"
         if problem:
             made.problems.append(f"case {name!r}: its name {problem}; give another one")
         place, pair = paired.get(id(unit), (-1, None))

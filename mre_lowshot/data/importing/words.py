@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LABEL = {"seg", "segs", "dseg", "segmentation", "segmentations", "label", "labels", "labelmap", "labelmaps", "mask",
           "masks", "gt", "groundtruth", "manual", "annotation", "annotations", "roi", "rois", "contour", "contours",
@@ -89,3 +93,38 @@ def shared_folders(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
     mine = {folder.casefold(): folder for folder in one if core(folder)}
     theirs = {folder.casefold() for folder in other}
     return tuple(folder for key, folder in mine.items() if key in theirs)
+
+
+def assigned(
+    members: Sequence[T], channels: Mapping[str, str], texts: Callable[[T], Sequence[str]]
+) -> dict[str, list[T]]:
+    """The scans that fit each channel: by its pattern; else those with its name as a word; else with a word that begins
+    with it, as T1 in T1w.
+
+    Args:
+        members: scans of one patient.
+        channels: name to pattern; without a pattern the name counts.
+        texts: of a scan: its series description, or the names of its file.
+    """
+    found = {
+        name: [scan for scan in members if _fits(texts(scan), name, pattern, exact=True)]
+        for name, pattern in channels.items()
+    }
+    taken = {id(scan) for scans in found.values() for scan in scans}
+    for name, pattern in channels.items():
+        if not found[name] and not pattern:
+            found[name] = [s for s in members if id(s) not in taken and _fits(texts(s), name, "", exact=False)]
+    return found
+
+
+def _fits(texts: Sequence[str], name: str, pattern: str, *, exact: bool) -> bool:
+    if pattern:
+        return any(fnmatch.fnmatch(text.casefold(), pattern.casefold()) for text in texts)
+    wanted = tokens(name)
+    for text in texts:
+        words = tokens(text)
+        for start in range(len(words) - len(wanted) + 1):
+            part = words[start : start + len(wanted)]
+            if part == wanted or (not exact and part[:-1] == wanted[:-1] and part[-1].startswith(wanted[-1])):
+                return True
+    return False

@@ -218,6 +218,31 @@ def check_text(path: Path, file: BinaryIO, count: int) -> None:
     require_memory(left + 80 * count, f"{path}: {count} numbers written as text", "save it with compression")
 
 
+def text_values(path: Path, file: BinaryIO, *, dtype: np.dtype, count: int) -> np.ndarray:
+    """``count`` voxels written as numbers in text.
+
+    Raises:
+        UserError: another number of them, or no numbers; or more memory is needed than there is.
+    """
+    check_text(path, file, count)
+    try:
+        values = np.array(file.read().split(), dtype=dtype)
+    except (ValueError, OverflowError):
+        values = np.empty(0)
+    return counted(path, values, count)
+
+
+def counted(path: Path, values: np.ndarray, count: int) -> np.ndarray:
+    """``values``, if there are ``count``.
+
+    Raises:
+        UserError: there are not.
+    """
+    if values.size != count:
+        raise damaged(path, "the number of its voxels is not that of its header")
+    return values
+
+
 def check_claim(path: Path, file: BinaryIO, *, kind: str, count: int, stored: int | None = None) -> None:
     """Refuse a header that specifies more bytes than the rest of the file can hold.
 

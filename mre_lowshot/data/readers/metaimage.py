@@ -12,7 +12,7 @@ import numpy as np
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers.content import check_text, damaged, not_an_image, open_file, read_voxels
+from mre_lowshot.data.readers.content import damaged, not_an_image, open_file, read_voxels, text_values
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
@@ -231,14 +231,7 @@ def _voxels(path: Path, file: BinaryIO, found: _Fields) -> np.ndarray:
     left = os.fstat(file.fileno()).st_size - place
     skip = int(found.values.get("HeaderSize", "0") or 0)
     if not found.is_binary:
-        check_text(path, file, header.voxels * header.components)
-        try:
-            values = np.array(file.read().split(), dtype=header.dtype)
-        except (ValueError, OverflowError):
-            values = np.empty(0)
-        if values.size != header.voxels * header.components:
-            raise damaged(path, "the number of its voxels is not that of its header")
-        return values
+        return text_values(path, file, dtype=header.dtype, count=header.voxels * header.components)
     if skip == -1 and not found.is_compressed:
         skip = max(left - header.stored_bytes, 0)
     if skip < 0:

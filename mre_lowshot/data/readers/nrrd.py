@@ -17,7 +17,15 @@ import numpy as np
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.readers.content import check_text, damaged, not_an_image, open_file, read_voxels
+from mre_lowshot.data.readers.content import (
+    check_text,
+    counted,
+    damaged,
+    not_an_image,
+    open_file,
+    read_voxels,
+    text_values,
+)
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.nrrd_grid import spatial_grid
 from mre_lowshot.data.readers.verified import compare, data_file, packer
@@ -210,17 +218,15 @@ def _voxels(path: Path, file: BinaryIO, header: Header, fields: dict[str, Any]) 
 
 def _written_out(path: Path, file: BinaryIO, header: Header, kind: str) -> np.ndarray:
     """Voxels written as text."""
-    check_text(path, file, header.stored_bytes if kind == "hex" else header.voxels * header.components)
+    count = header.voxels * header.components
+    if kind != "hex":
+        return text_values(path, file, dtype=header.dtype, count=count)
+    check_text(path, file, header.stored_bytes)
     try:
-        if kind == "hex":
-            values = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), header.dtype)
-        else:
-            values = np.array(file.read().split(), dtype=header.dtype)
-    except (ValueError, OverflowError):
+        values = np.frombuffer(bytes.fromhex(file.read().decode("ascii")), header.dtype)
+    except ValueError:
         values = np.empty(0)
-    if values.size != header.voxels * header.components:
-        raise damaged(path, "the number of its voxels is not that of its header")
-    return values
+    return counted(path, values, count)
 
 
 def _field(fields: dict[str, Any], *names: str) -> Any:

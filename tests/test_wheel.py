@@ -1,0 +1,81 @@
+"""The wheel in a new virtual environment, without extras: NIfTI is predicted, and DICOM names the extra to install."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRA = "mre-lowshot[dicom]"
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_settings")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy of the checkout: the build writes into its folder."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "mre_data", "mre_demo")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_licence_and_neither_tests_nor_data(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        text = archive.read(metadata).decode()
+    assert "mre_lowshot/py.typed" in names
+    assert any(".dist-info/" in name and name.endswith("/LICENSE") for name in names)
+    assert {name.split("/")[0] for name in names} == {"mre_lowshot", metadata.split("/")[0]}
+    assert {Path(name).suffix for name in names if name.startswith("mre_lowshot/")} == {".py", ".typed"}
+    assert max(zipfile.ZipFile(wheel).getinfo(name).file_size for name in names) < 100_000
+    assert "Provides-Extra: dicom" in text
+    assert "Provides-Extra: tensorboard" in text
+
+
+def test_without_extras_nifti_is_predicted_and_dicom_names_the_extra(wheel, trained, tmp_path):
+    place = tmp_path / "venv"
+    venv.create(place, with_pip=True)
+    programs = place / ("Scripts" if os.name == "nt" else "bin")
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+
+    def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [programs / program, *map(str, arguments)]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    for what in ("torch", wheel):  # torch first: without a GPU its build for CPUs, as in the Makefile
+        done = run("python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", what)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("pydicom", "highdicom", "tensorboard"):
+        assert run("python", "-c", f"import {name}").returncode == 1
+    assert str(place) in run("python", "-c", "import mre_lowshot; print(mre_lowshot.__file__)").stdout
+
+    model = ("-m", trained.model(), "-device", "cpu")
+    scan = trained.raw / "imagesTr/phantom_002_0000.nii.gz"
+    done = run("mre_predict", "-i", scan, "-o", "out", *model)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/phantom_002.nii.gz").stat().st_size > 100
+
+    write_series = pytest.importorskip("tests.dicom_scans").write_series
+    write_series(tmp_path / "dicom", __import__("numpy").zeros((4, 8, 8), "int16"))
+    for arguments in (
+        ("mre_predict", "-i", "dicom", "-o", "seg", *model),
+        ("mre_predict", "-i", "dicom", "--list", "-m", trained.model()),
+        ("mre_predict", "-i", scan, "-o", "seg", "--output_format", "dicom-seg", *model),
+        ("mre_import", "-i", "dicom", "--name", "7", "--workspace", "w", "--dry_run"),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, EXTRA in done.stderr, "Traceback" in done.stderr) == (2, True, False), done
+    assert not (tmp_path / "seg").exists()
+    done = run("mre_train", "Synthetic", "1shot", "fold0", "--tensorboard", "--workspace", "w")
+    assert (done.returncode, "mre-lowshot[tensorboard]" in done.stderr) == (2, True), done
