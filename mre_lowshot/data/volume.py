@@ -17,6 +17,7 @@ import numpy as np
 from mre_lowshot.data.axes import IDENTITY, turn_array
 from mre_lowshot.data.dicom.files import is_dicom
 from mre_lowshot.data.geometry import MAX_SPACING, MIN_SPACING, Geometry
+from mre_lowshot.data.lost_headers import channel_fix
 from mre_lowshot.data.readers import file_ending, read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
@@ -208,9 +209,8 @@ def read_channels(paths: Sequence[Path]) -> Volume:
         first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:
-            raise UserError(
-                f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; resample one onto the other"
-            )
+            fix = channel_fix(first.geometry, volume.geometry, (first.notes, volume.notes), (paths[0], path))
+            raise UserError(f"{path}: is not on the grid of {paths[0].name}: {'; '.join(different)}; {fix}")
         volumes.append(volume.on_axes_of(first.geometry))
     first = volumes[0]
     array = np.concatenate([v.array for v in volumes]) if len(volumes) > 1 else first.array

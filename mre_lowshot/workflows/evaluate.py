@@ -48,8 +48,8 @@ class EvaluationResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every reference was compared with a prediction."""
-        return not (self.summary["missing_predictions"] or self.summary["failed_cases"])
+        """Whether every reference was compared with a prediction, and no file was left unread."""
+        return not any(self.summary[key] for key in ("missing_predictions", "failed_cases", "unread_files"))
 
     @property
     def dice(self) -> float:

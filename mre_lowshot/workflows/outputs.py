@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.listing import PICTURE_FOLDERS
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, remove_leftovers, replace
 from mre_lowshot.inference.export import check_probabilities
 from mre_lowshot.inference.formats import BESIDE_ENDINGS, ENDINGS, Format, formats_of
-from mre_lowshot.inference.record import PICTURE_FOLDERS, FileState, RunRecord
+from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.plotting import check_png
@@ -110,18 +111,25 @@ class OutputFolder:
 
     # Before the work.
 
+    def is_predicted(self, case: Case) -> bool:
+        """Whether the label map of a case is as a run has written it."""
+        path = self.label_map(case)
+        return self.record.entry_of(path, case.name) is not None and self._data_is_own(path, case)
+
     def why_again(self, case: Case, crop: object = None) -> str | None:
         """None where all that is asked for is there, whole, and from this model and these options; else the reason for
         predicting the case (again); empty where it was not predicted yet.
 
         A label map that a person has corrected, or that no run.json lists, counts if it can be read, lies on the scan's
-        grid and holds no other labels than the model's.
+        grid and holds no other labels than the model's; its pictures may be missing.
         """
         path = self.label_map(case)
         if not path.is_file():
             return ""
         found = self.record.entry_of(path, case.name)
+        pictures: set[Path] = set()  # that `corrected` draws without a prediction
         if found is None or not self._data_is_own(path, case):
+            pictures = {self.root / folder / f"{case.name}.png" for folder in self.request.pictures}
             if self.record.is_own(path, case.name) and self._data_is_own(path, case):
                 return "the last attempt failed"
             if problem := self._unusable(path, case, self.label_maps(case)[path]):
@@ -136,6 +144,8 @@ class OutputFolder:
             if not same_inputs(entry, case) or entry.get("crop") != crop:
                 return "the scan has changed since it was predicted"
         for extra in self.targets(case)[1:]:
+            if extra in pictures and not os.path.lexists(extra):
+                continue
             if not extra.is_file():
                 return f"{self._name(extra)} is missing"
             if not self.record.is_own(extra, case.name) and (problem := self._problem(extra, case)):
