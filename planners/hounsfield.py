@@ -71,6 +71,7 @@ def hu_histogram(channel: np.ndarray) -> dict[str, float]:
         "below_air": share(-np.inf, PADDING_HU),
         "air": share(-1100, -900),
         "half_air": _peak(inner[(inner > -600) & (inner < -150)]) / inner.size,
+        "high_peak": _peak(inner[(inner > 220) & (inner < 3000)]) / max(1, int((inner >= 20).sum())),
         "bright": share(110, np.inf),
         "around_minus_1024": share(-1300, -850),
         "lung": share(-850, -600),
@@ -140,6 +141,10 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
     if m["around_1024"] > 0.1 and m["around_1024"] > 3 * m["bone"] and m["around_1024"] > m["soft"] / 4:
         inverted = m["min"] < -300
         return "with a peak near 1000", "invert it" if inverted else offset, True
+    if m.get("high_peak", 0) > 0.25 and m["positive_soft"] < 0.3:  # bone and contrast agent have no narrow peak
+        return "so soft tissue is not near 0", f"{unscale}, or {offset}", True
+    if m["half_air"] > 0.2 and m["soft"] < 0.5 * m["half_air"]:
+        return "so soft tissue is not near 0", f"{unscale}, or add the offset that was subtracted", True
     if m["far_above"] > 0.4:
         return f"{m['far_above']:.0%} above 2000", f"{unscale}, or {offset}", True
     if low >= -60 and high >= 300 and m["positive_soft"] < 0.3:

@@ -66,9 +66,7 @@ def _refresh(target: OutputFolder, case: Case, labels: ModelLabels, note: Callab
         earlier.append(probabilities.name)
     if drawn:
         _draw(target, case, drawn, labels, digest)
-        note(
-            f"{case.name}: {', '.join(drawn)}: drawn from the label map as it is now"
-        )
+        note(f"{case.name}: {', '.join(drawn)}: drawn from the label map as it is now")
     if earlier:
         note(
             f"{case.name}: {', '.join(earlier)}: of the label map that mre_predict wrote, not of the one that is there "
