@@ -62,7 +62,8 @@ def warning_share(folder: Path, scans: int = 1) -> WarningShare:
         name: case_fingerprint(v.array, v.geometry.spacing, v.geometry.orientation, ct=ct)
         for name, v in volumes.items()
     }
-    names, found, examples = list(volumes), Counter[str](), {}
+    names, found = list(volumes), Counter[str]()
+    examples: dict[str, str] = {}
     compared = warned = 0
     for index in range(len(names)):
         training = [names[(index + k) % len(names)] for k in range(scans)]
