@@ -9,6 +9,7 @@ import numpy as np
 
 from mre_lowshot.preprocessing.outliers import SAMPLE, limit_outliers
 
+NOTED = 3  # corrected voxels from which on a scan is named
 MOST_PLANES = 0.25  # of an axis: with more constant planes the image is no scan with a fault
 BODY = 10  # percent of the foreground at either end that hot regions may take
 # In distances from the median to the tenth of the foreground that is brightest (darkest): what lies farther beyond it

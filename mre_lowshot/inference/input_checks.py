@@ -20,7 +20,7 @@ from mre_lowshot.planners.fingerprint import (
 )
 from mre_lowshot.planners.hounsfield import HuProblem, hu_histogram, hu_rule
 from mre_lowshot.preprocessing.cropping import foreground_mask
-from mre_lowshot.preprocessing.faults import correct_faults
+from mre_lowshot.preprocessing.faults import NOTED, correct_faults
 from mre_lowshot.preprocessing.padding import content_box
 
 # A warning is given from these distances outside the planned scans' range on. docs/RESULTS.md states how many scans of
@@ -33,7 +33,6 @@ POSITION, FEW_POSITION = 0.3, 0.35  # of percentiles between the darkest (0) and
 # nothing: the scans of Hippocampus differ by a factor of 5,000, and z-scores are the same for each of them.
 WIDTH, WIDTH_OF_ONE = 20.0, 10_000.0
 SHARE = 0.25  # of padding and of constant background
-OUTLIERS = 3  # isolated voxels, however few the training scans have
 MIN_CORRELATION = -0.2  # of the layout of bright and dark with the training scans' mean; measured: -0.18 to 0.98
 SAMPLE = 1_000_000  # voxels that percentiles are taken from, at most
 
@@ -110,10 +109,10 @@ def differences_from_training(image: Volume, plan: Plan) -> tuple[Difference, ..
         inner = limited[(slice(None), *as_slices(content_box(limited, crop="none", ct=ct)))]
     found = _grid_differences(image, inner.shape[1:], ranges)
     found += _constant_differences(image, limited, inner, plan)
-    if "outliers" in ranges and outliers > max(OUTLIERS - 1, 2 * ranges["outliers"][1]):
+    if "outliers" in ranges and outliers > max(NOTED - 1, 2 * ranges["outliers"][1]):
         found.append(
             Difference(
-                f"{outliers} voxels have extreme intensities or lie in constant slices and were replaced, training "
+                f"{outliers} voxels have extreme intensities or lie in faulty slices and were replaced, training "
                 f"scans at most {ranges['outliers'][1]:.0f}; is the file damaged?",
                 name="outliers",
                 value=outliers,
