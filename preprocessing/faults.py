@@ -40,7 +40,8 @@ def faulty_planes(channel: np.ndarray) -> list[tuple[int, list[int]]]:
     image.
 
     Constant planes: of one value, other than the background's (the median of the eight corners), and not at the border,
-    where they are padding. Planes of another intensity: their own tenth lies more than `EXTREME_PLANE` beyond that of all.
+    where they are padding. Planes of another intensity: their own tenth lies more than `EXTREME_PLANE` beyond that of
+    all.
     """
     if min(channel.shape) < 4:
         return []

@@ -101,7 +101,7 @@ TRANSFORMS = {
     "HU x 0.5 - 500": (lambda v: 0.5 * v - 500, ""),
     "HU x 0.8 + 300": (lambda v: 0.8 * v + 300, ""),
     "HU x 2 + 1000": (lambda v: 2 * v + 1000, ""),
-    "HU x 0.3 + 400": (lambda v: np.round(0.3 * v + 400), ""),
+    "HU x 0.4 + 700": (lambda v: np.round(0.4 * v + 700), ""),
 }  # fmt: skip
 
 
