@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,17 +22,23 @@ def correct_faults(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
     """A (C, D, H, W) image whose faulty planes are interpolated from their neighbours and whose extreme regions and
     voxels are limited; the image itself where it has none. Channels of CT (``ct``: which are) stay as they are:
     clipping to the HU window limits them."""
+    filled = _each(image, ct, _fill_planes)
+    return _each(limit_outliers(filled, ct), ct, _limit_regions)  # isolated voxels have become their neighbours'
+
+
+def _each(image: np.ndarray, ct: Sequence[bool], correct: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The image with ``correct`` applied to each channel that is no CT; the image itself where nothing changes."""
     result = image
     for index, channel in enumerate(image):
         if index < len(ct) and ct[index]:
             continue
-        corrected = _limit_regions(_fill_planes(channel))
+        corrected = correct(channel)
         if corrected is channel:
             continue
         if result is image:
             result = image.copy()
         result[index] = corrected
-    return limit_outliers(result, ct)
+    return result
 
 
 def faulty_planes(channel: np.ndarray) -> list[tuple[int, list[int]]]:
