@@ -19,12 +19,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from mre_lowshot.data.listing import PICTURE_FOLDERS, list_images, shown
 from mre_lowshot.data.lost_headers import grid_fix
-from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
+from mre_lowshot.evaluation.label_files import label_files, unread_files
 from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
 from mre_lowshot.files import printable
 from mre_lowshot.signed import changed_files, write_signed
@@ -167,38 +166,6 @@ def evaluate_folder(
         "unlisted_labels": unlisted,
         "unread_files": [line for folder in (reference_dir, prediction_dir) for line in unread_files(folder)],
     }
-
-
-def label_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of ``folder`` by case name (file name without ending), sorted, without hidden files. What has the
-    name of one and cannot be read (a broken symbolic link, a folder) is listed too, so that it is named later.
-
-    Raises:
-        UserError: it is not a folder, or contains no file in a readable format.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give the folder with the label maps")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        ending = file_ending(path)
-        if ending and not path.name.startswith("."):
-            found.setdefault(path.name[: -len(ending)], []).append(path)
-    if not found:
-        unread = "".join(f"; {line}" for line in list_images(folder, None).problems)
-        raise UserError(f"{folder}: holds no label maps (.nii.gz, .nrrd, .mha, .png, ...){unread}")
-    return found
-
-
-def unread_files(folder: Path) -> list[str]:
-    """One line for each entry of a folder of label maps that looks like an image and is not read: another format, an
-    ending inside the name, a subfolder with images, a broken symbolic link. The probabilities and pictures of a
-    prediction are none."""
-    read = label_files(folder)
-    own = [folder / name for name in PICTURE_FOLDERS]
-    own += [path for path in folder.glob("*.npz") if path.stem in read]
-    names = [f"{folder.name}/{shown(path.name)}:" for paths in read.values() for path in paths]
-    problems = list_images(folder, None, ignore=own).problems
-    return [line for line in problems if not line.startswith(tuple(names))]
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
