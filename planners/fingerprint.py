@@ -12,7 +12,7 @@ import numpy as np
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.grid import Box, as_slices, nominal_spacing
 from mre_lowshot.preprocessing.cropping import body_box, foreground_mask, mask_box
-from mre_lowshot.preprocessing.outliers import limit_outliers
+from mre_lowshot.preprocessing.faults import correct_faults
 from mre_lowshot.preprocessing.padding import content_box
 
 # A scan counts as skull-stripped (constant background) from this share of background voxels on. Measured: stripped
@@ -39,7 +39,7 @@ def case_fingerprint(
         of voxels in a constant background, and the sizes of the non-zero and the body box.
     """
     shape, original = list(image.shape[1:]), image
-    image = limit_outliers(image, ct)
+    image = correct_faults(image, ct)
     mask = foreground_mask(_cut(image, content_box(image, crop="nonzero", ct=ct)))
     content = content_box(image, crop="none", ct=ct)
     inner = _cut(image, content)

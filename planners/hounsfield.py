@@ -71,6 +71,7 @@ def hu_histogram(channel: np.ndarray) -> dict[str, float]:
         "below_air": share(-np.inf, PADDING_HU),
         "air": share(-1100, -900),
         "half_air": _peak(inner[(inner > -600) & (inner < -150)]) / inner.size,
+        "high_peak": _peak(inner[(inner > 220) & (inner < 3000)], 60) / max(1, int((inner >= 20).sum())),
         "bright": share(110, np.inf),
         "around_minus_1024": share(-1300, -850),
         "lung": share(-850, -600),
@@ -89,13 +90,13 @@ def hu_histogram(channel: np.ndarray) -> dict[str, float]:
     }
 
 
-def _peak(values: np.ndarray) -> int:
-    """The number of values within 30 of the most frequent one (in steps of 20)."""
+def _peak(values: np.ndarray, width: float = 30) -> int:
+    """The number of values within ``width`` of the most frequent one (in steps of 20)."""
     if not values.size:
         return 0
     counts = np.bincount(((values - values.min()) / 20).astype(int))
     mode = values.min() + 20 * (int(counts.argmax()) + 0.5)
-    return int((np.abs(values - mode) <= 30).sum())
+    return int((np.abs(values - mode) <= width).sum())
 
 
 def hu_rule(channel: str, measured: dict[str, Any] | None) -> HuProblem | None:
@@ -140,6 +141,11 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
     if m["around_1024"] > 0.1 and m["around_1024"] > 3 * m["bone"] and m["around_1024"] > m["soft"] / 4:
         inverted = m["min"] < -300
         return "with a peak near 1000", "invert it" if inverted else offset, True
+    peak = m.get("high_peak", 0.0)  # bone and contrast agent have none
+    if peak > (0.3 if m["positive_soft"] >= 0.1 else 0.2) and (m["positive_soft"] < 0.3 or low > 40):
+        return "so soft tissue is not near 0", f"{unscale}, or {offset}", True
+    if m["half_air"] > 0.1 and m["soft"] < 0.5 * m["half_air"]:
+        return "so soft tissue is not near 0", f"{unscale}, or add the offset that was subtracted", True
     if m["far_above"] > 0.4:
         return f"{m['far_above']:.0%} above 2000", f"{unscale}, or {offset}", True
     if low >= -60 and high >= 300 and m["positive_soft"] < 0.3:
@@ -152,6 +158,8 @@ def _reason(m: dict[str, Any]) -> tuple[str, str, bool] | None:
         return f"{m['below_air']:.0%} below air", unscale, True
     if m["soft"] < 0.3 and m["dense"] > 0.3 and (low < -700 or m["min"] < PADDING_HU):
         return "and most tissue lies above 200", unscale, m["tens"] > 0.99
+    if low > 40 and peak > 0.1:
+        return "and neither air nor fat is there", f"{unscale}, or {offset}", False
     if high - low < 60 and low < -5 and m["lowest"] > 0.05:
         return "a range that hardly any CT has", unscale, False
     return None

@@ -12,9 +12,9 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.grid import Box, argmax_resized, as_slices, full_box, resize_image, resize_labels, resize_linear
 from mre_lowshot.preprocessing.bias_field import correct_bias_field
 from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, nonzero_box
+from mre_lowshot.preprocessing.faults import correct_faults
 from mre_lowshot.preprocessing.grid_limits import check_grid
 from mre_lowshot.preprocessing.normalization import normalize
-from mre_lowshot.preprocessing.outliers import limit_outliers
 from mre_lowshot.preprocessing.padding import content_box, own_contents
 
 
@@ -104,7 +104,7 @@ def forward(
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
-    image = limit_outliers(image, config.is_ct)
+    image = correct_faults(image, config.is_ct)
     box = find_box(image, spacing, config, given)
     check_grid(box, grid_size(tuple(high - low for low, high in box), spacing, config), config)
     cropped, inside = image[(slice(None), *as_slices(box))], None

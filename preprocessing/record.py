@@ -15,7 +15,7 @@ from typing import Any
 from mre_lowshot import files
 from mre_lowshot.config import Plan, PreprocessingConfig
 from mre_lowshot.config.json import from_json, to_json
-from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.dataset import Case, Dataset, read_description
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 
@@ -165,7 +165,7 @@ def read_record(plan: Plan, folder: Path) -> Record:
 def check_sources(
     record: Record, plan: Plan, folder: Path, *, log: Callable[[str], None] = lambda _: None, most: int = 5
 ) -> None:
-    """Compare the raw dataset and the copies of the label maps with what the cases were made from.
+    """Compare the raw dataset and the copies of dataset.json and label maps with what the cases were made from.
 
     Args:
         record: of the plan's cases.
@@ -183,6 +183,10 @@ def check_sources(
         for file in source.reference
         if not file.is_same(folder)
     ]
+    try:
+        changed += _changed_description(record, folder)
+    except UserError as problem:  # missing, or edited into something else
+        raise UserError(f"{problem}; {fix_of(plan)} copies it again") from None
     raw = record.raw_folder(folder)
     if raw is None:
         log(f"note: the raw dataset {record.raw} is no longer there; its files are not compared")
@@ -214,22 +218,21 @@ def _changed_raw(record: Record, plan: Plan, raw: Path, log: Callable[[str], Non
     if gone or changed:
         return changed
     dataset = Dataset.load(raw)
-    found = {
-        "channel_names": dataset.channel_names,
-        "labels": dataset.labels,
-        "ignore_label": dataset.ignore_label,
-        "file_ending": dataset.file_ending,
-    }
-    changed += [
-        f"{raw / 'dataset.json'} ({name} {record.settings.get(name)!r}, now {to_json(value)!r})"
-        for name, value in found.items()
-        if to_json(value) != record.settings.get(name)
-    ]
+    changed += _changed_description(record, raw)
     added = sorted({case.name for case in dataset.labelled} - record.cases.keys())
     if added and not changed:
         names = ", ".join(added[:5]) + (", ..." if added[5:] else "")
         log(f"note: labelled cases were added and are not preprocessed: {names}; {fix_of(plan)} adds them")
     return changed
+
+
+def _changed_description(record: Record, folder: Path) -> list[str]:
+    """Channels, labels and ending of the dataset.json in ``folder`` that differ from the record."""
+    return [
+        f"{folder / 'dataset.json'} ({name} {record.settings.get(name)!r}, now {to_json(value)!r})"
+        for name, value in read_description(folder).items()
+        if to_json(value) != record.settings.get(name)
+    ]
 
 
 def crops_hash(raw: Path) -> str | None:

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from references import single_thread
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import against_nnunet
+from benchmarks import against_nnunet, warnings
 from benchmarks.__main__ import main
 from benchmarks.flops import multiply_adds, peak_memory, saved_bytes
 from benchmarks.plain import PlainMRENet, plain_prediction
@@ -287,3 +289,17 @@ def test_the_prediction_of_a_large_ct_reports_its_peak_memory():
     assert len(peaks) == 8  # one after each stage
     assert peaks == sorted(peaks)
     assert peaks[0] > 0.05
+
+
+def test_warnings_are_counted_for_each_scan_that_gives_the_ranges(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained.raw, tmp_path / "Dataset900_Synthetic")
+    before = warnings.warning_share(folder)
+    assert before.compared == 6
+    assert before.names["spacing_z"] == 0
+    path = folder / "imagesTr/phantom_002_0000.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine @ np.diag([1, 1, 9, 1])), path)
+    assert warnings.main([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"Dataset900_Synthetic: [456] of 6 held-out scans get a warning", shown)
+    assert "spacing_z: 4, for example phantom_00" in shown  # with the others, and they with it

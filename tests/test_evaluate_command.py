@@ -287,3 +287,40 @@ def test_summarise_in_memory_as_the_trainer_does(folders):
     assert math.isnan(never["mean"]["2"]["Dice"])
     assert never["foreground_mean"]["Dice"] == 1
     assert never["nan_left_out_of_foreground_mean"]["Dice"] == 1
+
+
+def test_files_that_are_no_label_maps_are_named_and_the_others_are_scored(folders, capsys):
+    gt, pred = folders
+    (gt / "d.mgz").write_bytes(b"x")
+    (gt / "e.nii.gz.part").write_bytes(b"x")
+    (gt / "f.nii.gz").symlink_to("gone.nii.gz")
+    (gt / "more").mkdir()
+    (gt / "more/g.nii.gz").write_bytes(b"x")
+    (gt / "notes.txt").write_text("mine")
+    for own in ("a.npz", "overlays/a.png", "previews/a.png", "quality.csv", "run.json"):  # of a prediction
+        (pred / own).parent.mkdir(exist_ok=True)
+        (pred / own).write_text("")
+    (pred / "h.nii.gz.part").write_bytes(b"x")
+    assert main([str(gt), str(pred)]) == 1
+    shown = "".join(capsys.readouterr())
+    summary = json.loads((pred / "summary.json").read_text())
+    assert [c["case"] for c in summary["metric_per_case"]] == ["a", "b", "c"]
+    assert summary["missing_predictions"] == ["f"]
+    for words in (
+        "d.mgz is not read",
+        "labelsTr/e.nii.gz.part: has an image ending inside its name",
+        "labelsTr/more: is a folder with 1 image",
+        "validation/h.nii.gz.part: has an image ending",
+    ):
+        assert words in shown
+        assert any(words in line for line in summary["unread_files"])
+    assert len(summary["unread_files"]) == 4
+    assert "not evaluated: labelsTr/more" in shown
+
+
+def test_a_folder_with_files_of_another_format_only_names_them(tmp_path, folders, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.mgz").write_bytes(b"x")
+    assert main([str(tmp_path / "other"), str(folders[1])]) == 2
+    assert "holds no label maps (.nii.gz, .nrrd, .mha, .png, ...); " in (error := capsys.readouterr().err)
+    assert "a.mgz is not read" in error

@@ -97,6 +97,11 @@ TRANSFORMS = {
     "unsigned 16 bit": (lambda v: np.where(v < 0, v + 65536, v), "subtract 65536"),
     "unsigned 12 bit": (lambda v: np.where(v < 0, v + 4096, v), ""),
     "inverted": (lambda v: -v, "invert it"),
+    "HU x 0.5 + 500": (lambda v: 0.5 * v + 500, ""),
+    "HU x 0.5 - 500": (lambda v: 0.5 * v - 500, ""),
+    "HU x 0.8 + 300": (lambda v: 0.8 * v + 300, ""),
+    "HU x 2 + 1000": (lambda v: 2 * v + 1000, ""),
+    "HU x 0.4 + 700": (lambda v: np.round(0.4 * v + 700), ""),
 }  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import command, edit
 
+from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.volume import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
@@ -211,3 +213,21 @@ def test_what_is_given_by_the_dataset_is_not_set(space, capsys, change, place):
     field = change.split("=")[0]
     assert f"--set: {field} is not decided but given by {place}; change it there" in capsys.readouterr().err
     assert not (space.prepared / "Other.json").exists()
+
+
+def test_a_labelled_scan_with_a_faulty_slice_is_named(space, capsys):
+    """An MRI whose channel is not in HU; the plan is that of the clean scan."""
+    edit(space.raw / "dataset.json", channel_names={"0": "MRI"})
+    assert space.plan(name="Clean") == 0
+    assert "faulty slices" not in capsys.readouterr().out
+    path = space.raw / "imagesTr/phantom_002_0000.nii.gz"
+    image = nib.load(path)
+    array = image.get_fdata()
+    array[:, :, 9] = 20000
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+    assert space.plan(name="Faulty") == 0
+    assert "case phantom_002: 1584 voxels have extreme intensities or lie in faulty slices" in (
+        "".join(capsys.readouterr())
+    )
+    clean, faulty = (load_plan(space.prepared / f"{name}.json") for name in ("Clean", "Faulty"))
+    assert (faulty.preprocessing, faulty.patch) == (clean.preprocessing, clean.patch)

@@ -237,11 +237,20 @@ def test_a_user_script_without_a_main_guard_reads_png(tmp_path):
 
 
 @pytest.mark.usefixtures("no_settings")
-def test_a_label_map_without_a_header_needs_the_header_and_no_resampling(tmp_path, capsys):
-    for folder, affine in (("reference", AFFINE), ("prediction", np.eye(4))):
+@pytest.mark.parametrize("lost", ["reference", "prediction"])
+def test_a_label_map_without_a_header_needs_the_header_and_no_resampling(tmp_path, capsys, lost):
+    for folder in ("reference", "prediction"):
         (tmp_path / folder).mkdir()
-        nifti(tmp_path / folder / "a.nii.gz", affine=affine)
+        nifti(tmp_path / folder / "a.nii.gz", affine=np.eye(4) if folder == lost else AFFINE)
     assert command("evaluate", tmp_path / "reference", tmp_path / "prediction") != 0
     shown = "".join(capsys.readouterr())
-    assert "copy the image's header to it; resampling would shift it" in shown
+    assert f"the {lost} has lost its position, so resample neither; copy the header of the other" in shown
+    assert f"s.WriteImage(m, '{lost}/a.nii.gz', True)" in shown
     assert "resample it onto" not in shown
+
+
+def test_a_channel_without_a_header_needs_the_header_of_the_other(tmp_path):
+    for number, affine in enumerate((AFFINE, np.eye(4))):
+        nifti(tmp_path / f"a_000{number}.nii.gz", affine=affine)
+    with pytest.raises(UserError, match=r"channel a_0001.nii.gz has lost its position.*copy the header of the other"):
+        read_channels([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])

@@ -137,6 +137,26 @@ def test_classes_changed_in_the_dataset_are_named(prepared):
         check_prepared(plan, out)
 
 
+@pytest.mark.parametrize("raw_is_there", [True, False])
+def test_labels_edited_in_the_copy_of_dataset_json_are_named(prepared, raw_is_there):
+    raw, plan, out = prepared
+    if not raw_is_there:
+        shutil.rmtree(raw.folder)
+    about = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps({**about, "description": "of no effect"}))
+    assert check_prepared(plan, out) == ["c0", "c1"]
+    labels = {"background": 0, **{f"{name} 2": value for name, value in about["labels"].items() if value}}
+    (out / "dataset.json").write_text(json.dumps({**about, "labels": labels}))
+    with pytest.raises(UserError, match=rf"changed since .*out/dataset\.json \(labels .*now .* 2.*{FIX}, or restore"):
+        check_prepared(plan, out)
+    (out / "dataset.json").write_text(json.dumps({**about, "labels": {"background": 0, "x": "1"}}))
+    with pytest.raises(UserError, match=rf"out/dataset\.json: label 'x' is '1'.*{FIX} copies it again"):
+        check_prepared(plan, out)
+    (out / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"dataset\.json is missing; .* copies it again"):
+        check_prepared(plan, out)
+
+
 def test_a_dataset_that_is_gone_or_was_moved_is_no_error(prepared, tmp_path):
     dataset, plan, out = prepared  # noqa: F811
     shutil.copytree(tmp_path, tmp_path.parent / "moved")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Space, command, edit, iterations
 
-from mre_lowshot import files, processes
+from mre_lowshot import processes
 from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.volume import read_labels, write_volume
 from mre_lowshot.errors import UserError
@@ -281,23 +281,6 @@ def test_sigterm_to_all_processes_of_a_training_with_loaders_saves_too(space):
     _, error = run.communicate(timeout=120)
     assert run.returncode == 143, error
     assert iterations(log)[-1] >= 50
-    assert not list(space.root.rglob(".mre-*"))
-
-
-def test_an_overwriting_run_that_is_stopped_leaves_no_half_of_a_fold(space, monkeypatch, capsys):
-    def stopped(path):
-        (path / "checkpoint_latest.pth").unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.shutil, "rmtree", stopped)
-        assert space.train("--overwrite") == 130
-    assert not (space.model() / "fold_0").exists()
-    assert len(list(space.model().glob(".mre-partial.*"))) == 1
-    assert space.predict(space.raw / "imagesTr", space.root / "out") == 2  # nothing is taken for a trained fold
-    capsys.readouterr()
-    monkeypatch.setattr(processes, "is_running", lambda *_, **__: False)
-    assert space.train("--no_val") == 0
     assert not list(space.root.rglob(".mre-*"))
 
 

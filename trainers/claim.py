@@ -12,9 +12,7 @@ from mre_lowshot.config.plan_files import load_plan, require_same, same_plan, wr
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import copy, remove_leftovers, sha256, write_json
 from mre_lowshot.locks import holders, locked
-from mre_lowshot.trainers.own_files import clear_fold
-
-WAIT = 30.0  # seconds for another fold to take its folder
+from mre_lowshot.trainers.replaced import WAIT, set_fold_aside
 
 
 def take_folder(
@@ -29,7 +27,7 @@ def take_folder(
         dataset_json: description of the dataset, copied beside the model's plan.
         begins: the fold is trained from the beginning; a plan of an earlier attempt without a checkpoint is replaced.
         overwritten: folds of the model that the same run trains again; the results of ``folder``, if it is one, are
-            deleted.
+            set aside (`replaced`).
 
     Raises:
         UserError: the folder holds results of another plan, or cannot be written.
@@ -44,7 +42,7 @@ def take_folder(
         elif not _holds_others(model, plan, {folder, *overwritten}):
             _replace(model, plan, overwritten)
         if folder in overwritten:
-            clear_fold(folder)
+            set_fold_aside(folder)
         elif begins:
             (folder / "plans.json").unlink(missing_ok=True)
         if not _same_file(dataset_json, model / "dataset.json"):
@@ -67,7 +65,8 @@ def _holds_others(model: Path, plan: Plan, replaced: set[Path]) -> bool:
 
 
 def _replace(model: Path, plan: Plan, overwritten: Collection[Path]) -> None:
-    """Make ``plan`` the model's. The folds that the same run trains again are deleted where they are of another one."""
+    """Make ``plan`` the model's. The folds that the same run trains again are set aside where they are of another
+    one."""
     path = model / "plans.json"
     try:
         same = path.is_file() and same_plan(load_plan(path), plan)
@@ -75,7 +74,7 @@ def _replace(model: Path, plan: Plan, overwritten: Collection[Path]) -> None:
         same = False
     if not same:
         for fold in overwritten:
-            clear_fold(fold)
+            set_fold_aside(fold)
         write_json(path, to_json(plan))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.signed import set_aside
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
+from mre_lowshot.trainers.replaced import discard, has_checkpoint
 from mre_lowshot.trainers.symmetry import left_right_dice
 from mre_lowshot.trainers.trainer import MRETrainer, check_inputs
 
@@ -50,7 +52,7 @@ class TrainMode(Enum):
 
     NEW = "new"  # refuse a fold that was trained, or begun
     CONTINUE = "continue"  # from the latest checkpoint
-    OVERWRITE = "overwrite"  # delete what the fold holds
+    OVERWRITE = "overwrite"  # replace what the fold holds, once there is a new checkpoint
     VALIDATE = "validate"  # load the latest checkpoint, for validation only
 
 
@@ -91,7 +93,7 @@ class FoldJob:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the fold was trained, or begun."""
-        return any((self.folder / name).is_file() for name in (checkpoint.LATEST, checkpoint.FINAL))
+        return has_checkpoint(self.folder)
 
     def case(self, name: str) -> PreparedCase:
         """A preprocessed case of the dataset, made for the job's plan."""
@@ -197,6 +199,8 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     )
     if saved:
         trainer.resume(saved)
+    if mode is TrainMode.OVERWRITE:
+        trainer.after_save = partial(discard, job.folder, job.plan)
     if job.processes.first:
         _write_debug(job, trainer, cases)
     return trainer

@@ -20,8 +20,7 @@ def clear_fold(folder: Path) -> None:
     Raises:
         UserError: it cannot be deleted.
     """
-    own = list(_own_files(folder))
-    others = {path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()} - set(own)
+    own, others = divide_files(folder)
     if not others:
         remove_folder(folder)
         return
@@ -30,6 +29,12 @@ def clear_fold(folder: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError as problem:
             raise UserError(f"{path}: cannot be deleted ({problem.strerror}); delete it and try again") from None
+
+
+def divide_files(folder: Path) -> tuple[list[Path], set[Path]]:
+    """The files in a fold's folder that training and validation have written, checkpoints first, and all others."""
+    own = list(_own_files(folder))
+    return own, {path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()} - set(own)
 
 
 def _own_files(folder: Path) -> Iterator[Path]:

@@ -154,6 +154,7 @@ class MRETrainer:
         prior = atlas_prior_of(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
         self.iteration = 0
+        self.after_save: Callable[[], None] | None = None  # called after each checkpoint, in the first process
         used = partial(devices.used_memory, device)
         self.training_log = TrainingLog(folder, writes=processes.first, used_memory=used)
         smallest = 2 if plan.network.pooled_norm else 1  # a norm needs two vectors
@@ -281,6 +282,8 @@ class MRETrainer:
             atlases=self.atlases,
             dataset=self.dataset,
         )
+        if self.after_save:
+            self.after_save()
 
     def resume(self, saved: tuple[Plan, dict[str, Any]] | None = None) -> None:
         """Continue from ``checkpoint_latest.pth``, or from ``saved``, the result of `checkpoint.load`.

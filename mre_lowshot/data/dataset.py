@@ -100,6 +100,27 @@ class Dataset:
                    tuple(cases), tuple(tests), tuple(problems))  # fmt: skip
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """What the dataset.json in ``folder`` says about files and labels: ``channel_names``, ``labels``, ``ignore_label``
+    and ``file_ending``.
+
+    Raises:
+        UserError: it is missing or breaks a rule.
+    """
+    where = f"{folder.name}/dataset.json"
+    data = read_json(folder / "dataset.json", f"dataset.json of {folder.name}")
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: must be a JSON object with named fields, found {type(data).__name__}")
+    labels, ignore = _labels(data, where)
+    ending = _needed(data, "file_ending", where)
+    return {
+        "channel_names": _channel_names(data, where),
+        "labels": labels,
+        "ignore_label": ignore,
+        "file_ending": ending,
+    }
+
+
 def _test_cases(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[str]]:
     """The cases of imagesTs, often an empty folder in nnU-Net datasets, and problems."""
     images, labels = folder / "imagesTs", folder / "labelsTs"

@@ -165,22 +165,6 @@ class Geometry:
             )
         return found
 
-    def remedy(self, other: Geometry, resample: str) -> str:
-        """How ``other``, a label map, gets onto this grid: ``resample``, except where its header was lost. Then
-        resampling would shift it, and a copy of the header is what is needed."""
-        mine, theirs = self.file_grid(), other.file_grid()
-        was_lost = set(theirs.spacing) == {1.0} and not any(theirs.origin) and _is_diagonal(theirs.direction)
-        if was_lost and mine.shape == theirs.shape:
-            return (
-                "the label map's header is that of no scan (1 mm, origin 0), and it has as many voxels as the image: "
-                "copy the image's header to it; resampling would shift it"
-            )
-        return resample
-
-
-def _is_diagonal(direction: tuple[float, ...]) -> bool:
-    return bool(np.array_equal(np.abs(np.reshape(direction, (3, 3))), np.eye(3)))
-
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(float(f"{value:.6g}") + 0.0 for value in values)

@@ -24,6 +24,7 @@ CONVERT = "convert it first (DICOM to NIfTI by dcm2niix, for example)"
 _INSIDE = re.compile(r"\.(nii|nrrd|mha|mhd|png|tiff?)(?![a-z0-9])", re.IGNORECASE)
 SIDE_FILES = (".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".md", ".md5", ".sha1", ".sha256", ".bval", ".bvec",
               ".log", ".yaml", ".yml")  # fmt: skip
+PICTURE_FOLDERS = ("overlays", "previews")  # with a CASE.png each, beside the label maps of a prediction
 MOST_NAMED = 3  # files of one kind that are named one by one
 WINDOWS = os.name == "nt"  # which reserves names and letters
 MAX_FILE_NAME = 255  # bytes that file systems allow

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.lost_headers import UNKNOWN, copy_command, is_default
+from mre_lowshot.data.lost_headers import grid_fix as lost_fix
 from mre_lowshot.data.volume import Volume
 
 RESAMPLE = "resample the label map onto the image (nearest neighbour), or export the pair again"
-UNKNOWN = "orientation unknown"  # begins the note of a header without a position
-TOLERANCE = 1e-3  # of a default header's values, which are whole numbers
 
 
 def pair_problems(image: Volume, label: Volume, *, image_path: Path, label_path: Path) -> list[str]:
@@ -29,12 +29,14 @@ def pair_problems(image: Volume, label: Volume, *, image_path: Path, label_path:
 
 def _fix(image: Volume, label: Volume, image_path: Path, label_path: Path) -> str:
     unknown = [any(note.startswith(UNKNOWN) for note in volume.notes) for volume in (image, label)]
-    if image.geometry.file_grid().shape == label.geometry.file_grid().shape and unknown[0] != unknown[1]:
-        lost, source, target = (
-            ("image", label_path, image_path) if unknown[0] else ("label map", image_path, label_path)
+    if unknown[0] or not is_default(label.geometry):
+        return lost_fix(
+            [image.geometry, label.geometry],
+            [image.notes, label.notes],
+            [image_path, label_path],
+            names=("image", "label map"),
+            resample=grid_fix(image.geometry, label.geometry, image_path, label_path),
         )
-        return f"the {lost} has lost its position, so resample neither; copy the header of the other into it: " \
-               f"{_copy_command(source, target)}"  # fmt: skip
     return grid_fix(image.geometry, label.geometry, image_path, label_path)
 
 
@@ -44,24 +46,7 @@ def grid_fix(image: Geometry, label: Geometry, image_path: Path, label_path: Pat
         return "both have the same number of pixels; give both files the same pixel size"
     if image.file_grid().shape != label.file_grid().shape:
         return RESAMPLE
-    copy = f"copy the image's header into it: {_copy_command(image_path, label_path)}"
-    if _is_default(label):
+    copy = f"copy the image's header into it: {copy_command(image_path, label_path)}"
+    if is_default(label):
         return f"the label map has lost its header (spacing 1, no position), so do not resample it; {copy}"
     return f"{RESAMPLE}; or, if it was drawn on this image's voxels, {copy}"
-
-
-def _is_default(geometry: Geometry) -> bool:
-    """Whether a header is what tools write without one: spacing 1, axes parallel to the patient's, position 0."""
-    last = np.array(geometry.shape[::-1]) - 1.0  # the origin of an axis that is turned round lies at its other end
-    origin = np.abs(np.array(geometry.origin))
-    at_zero = (origin < TOLERANCE) | (np.abs(origin - last) < TOLERANCE)
-    straight = np.allclose(np.abs(np.array(geometry.direction)), np.eye(3).ravel(), atol=TOLERANCE)
-    return bool(np.allclose(geometry.spacing, 1) and at_zero.all() and straight)
-
-
-def _copy_command(image: Path, label: Path) -> str:
-    names = [f"{path.parent.name}/{path.name}" for path in (image, label)]
-    return (
-        f"python -c \"import SimpleITK as s; i, m = map(s.ReadImage, ('{names[0]}', '{names[1]}')); "
-        f"m.CopyInformation(i); s.WriteImage(m, '{names[1]}', True)\""
-    )

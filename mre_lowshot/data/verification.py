@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.lost_headers import channel_fix
 from mre_lowshot.data.pairs import pair_problems
 from mre_lowshot.data.readers import COLOUR_ENDINGS
 from mre_lowshot.data.volume import Volume, merged_notes, read_image, read_labels
@@ -104,10 +105,9 @@ def _image(case: Case, dataset: Dataset, found: list[str]) -> Volume | None:
     for number, (path, volume) in enumerate(zip(case.images[1:], volumes[1:], strict=True), start=1):
         volumes[number] = volume.on_axes_of(first.geometry)
         if different := first.geometry.differences(volume.geometry):
-            found.append(
-                f"{path.name} is not on the grid of {case.images[0].name}: {'; '.join(different)}; "
-                "resample one onto the other"
-            )
+            files = (case.images[0], path)
+            fix = channel_fix(first.geometry, volume.geometry, (first.notes, volume.notes), files)
+            found.append(f"{path.name} is not on the grid of {case.images[0].name}: {'; '.join(different)}; {fix}")
     names = dataset.channel_names
     titles = [f"channel {i} ({name})" for i, name in enumerate(names)]
     if count != len(names):

@@ -17,6 +17,7 @@ import numpy as np
 from mre_lowshot.data.axes import IDENTITY, turn_array
 from mre_lowshot.data.dicom.files import is_dicom
 from mre_lowshot.data.geometry import MAX_SPACING, MIN_SPACING, Geometry
+from mre_lowshot.data.lost_headers import channel_fix
 from mre_lowshot.data.readers import file_ending, read_array, read_header, write_array
 from mre_lowshot.errors import UserError
 
@@ -217,10 +218,13 @@ def stacked(channels: Iterable[Volume]) -> Volume:
         first = volumes[0] if volumes else volume
         different = first.geometry.differences(volume.geometry)
         if different:
+            fix = "resample one onto the other"
+            if first.path and volume.path:
+                paths = first.path, volume.path
+                fix = channel_fix(first.geometry, volume.geometry, (first.notes, volume.notes), paths)
             name = first.path.name if first.path else "the first channel"
             raise UserError(
-                f"{volume.path or 'a channel'}: is not on the grid of {name}: {'; '.join(different)}; resample one "
-                "onto the other"
+                f"{volume.path or 'a channel'}: is not on the grid of {name}: {'; '.join(different)}; {fix}"
             )
         volumes.append(volume.on_axes_of(first.geometry))
     first = volumes[0]

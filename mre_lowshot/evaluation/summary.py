@@ -19,10 +19,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.lost_headers import grid_fix
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
+from mre_lowshot.evaluation.label_files import label_files, unread_files
 from mre_lowshot.evaluation.metrics import COUNTS, MRBRAINS18_IGNORED, Profile, case_metrics
 from mre_lowshot.files import printable
 from mre_lowshot.signed import changed_files, write_signed
@@ -88,6 +89,7 @@ def summarise(
         "extra_predictions": [],
         "failed_cases": {},
         "unlisted_labels": {},
+        "unread_files": [],
         "metric_per_case": [
             {
                 "case": case.name,
@@ -115,7 +117,8 @@ def evaluate_folder(
     A case that cannot be evaluated (unreadable file, different grid, two files of one name, ...) is listed in
     ``failed_cases`` with the reason, and the others are evaluated. ``missing_predictions`` and ``extra_predictions``
     list files without counterpart, ``unlisted_labels`` the label values of a case that are not in ``labels``; these
-    are not evaluated.
+    are not evaluated. ``unread_files`` has a line for each entry of either folder that looks like an image and is not
+    read.
 
     Args:
         reference_dir: folder with the reference label maps.
@@ -161,26 +164,8 @@ def evaluate_folder(
         "extra_predictions": [name for name in predictions if name not in references],
         "failed_cases": failed,
         "unlisted_labels": unlisted,
+        "unread_files": [line for folder in (reference_dir, prediction_dir) for line in unread_files(folder)],
     }
-
-
-def label_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of ``folder`` by case name (file name without ending), sorted, without hidden files. What has the
-    name of one and cannot be read (a broken symbolic link, a folder) is listed too, so that it is named later.
-
-    Raises:
-        UserError: it is not a folder, or contains no file in a readable format.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give the folder with the label maps")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        ending = file_ending(path)
-        if ending and not path.name.startswith("."):
-            found.setdefault(path.name[: -len(ending)], []).append(path)
-    if not found:
-        raise UserError(f"{folder}: holds no label maps (.nii.gz, .nrrd, .mha, .png, ...)")
-    return found
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -314,7 +299,8 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"case {case}: contains label values {', '.join(map(str, values))}, which are not listed: not evaluated"
         )
-    return notes + [f"not evaluated: {reason}" for reason in summary["failed_cases"].values()]
+    notes += [f"not evaluated: {reason}" for reason in summary["failed_cases"].values()]
+    return notes + [f"not evaluated: {line}" for line in summary.get("unread_files", ())]
 
 
 def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tuple[Volume, Volume]:
@@ -324,12 +310,18 @@ def _read_pair(name: str, references: list[Path], predictions: list[Path]) -> tu
     reference, prediction = read_labels(references[0]), read_labels(predictions[0])
     different = reference.geometry.differences(prediction.geometry)
     if different:
-        fix = "resample it onto the reference with nearest-neighbour interpolation"
+        fix = grid_fix(
+            [reference.geometry, prediction.geometry],
+            [reference.notes, prediction.notes],
+            [references[0], predictions[0]],
+            names=("reference", "prediction"),
+            resample="resample it onto the reference with nearest-neighbour interpolation",
+        )
         doubts = [f"{v.path}: {n}" for v in (reference, prediction) for n in v.notes]
         why = f" ({'; '.join(doubts)})" if doubts else ""
         raise UserError(
             f"case {name}: {predictions[0]} is not on the grid of the reference ({'; '.join(different)}; reference "
-            f"first){why}; {reference.geometry.remedy(prediction.geometry, fix)}"
+            f"first){why}; {fix}"
         )
     return reference, prediction.on_axes_of(reference.geometry)
 

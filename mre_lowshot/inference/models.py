@@ -31,6 +31,7 @@ from mre_lowshot.plain import shown
 
 MAX_FOLD = 999_999_999
 _FOLD = re.compile(r"fold_[0-9]{1,9}$")
+REPLACED = ".mre-replaced"  # in a model's folder: folds that are trained again, until their first checkpoint is there
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def find_folder(
     """
     trained = {}
     for path in sorted(results.glob(f"*/{TRAINER}__*__*")):
-        checkpoints = list(path.glob("fold_*/checkpoint_*.pth"))
+        checkpoints = [c for place in (path, path / REPLACED) for c in place.glob("fold_*/checkpoint_*.pth")]
         if checkpoints:
             trained[path] = max(c.stat().st_mtime for c in checkpoints)
     fitting = [p for p in trained if _fits(p, dataset, level, plans)]
@@ -183,7 +184,8 @@ def trained_folds(folder: Path, folds: Sequence[int] | None) -> dict[int, Path]:
     Raises:
         UserError: one is not trained.
     """
-    trained = {int(p.name[5:]): p for p in folder.glob("fold_*") if _FOLD.match(p.name) and _newest(p).is_file()}
+    names = {p.name for place in (folder, folder / REPLACED) for p in place.glob("fold_*") if _FOLD.match(p.name)}
+    trained = {int(name[5:]): folder / name for name in names if _newest(folder / name).is_file()}
     wanted = sorted(trained) if folds is None else sorted(set(folds))
     if not trained:
         raise UserError(
@@ -225,8 +227,10 @@ def _of_name(path: Path, name: str) -> Path:
 
 
 def _newest(fold: Path) -> Path:
-    final = fold / checkpoint.FINAL
-    return final if final.is_file() else fold / checkpoint.LATEST
+    """The newest checkpoint of a fold; while it is trained again and has none, that of the earlier training."""
+    places = (fold, fold.parent / REPLACED / fold.name)
+    found = (place / name for place in places for name in (checkpoint.FINAL, checkpoint.LATEST))
+    return next((path for path in found if path.is_file()), fold / checkpoint.LATEST)
 
 
 def _single_checkpoint(path: Path) -> Path | None:

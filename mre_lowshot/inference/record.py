@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mre_lowshot.data.listing import PICTURE_FOLDERS
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import json_line, read_cases, sha256, write_text
 from mre_lowshot.inference.checkpoint import versions
 from mre_lowshot.inference.models import Model
 
 FORMAT, VERSION = "mre_lowshot prediction", 1
-PICTURE_FOLDERS = ("overlays", "previews")  # with a CASE.png each
 DECISIVE = ("step_size", "centre_tiles", "mirroring", "precision")  # options on which the label maps depend
 
 
@@ -138,6 +138,29 @@ class RunRecord:
                 return entry, run if isinstance(run, dict) else {}
         return None
 
+    def note_picture(self, name: str, state: FileState, label_digest: str) -> None:
+        """List a picture of a label map that no run has written as it is now, drawn from the content ``label_digest``.
+        Call it before the picture gets its name."""
+        entry = dict(self._content["cases"].get(name) or {"run": self.id, "status": "kept"})
+        for key in ("outputs", "earlier_outputs"):
+            entry[key] = [s.to_json() for s in FileState.listed(entry, key)]
+        replaced = [s for s in entry["outputs"] if s["file"] == state.file]
+        entry["earlier_outputs"] += replaced  # until the picture gets its name
+        entry["outputs"] = [s for s in entry["outputs"] if s["file"] != state.file] + [state.to_json()]
+        drawn = entry.get("drawn_from")
+        entry["drawn_from"] = {**(drawn if isinstance(drawn, dict) else {}), state.file: label_digest}
+        self._content["cases"][name], self._lines[name] = entry, json_line(entry)
+        self.write()
+
+    def drawn_from(self, path: Path, name: str) -> str | None:
+        """The content of the label map that the picture ``path`` was drawn from, where `note_picture` has listed it."""
+        file = path.relative_to(self.path.parent).as_posix()
+        for content in (self._content, *self._others):
+            drawn = content["cases"].get(name, {}).get("drawn_from")
+            if isinstance(drawn, dict) and isinstance(found := drawn.get(file), str):
+                return found
+        return None
+
     def same_result(self, run: Mapping[str, Any]) -> bool:
         """Whether an earlier run used the model and options of this one, as far as the label maps depend on them."""
         return _decisive(run) == _decisive(self.run)
@@ -160,6 +183,7 @@ class RunRecord:
             "outputs": [state.to_json() for state in outputs],
             "earlier_outputs": earlier,
         }
+        full.pop("drawn_from", None)
         self._content["cases"][name], self._lines[name] = full, json_line(full)
         self.write()
 

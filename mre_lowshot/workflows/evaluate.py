@@ -15,12 +15,12 @@ from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import validate_labels
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.label_files import label_files
 from mre_lowshot.evaluation.metrics import MRBRAINS18_IGNORED, PROFILES
 from mre_lowshot.evaluation.summary import (
     changed_summaries,
     evaluate_folder,
     format_table,
-    label_files,
     rank_correlation,
     write_summary,
 )
@@ -48,8 +48,8 @@ class EvaluationResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every reference was compared with a prediction."""
-        return not (self.summary["missing_predictions"] or self.summary["failed_cases"])
+        """Whether every reference was compared with a prediction, and no file was left unread."""
+        return not any(self.summary[key] for key in ("missing_predictions", "failed_cases", "unread_files"))
 
     @property
     def dice(self) -> float:

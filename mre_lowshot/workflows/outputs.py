@@ -12,47 +12,25 @@ import unicodedata
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
-from mre_lowshot.data.listing import MAX_FILE_NAME
+from mre_lowshot.data.listing import MAX_FILE_NAME, PICTURE_FOLDERS
 from mre_lowshot.data.readers import file_ending
 from mre_lowshot.errors import UserError
-from mre_lowshot.files import not_written, partial_name, remove_leftovers, replace
+from mre_lowshot.files import not_written, partial_name, replace
 from mre_lowshot.inference.export import check_probabilities
 from mre_lowshot.inference.formats import BESIDE_ENDINGS, ENDINGS, Format, formats_of
-from mre_lowshot.inference.record import PICTURE_FOLDERS, FileState, RunRecord
+from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.limits import bytes_text
-from mre_lowshot.locks import locked, remove_stale
 from mre_lowshot.plotting import check_png
 from mre_lowshot.workflows.input_files import DATA_ENDINGS, data_files, same_inputs
 
 OVERLAYS, PREVIEWS = PICTURE_FOLDERS
 DAMAGED = ".damaged"  # is added to the name of a file that is set aside
 LISTED = 10  # files named in a message
-
-
-@contextmanager
-def only_run(folder: Path, *, num_parts: int, part_id: int) -> Iterator[None]:
-    """Hold ``folder`` for one prediction run, or for one of several parts; leftovers of killed runs are removed.
-
-    Raises:
-        UserError: another run writes into it, or it cannot be written to.
-    """
-    with ExitStack() as held:
-        if num_parts == 1:
-            held.enter_context(locked(folder, "predict", "predicts into it"))
-        else:
-            doing = f"predicts part {part_id} of {num_parts} into it"
-            held.enter_context(locked(folder, "predict", doing, shared=True))
-            held.enter_context(locked(folder, f"predict_part{part_id}", doing))
-        remove_stale(folder)
-        remove_leftovers(folder)
-        for pictures in PICTURE_FOLDERS:
-            remove_leftovers(folder / pictures)
-        yield
 
 
 @dataclass(frozen=True)
@@ -111,18 +89,25 @@ class OutputFolder:
 
     # Before the work.
 
+    def is_predicted(self, case: Case) -> bool:
+        """Whether the label map of a case is as a run has written it."""
+        path = self.label_map(case)
+        return self.record.entry_of(path, case.name) is not None and self._data_is_own(path, case)
+
     def why_again(self, case: Case, crop: object = None) -> str | None:
         """None where all that is asked for is there, whole, and from this model and these options; else the reason for
         predicting the case (again); empty where it was not predicted yet.
 
         A label map that a person has corrected, or that no run.json lists, counts if it can be read, lies on the scan's
-        grid and holds no other labels than the model's.
+        grid and holds no other labels than the model's; its pictures may be missing.
         """
         path = self.label_map(case)
         if not path.is_file():
             return ""
         found = self.record.entry_of(path, case.name)
+        pictures: set[Path] = set()  # that `corrected` draws without a prediction
         if found is None or not self._data_is_own(path, case):
+            pictures = {self.root / folder / f"{case.name}.png" for folder in self.request.pictures}
             if self.record.is_own(path, case.name) and self._data_is_own(path, case):
                 return "the last attempt failed"
             if problem := self._unusable(path, case, self.label_maps(case)[path]):
@@ -137,6 +122,8 @@ class OutputFolder:
             if not same_inputs(entry, case) or entry.get("crop") != crop:
                 return "the scan has changed since it was predicted"
         for extra in self.targets(case)[1:]:
+            if extra in pictures and not os.path.lexists(extra):
+                continue
             if not extra.is_file():
                 return f"{self._name(extra)} is missing"
             if not self.record.is_own(extra, case.name) and (problem := self._problem(extra, case)):

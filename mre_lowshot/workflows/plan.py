@@ -26,6 +26,7 @@ from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerpri
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
 from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split_changes, with_changes
+from mre_lowshot.preprocessing.faults import NOTED
 from mre_lowshot.preprocessing.prepare import prepare_dataset, read_crops
 from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.workflows.reporting import Reporter
@@ -145,6 +146,11 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
     def measure(case: Case, image: Volume, label: Volume | None) -> None:
         geometry = image.geometry
         measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation, ct=ct)
+        if (faulty := measured[case.name]["outliers"]) >= NOTED:
+            notes.append(
+                f"case {case.name}: {faulty} voxels have extreme intensities or lie in faulty slices and are replaced; "
+                "is the file damaged?"
+            )
         for name, channel in zip(dataset.channel_names, image.array, strict=True):
             if problem := hu_rule(name, hu_histogram(channel) if is_ct(name) else None):
                 (not_hu if problem.certain else notes).append(f"case {case.name}: {problem.sentence}")

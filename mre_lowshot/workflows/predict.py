@@ -19,7 +19,8 @@ from mre_lowshot.inference.record import RunRecord, describe_run
 from mre_lowshot.inference.sliding_window import Precision
 from mre_lowshot.preprocessing.prepare import read_crops
 from mre_lowshot.workflows.inputs import Inputs, find_inputs, first_lines
-from mre_lowshot.workflows.outputs import OutputFolder, Request, only_run
+from mre_lowshot.workflows.only_run import only_run
+from mre_lowshot.workflows.outputs import OutputFolder, Request
 from mre_lowshot.workflows.prediction_run import PredictionRun, PredictResult
 from mre_lowshot.workflows.reporting import Reporter
 

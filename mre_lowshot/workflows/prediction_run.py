@@ -28,6 +28,7 @@ from mre_lowshot.workflows.case_files import (
     label_digest,
     write_extras,
 )
+from mre_lowshot.workflows.corrected import refresh_corrected
 from mre_lowshot.workflows.input_files import input_states
 from mre_lowshot.workflows.label_files import write_label_files
 from mre_lowshot.workflows.outputs import OutputFolder
@@ -123,7 +124,15 @@ class PredictionRun:
             self.reporter.warning(f"warning: {warning}")
         status = "interrupted"
         try:
-            self._measure([case for case in cases if case.name in self.files])
+            done = [case for case in cases if case.name in self.files]
+            self._measure(done)
+            refresh_corrected(
+                self.target,
+                done,
+                labels=self.labels,
+                note=lambda line: self.reporter.info(f"note: case {line}"),
+                failed=lambda problem, case: self.failed.append(f"pictures: {self._described(problem, case)}"),
+            )
             self._predict(todo)
             status = "failed" if self.failed else "complete"
         finally:

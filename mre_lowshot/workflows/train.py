@@ -27,6 +27,7 @@ from mre_lowshot.preprocessing.references import clean, reading
 from mre_lowshot.trainers.board import require_tensorboard
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode
+from mre_lowshot.trainers.replaced import restore
 from mre_lowshot.workflows.fold_run import FoldResult, FoldRun
 from mre_lowshot.workflows.plan import DEFAULT_NAME
 from mre_lowshot.workflows.reporting import Reporter, Silent
@@ -214,6 +215,8 @@ def _jobs(
         cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
     splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info, save=False)
     model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
+    if processes.first:
+        restore(model)
     iterations = request.iterations
     if iterations is None and request.loads and (model / "plans.json").is_file():
         iterations = load_plan(model / "plans.json").recipe.optimizer.iterations

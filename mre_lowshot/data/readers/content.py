@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from mre_lowshot.limits import require_memory
 CHUNK = 1 << 20
 _LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "bzip2": 50_000_000}  # of what a compressed stream may hold
 AGAIN = "copy or download it again"
+_INTEGER = re.compile(rb"[+-]?[0-9]+")
+_DECIMAL = re.compile(rb"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
 
 _STARTS = (
     (b"\x1f\x8b", "a gzip file"),
@@ -226,10 +229,27 @@ def text_values(path: Path, file: BinaryIO, *, dtype: np.dtype, count: int) -> n
     """
     check_text(path, file, count)
     try:
-        values = np.array(file.read().split(), dtype=dtype)
+        values = _numbers(file.read().split(), dtype)
     except (ValueError, OverflowError):
         values = np.empty(0)
     return counted(path, values, count)
+
+
+def _numbers(words: list[bytes], dtype: np.dtype) -> np.ndarray:
+    """Numbers written as text. What Python reads as one, but no writer of image files writes (``1_0``), is refused.
+
+    Raises:
+        ValueError: a word is no number of the type.
+    """
+    pattern = _INTEGER if dtype.kind in "iu" else _DECIMAL
+    if not all(map(pattern.fullmatch, words)):
+        raise ValueError
+    if dtype.kind == "f":
+        return np.array(words, dtype=dtype)
+    limits, whole = np.iinfo(dtype), list(map(int, words))
+    if whole and not limits.min <= min(whole) <= max(whole) <= limits.max:
+        raise ValueError
+    return np.array(whole, dtype=dtype)
 
 
 def counted(path: Path, values: np.ndarray, count: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from mre_lowshot.data.readers.content import (
 )
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.data.readers.nrrd_grid import spatial_grid
+from mre_lowshot.data.readers.nrrd_kinds import component_axis_of
 from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
@@ -93,7 +94,7 @@ def read(path: Path, layers: bool = False) -> tuple[np.ndarray, Header]:
                 array = _voxels(path, other, header, fields)
     sizes = [int(n) for n in fields["sizes"]]
     array = array.reshape(sizes[::-1])
-    if (axis := _component_axis(fields)) is not None:
+    if (axis := component_axis_of(fields)) is not None:
         array = np.moveaxis(array, array.ndim - 1 - axis, -1)
     size = header.geometry.file_grid().shape
     return array.reshape(*size, header.components) if axis is not None else array.reshape(size), header
@@ -156,7 +157,7 @@ def _parsed(path: Path, file: BinaryIO, layers: bool = False) -> tuple[Header, d
         if int(fields["dimension"]) != len(sizes):
             raise ValueError(f"dimension {fields['dimension']}, but {len(sizes)} sizes")
         strings = dict(re.findall(r"(?m)^([a-z][a-z ]*): *(.*?)\s*$", text.decode("ascii", "ignore")))
-        component_axis = _component_axis(fields)
+        component_axis = component_axis_of(fields)
     except UserError:
         raise
     except Exception as problem:  # pynrrd raises errors of many classes
@@ -243,23 +244,6 @@ def _encoding(fields: dict[str, Any], path: Path | None = None) -> str:
 def _plain_type(fields: dict[str, Any]) -> np.dtype:
     dtype: np.dtype = np.dtype(nrrd.reader._TYPEMAP_NRRD2NUMPY[fields["type"]])
     return dtype
-
-
-def _component_axis(fields: dict[str, Any]) -> int | None:
-    """The axis of the components of a voxel; None where there is none."""
-    kinds = [str(kind).lower() for kind in fields.get("kinds", ())]
-    count = len(fields["sizes"])
-    if kinds and len(kinds) != count:
-        raise ValueError(f"{len(kinds)} kinds for {count} axes")
-    found = [axis for axis, kind in enumerate(kinds) if kind not in ("domain", "space", "time", "???", "none")]
-    directions = fields.get("space directions")
-    if not found and directions is not None and count > 3:
-        found = [axis for axis, row in enumerate(directions) if row is None or not np.isfinite(row).any()]
-    if len(found) > 1:
-        raise ValueError(f"kinds {' '.join(kinds)}: more than one axis of components")
-    if found and found[0] not in (0, count - 1):
-        raise ValueError(f"kinds {' '.join(kinds)}: the components must be the first or the last axis")
-    return found[0] if found and count > 2 else None
 
 
 def _space(geometry: Geometry, dimensions: int) -> list[str]:

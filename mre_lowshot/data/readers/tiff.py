@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mre_lowshot.data.readers.content import damaged, not_an_image
+from mre_lowshot.data.readers.tiff_tags import CHECKED, contradiction, is_known
 from mre_lowshot.errors import UserError
 
 _TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 16: "Q", 17: "q", 18: "Q"}
@@ -70,16 +71,22 @@ def _directory(file: BinaryIO, order: str, is_big: bool, place: int, end: int) -
     entries = file.read(number * width)
     following = struct.unpack(f"{order}{'Q' if is_big else 'I'}", file.read(inline))[0]
     tags: dict[int, list[int]] = {}
+    last = -1
     for entry in range(number):
         raw = entries[entry * width : (entry + 1) * width]
         tag, kind = struct.unpack(f"{order}HH", raw[:4])
+        if tag <= last or kind not in _SIZES or not is_known(tag):  # the format demands their order
+            raise struct.error
+        last = tag
         count = struct.unpack(f"{order}{'Q' if is_big else 'I'}", raw[4 : 4 + inline])[0]
         if _SIZES.get(kind, 0) * count > inline:
             place = struct.unpack(f"{order}{'Q' if is_big else 'I'}", raw[4 + inline :])[0]
             if place + _SIZES[kind] * count > end:
                 raise struct.error
-        if kind not in _TYPES or tag not in _USED:
+        if tag not in _USED:
             continue
+        if kind not in _TYPES:
+            raise struct.error
         letter = _TYPES[kind]
         length = struct.calcsize(f"={letter}") * count
         if count > _MOST_VALUES or length > end:
@@ -94,7 +101,7 @@ def _directory(file: BinaryIO, order: str, is_big: bool, place: int, end: int) -
 
 _USED = {
     _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _OFFSETS, _COUNTS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS,
-    _TILE_COUNTS, _ROWS, _PLANAR, _FORMAT,
+    _TILE_COUNTS, _ROWS, _PLANAR, _FORMAT, *CHECKED,
 }  # fmt: skip
 
 
@@ -104,6 +111,8 @@ def _check_page(path: Path, file: BinaryIO, page: dict[int, list[int]], end: int
     samples, bits = page.get(_SAMPLES, [1])[0], max(page.get(_BITS, [1]))
     if min(width, height, samples, bits) < 1 or samples > 64 or bits > 64:
         raise damaged(path, f"its header gives {width} x {height} pixels of {samples} samples, {bits} bits")
+    if problem := contradiction(page):
+        raise damaged(path, problem)
     if page.get(_FORMAT, [1])[0] in (5, 6):
         raise UserError(f"{path}: cannot be read as an image (complex pixels); save the magnitude")
     method = page.get(_COMPRESSION, [1])[0]
@@ -119,13 +128,17 @@ def _check_page(path: Path, file: BinaryIO, page: dict[int, list[int]], end: int
     planes = samples if page.get(_PLANAR, [1])[0] == 2 else 1
     rows = page[_TILE_HEIGHT][0] if tiled else min(page.get(_ROWS, [height])[0], height)
     columns = page[_TILE_WIDTH][0] if tiled else width
-    if min(rows, columns) < 1 or len(counts) < planes * -(-height // rows) * -(-width // columns):
-        raise damaged(path, "it holds fewer strips than its header specifies")
+    if min(rows, columns) < 1 or len(counts) != planes * -(-height // rows) * -(-width // columns):
+        raise damaged(path, "it does not hold the strips that its header specifies")
     needed = height * ((width * bits * samples + 7) // 8)
     if any(offset + count > end for offset, count in zip(offsets, counts, strict=True)):
         raise damaged(path, "it is cut off")
     if needed > _LARGEST_RATIO[method] * sum(counts):
         raise damaged(path, f"its header gives {width} x {height} pixels, it holds fewer")
+    if not tiled and method == 1 and sum(counts) != needed:
+        raise damaged(path, f"its header gives {width} x {height} pixels, its strips hold more")
+    if len(set(offsets)) < len(offsets):
+        raise damaged(path, "two of its strips are one")
     if deep and method in _DEFLATE:
         line = (columns * bits * (samples // planes) + 7) // 8
         for number, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
