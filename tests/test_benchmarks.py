@@ -287,3 +287,14 @@ def test_the_prediction_of_a_large_ct_reports_its_peak_memory():
     assert len(peaks) == 8  # one after each stage
     assert peaks == sorted(peaks)
     assert peaks[0] > 0.05
+
+
+def test_the_steps_after_the_network_equal_their_plain_reference():
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.refinement", "--quick", "--repeats", "1"], cwd=root,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    differences = [float(found) for found in re.findall(r"largest difference (\S+)", done.stdout)]
+    assert len(differences) == 4
+    # the CRF changes only the box of the foreground, outside which the reference changes next to nothing
+    assert max(differences) < 0.03
+    assert max(differences[0], differences[1], differences[3]) < 1e-4
