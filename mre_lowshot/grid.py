@@ -196,10 +196,10 @@ def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...], floor: flo
 
 def _box_above(channel: np.ndarray, size: tuple[int, ...], floor: float) -> Box | None:
     """The box of the resized grid outside which no resized value exceeds ``floor``; None where none does at all."""
-    above = channel > floor
+    above: np.ndarray = channel > floor
     if not above.any():
         return None
-    flat = above.any(axis=0)  # one pass over the whole map, the others over one plane
+    flat: np.ndarray = above.any(axis=0)  # one pass over the whole map, the others over one plane
     lines = (above.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
     box = []
     for line, old, new in zip(lines, channel.shape, size, strict=True):
