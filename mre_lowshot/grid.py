@@ -199,7 +199,7 @@ def _box_above(channel: np.ndarray, size: tuple[int, ...], floor: float) -> Box 
     above: np.ndarray = channel > floor
     if not above.any():
         return None
-    flat: np.ndarray = above.any(axis=0)  # one pass over the whole map, the others over one plane
+    flat: np.ndarray = np.any(above, axis=0)  # one pass over the whole map, the others over one plane
     lines = (above.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
     box = []
     for line, old, new in zip(lines, channel.shape, size, strict=True):
