@@ -8,6 +8,7 @@ edge voxels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -15,6 +16,7 @@ Box = tuple[tuple[int, int], ...]
 """(low, high) voxel indices along each axis, high exclusive."""
 
 IGNORE = -1  # label of voxels that are not annotated, or that lie outside a volume
+MIXED = -1  # of `_cell_labels`: the corners of a cell have different labels
 
 
 def as_slices(box: Box | Sequence[tuple[int, int]]) -> tuple[slice, ...]:
@@ -87,6 +89,46 @@ def sample_label(label: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return sampled
 
 
+def sample_shares(label: np.ndarray, positions: np.ndarray, values: int) -> np.ndarray:
+    """Shares of the label values 0 to ``values`` - 1 at voxel ``positions`` (axes, *patch): (values, *patch) float32.
+
+    The same as `sample_image` of each value's indicator, to rounding. Only where the voxels around a position have
+    different labels is anything interpolated, which is in a small part of a volume.
+    """
+    patch, axes = positions.shape[1:], label.ndim
+    last = np.asarray(label.shape) - 1
+    strides = np.asarray([int(np.prod(label.shape[axis + 1 :])) for axis in range(axes)])
+    corners = np.array(list(product((0, 1), repeat=axes)))
+    cells = _cell_labels(label).ravel()
+    flat, shares = label.ravel(), np.zeros((values, positions[0].size), dtype=np.float32)
+    at = [np.clip(line, 0, n).ravel().astype(np.float32) for line, n in zip(positions, last, strict=True)]
+    low = [np.minimum(line.astype(np.intp), max(n - 1, 0)) for line, n in zip(at, last, strict=True)]
+    corner = sum(line * stride for line, stride in zip(low, strides, strict=True))
+    found = cells[corner]
+    whole = np.flatnonzero(found != MIXED)
+    shares[found[whole], whole] = 1
+    mixed = np.flatnonzero(found == MIXED)
+    share = [line[mixed] - first[mixed].astype(np.float32) for line, first in zip(at, low, strict=True)]
+    for offset in corners:
+        if np.any(offset > last):  # an axis of one voxel
+            continue
+        weight = np.ones(len(mixed), dtype=np.float32)
+        for its, side in zip(share, offset, strict=True):
+            weight *= its if side else 1 - its
+        shares[flat[corner[mixed] + int(offset @ strides)], mixed] += weight  # each voxel once: no index is repeated
+    return shares.reshape(values, *patch)
+
+
+def _cell_labels(label: np.ndarray) -> np.ndarray:
+    """The label of the 2 x ... x 2 voxels from each voxel on (fewer at the far edges), `MIXED` where they differ."""
+    low, high = label, label
+    for axis in range(label.ndim):
+        after = np.minimum(np.arange(label.shape[axis]) + 1, label.shape[axis] - 1)
+        low = np.minimum(low, low.take(after, axis=axis))
+        high = np.maximum(high, high.take(after, axis=axis))
+    return np.where(low == high, label, MIXED)
+
+
 def outside_volume(positions: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Which voxel ``positions`` (axes, *patch) lie outside a volume of ``size``: (*patch) bool."""
     last = np.asarray(size).reshape(-1, *[1] * (positions.ndim - 1)) - 1
@@ -123,22 +165,70 @@ def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return F.interpolate(tensor, size=size, mode="trilinear", align_corners=False)[0, 0].numpy()
 
 
-def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
+def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...], floor: float | None = None) -> np.ndarray:
     """Argmax over maps that are resized one by one: one map (D, H, W) per class in, a label map of ``size`` out.
 
     At most two maps of the output size exist at a time, whatever the number of classes. Ties go to the lower label.
+
+    Args:
+        maps: of each class.
+        size: of the label map.
+        floor: a value that the highest map exceeds everywhere (for probabilities of K classes anything below 1/K).
+            Each map but the first is then resized only in the box of its values above ``floor``; the labels are the
+            same.
     """
     best: np.ndarray | None = None
     labels = np.zeros(size, dtype=np.int16)
     for label, channel in enumerate(maps):
-        resized = resize_linear(channel, size)
         if best is None:
+            resized = resize_linear(channel, size)
             best = resized.copy() if np.shares_memory(resized, channel) else resized
             continue
-        for plane, its, highest in zip(labels, resized, best, strict=True):  # plane by plane: no third map of that size
+        box = full_box(size) if floor is None else _box_above(channel, size, floor)
+        if box is None:
+            continue
+        resized, inside = _resize_box(channel, size, box), as_slices(box)
+        for plane, its, highest in zip(labels[inside], resized, best[inside], strict=True):  # no third map of that size
             plane[its > highest] = label
             np.maximum(highest, its, out=highest)
     return labels
+
+
+def _box_above(channel: np.ndarray, size: tuple[int, ...], floor: float) -> Box | None:
+    """The box of the resized grid outside which no resized value exceeds ``floor``; None where none does at all."""
+    above: np.ndarray = channel > floor
+    if not above.any():
+        return None
+    flat: np.ndarray = np.any(above, axis=0)  # one pass over the whole map, the others over one plane
+    lines = (above.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
+    box = []
+    for line, old, new in zip(lines, channel.shape, size, strict=True):
+        used, scale = np.flatnonzero(line), new / old
+        # voxel i contributes to the resized voxels between the centres of voxels i - 1 and i + 1
+        low, high = (used[0] - 0.5) * scale - 0.5, (used[-1] + 1.5) * scale - 0.5
+        box.append((max(0, int(np.floor(low))), min(new, int(np.ceil(high)) + 1)))
+    return tuple(box)
+
+
+def _resize_box(channel: np.ndarray, size: tuple[int, ...], box: Box) -> np.ndarray:
+    """`resize_linear`, computed in ``box`` of the resized grid only."""
+    import torch
+
+    if box == full_box(size):
+        return resize_linear(channel, size)
+    sources = []
+    for (low, high), old, new in zip(box, channel.shape, size, strict=True):
+        sources.append(((torch.arange(low, high, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp_(0, old - 1))
+    corner = [int(at[0]) for at in sources]
+    used = tuple(slice(low, int(at[-1]) + 2) for low, at in zip(corner, sources, strict=True))
+    out = torch.from_numpy(np.ascontiguousarray(channel[used], dtype=np.float32))
+    for axis in reversed(range(out.ndim)):  # the slowest axis last: whole planes are mixed there
+        first = sources[axis].floor()
+        share = (sources[axis] - first).to(torch.float32).reshape(-1, *[1] * (out.ndim - 1 - axis))
+        index = first.to(torch.int64) - corner[axis]
+        second = (index + 1).clamp_(max=out.shape[axis] - 1)
+        out = torch.lerp(out.index_select(axis, index), out.index_select(axis, second), share)
+    return out.numpy()
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -146,7 +236,8 @@ def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     if tuple(labels.shape) == tuple(size):
         return labels
     values = np.unique(labels)
-    winners = argmax_resized(((labels == v).astype(np.float32) for v in values), size)
+    indicators = ((labels == v).astype(np.float32) for v in values)
+    winners = argmax_resized(indicators, size, floor=0.5 / len(values))
     resized: np.ndarray = values[winners]
     return resized
 

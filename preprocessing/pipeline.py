@@ -130,7 +130,9 @@ def inverse_labels(probabilities: np.ndarray, transform: GridTransform) -> np.nd
     Resized class by class, so that memory beyond the input does not grow with K.
     """
     labels = np.zeros(transform.native_shape, dtype=np.int16)
-    labels[as_slices(transform.box)] = argmax_resized(iter(probabilities), transform.box_shape)
+    labels[as_slices(transform.box)] = argmax_resized(
+        iter(probabilities), transform.box_shape, floor=0.5 / len(probabilities)
+    )
     return labels
 
 

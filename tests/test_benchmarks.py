@@ -303,3 +303,14 @@ def test_warnings_are_counted_for_each_scan_that_gives_the_ranges(trained, tmp_p
     shown = capsys.readouterr().out
     assert re.search(r"Dataset900_Synthetic: [456] of 6 held-out scans get a warning", shown)
     assert "spacing_z: 4, for example phantom_00" in shown  # with the others, and they with it
+
+
+def test_the_steps_after_the_network_equal_their_plain_reference():
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.refinement", "--quick", "--repeats", "1"], cwd=root,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    differences = [float(found) for found in re.findall(r"largest difference (\S+)", done.stdout)]
+    assert len(differences) == 4
+    # the CRF changes only the box of the foreground, outside which the reference changes next to nothing
+    assert max(differences) < 0.03
+    assert max(differences[0], differences[1], differences[3]) < 1e-4

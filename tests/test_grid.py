@@ -2,9 +2,18 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_preprocessing import ball
 
-from mre_lowshot.grid import argmax_resized, resize_image, resize_labels, resize_linear
+from mre_lowshot.grid import (
+    argmax_resized,
+    resize_image,
+    resize_labels,
+    resize_linear,
+    sample_image,
+    sample_shares,
+)
 
 
 def centroid(array):
@@ -61,3 +70,37 @@ def test_labels_of_many_classes_need_hardly_more_memory_than_one_map():
     whole = np.stack([resize_linear(m, size) for m in maps])
     np.testing.assert_array_equal(labels, whole.argmax(axis=0))
     assert peak < 1.5 * labels.nbytes
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(1, 6)] * 3),
+    st.tuples(*[st.integers(1, 13)] * 3),
+    st.integers(2, 5),
+)
+def test_maps_resized_in_the_box_of_their_values_give_the_same_labels(seed, old, new, classes):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 6, (classes, *old))  # most classes are nearly 0 in most voxels
+    maps = (np.exp(logits) / np.exp(logits).sum(axis=0)).astype(np.float32)
+    resized = np.stack([resize_linear(m, new) for m in maps])
+    labels = argmax_resized(iter(maps), new, floor=0.5 / classes)
+    best = np.sort(resized, axis=0)
+    clear = best[-1] - best[-2] > 1e-5
+    assert np.array_equal(labels[clear], resized.argmax(axis=0)[clear])
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 6), min_size=2, max_size=3), st.integers(1, 4))
+def test_shares_of_labels_are_their_interpolated_indicators(seed, size, values):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, values, size).astype(np.int16)
+    label[:2, :2] = 0  # cells of one label too
+    patch = (4, 3, 5)[: len(size)]
+    positions = rng.uniform(-2, 8, (len(size), *patch))
+    wanted = [sample_image((label == k).astype(np.float32)[None], positions)[0] for k in range(values)]
+    np.testing.assert_allclose(sample_shares(label, positions, values), np.stack(wanted), atol=1e-5)
+    on_voxels = np.rint(positions)
+    at = sample_shares(label, on_voxels, values)
+    assert set(np.unique(at)) <= {0, 1}
+    assert np.array_equal(at.sum(axis=0), np.ones(patch))

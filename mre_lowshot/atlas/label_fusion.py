@@ -12,7 +12,7 @@ import numpy as np
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.similarity import local_similarity, normalize_locally
 from mre_lowshot.config import Plan
-from mre_lowshot.grid import IGNORE, outside_volume, sample_image, sample_label
+from mre_lowshot.grid import IGNORE, outside_volume, sample_image, sample_label, sample_shares
 
 MIRRORED_WEIGHT = 0.5  # of a mirrored atlas: no brain is perfectly symmetric (docs/LOG.md)
 OUTSIDE_WEIGHT = np.float32(1e-6)  # of an atlas at positions outside it, so that the other atlases decide
@@ -86,30 +86,37 @@ class AtlasPrior:
         an atlas's edge cuts a structure, its continuation is unknown: every class has the same share, and atlases
         that reach further decide.
         """
-        total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
-        weights = np.zeros(coordinates.shape[1:], dtype=np.float32)
         own = None
         if image is not None and self.scans and self.count > 1:
             own = normalize_locally(image.mean(axis=0))
+        total, weights = None, np.zeros(coordinates.shape[1:], dtype=np.float32)
         for number, (label, positions) in enumerate(self._positions(coordinates)):
-            shares = np.empty_like(total)
-            for k in range(self.classes):
-                shares[k] = sample_image((label == k).astype(np.float32)[None], positions)[0]
-            if (label == UNKNOWN).any():
-                shares += np.clip(1 - shares.sum(axis=0), 0, 1) / self.classes
+            shares = self._warped_shares(label, positions)
+            outside = outside_volume(np.rint(positions), label.shape)
+            shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
+            if self.count == 1:
+                return shares  # its weight does not matter
             base = 1 if number < self.count - self.mirrored_count else MIRRORED_WEIGHT
             weight = np.full(weights.shape, base, dtype=np.float32)
             if own is not None:
                 warped = sample_image(self.scans[number][None], positions)[0]
                 weight *= local_similarity(own, normalize_locally(warped))
-            outside = outside_volume(np.rint(positions), label.shape)
             weight[outside] *= OUTSIDE_WEIGHT
-            shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
             shares *= weight
-            total += shares
+            total = shares if total is None else np.add(total, shares, out=total)
             weights += weight
+        assert total is not None
         total /= weights
         return total
+
+    def _warped_shares(self, label: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Class shares (K, *patch) of a label map at voxel positions, interpolated linearly."""
+        unknown = label == UNKNOWN
+        if not unknown.any():
+            return sample_shares(label, positions, self.classes)
+        shares = sample_shares(np.where(unknown, self.classes, label), positions, self.classes + 1)
+        shares[:-1] += shares[-1] / self.classes
+        return shares[:-1]
 
 
 def build_prior(atlases: Sequence[Atlas], classes: int) -> AtlasPrior:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.ndimage import find_objects
 
 from mre_lowshot.refinement.foreground import FOREGROUND_MIN
@@ -30,24 +31,21 @@ def crf_mean_field(probabilities: np.ndarray, image: np.ndarray, weight: float) 
     if not weight or not near.any():
         return
     box = find_objects(near.astype(np.uint8))[0]
-    unary = np.log(probabilities[(slice(None), *box)] + np.float32(EPSILON))
-    pairwise = _pairwise(image[(slice(None), *box)])
-    marginals = probabilities[(slice(None), *box)]
+    pairwise = [torch.from_numpy(similarity) for similarity in neighbour_similarity(image[(slice(None), *box)])]
+    marginals = torch.from_numpy(np.ascontiguousarray(probabilities[(slice(None), *box)]))
+    unary = torch.log(marginals + EPSILON)
     for _ in range(ITERATIONS):
-        messages = np.zeros_like(unary)
+        scores = unary.clone()
         for axis, similarity in enumerate(pairwise, start=1):
-            first, second = np.moveaxis(marginals, axis, 0)[:-1], np.moveaxis(marginals, axis, 0)[1:]
-            between, into = np.moveaxis(similarity, axis - 1, 0)[:, None], np.moveaxis(messages, axis, 0)
-            into[:-1] += between * second
-            into[1:] += between * first
-        marginals = unary + np.float32(weight) * messages
-        marginals -= marginals.max(axis=0)
-        np.exp(marginals, out=marginals)
-        marginals /= marginals.sum(axis=0)
-    probabilities[(slice(None), *box)] = marginals
+            pairs = scores.shape[axis] - 1
+            between = weight * similarity
+            for into, neighbour in ((0, 1), (1, 0)):
+                scores.narrow(axis, into, pairs).addcmul_(between, marginals.narrow(axis, neighbour, pairs))
+        marginals = scores.softmax(dim=0)
+    probabilities[(slice(None), *box)] = marginals.numpy()
 
 
-def _pairwise(image: np.ndarray) -> list[np.ndarray]:
+def neighbour_similarity(image: np.ndarray) -> list[np.ndarray]:
     """For each axis of an image (C, *size), the similarity of neighbours along it: float32, (*size with one voxel less
     on that axis), 1 for equal intensities, towards 0 across an edge."""
     usual = [np.abs(np.diff(channel, axis=-1)) for channel in image]  # within slices, which may lie far apart

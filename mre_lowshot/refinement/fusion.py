@@ -29,9 +29,14 @@ def fuse_posteriors(
     """
     if warped is None or not weight:
         return posterior
-    fused = posterior ** (1 - weight)
-    fused *= (warped + ATLAS_FLOOR) ** (weight * registrations)
-    fused /= fused.sum(axis=0)
+    fused = np.empty_like(posterior)
+    for plane in range(posterior.shape[1]):  # a plane at a time, in the processor's cache
+        scores = np.log(warped[:, plane] + ATLAS_FLOOR)
+        scores *= weight * registrations
+        with np.errstate(divide="ignore"):  # log 0 is -inf: the class stays impossible
+            scores += (1 - weight) * np.log(posterior[:, plane])
+        np.exp(scores, out=scores)
+        np.divide(scores, scores.sum(axis=0), out=fused[:, plane])
     unknown = ~is_informative(warped)
     fused[:, unknown] = posterior[:, unknown]
     return fused
