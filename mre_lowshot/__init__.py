@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mre_lowshot.workflows.plan import plan
     from mre_lowshot.workflows.predict import list_scans, predict
     from mre_lowshot.workflows.train import train
+    from mre_lowshot.workflows.view import view
 
 __version__ = "0.2.0"
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "plan",
     "predict",
     "train",
+    "view",
 ]
 
 _HOMES = {
@@ -51,6 +53,7 @@ _HOMES = {
     "plan": "workflows.plan",
     "predict": "workflows.predict",
     "train": "workflows.train",
+    "view": "workflows.view",
 }
 
 

@@ -44,6 +44,7 @@ LAYERS = [
     {"inference"},
     {"trainers"},
     {"report"},
+    {"viewer"},
     {"experiments"},
     {"workflows"},
     {"cli"},
@@ -180,6 +181,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(links, tmp_path):
     metadata = {name for name in files if ".dist-info/" in name}
     assert {name.split("/")[0] for name in metadata} == {wheel.name.split("-py3")[0] + ".dist-info"}
     wanted = {path.relative_to(ROOT).as_posix() for path in MODULES.values()} | {"mre_lowshot/py.typed"}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "viewer/web").rglob("*") if path.is_file()}
     assert files - metadata == wanted
 
 

@@ -85,8 +85,8 @@ class RunRecord:
     def __init__(self, folder: Path, file: str, run: Mapping[str, Any], *, replace: bool = False) -> None:
         self.path = folder / file
         others = (path for path in sorted(folder.glob("run*.json")) if path.name != file)
-        self._others = [content for path in others if (content := _read(path)) is not None]
-        content = _read(self.path)
+        self._others = [content for path in others if (content := read_record(path)) is not None]
+        content = read_record(self.path)
         if content is None and self.path.exists() and not replace:
             raise UserError(
                 f"{self.path}: was not written by mre_predict, or is damaged; move it away, or replace it with "
@@ -211,7 +211,7 @@ class RunRecord:
         write_text(self.path, f'{text},\n  "cases": {{\n{lines}\n  }}\n}}\n')
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The content of a record; None where the file is missing or something else."""
     content = read_cases(path, FORMAT, VERSION)
     if content is None or not isinstance(content.get("runs"), dict):

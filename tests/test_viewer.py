@@ -1,0 +1,430 @@
+"""The viewer's server: who may ask, what is served, and what is in the case list."""
+
+import http.client
+import json
+import shutil
+import socket
+import threading
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import mre_lowshot
+from mre_lowshot.data.label_table import LabelTable
+from mre_lowshot.data.volume import Volume, read_labels, write_volume
+from mre_lowshot.errors import UserError
+from mre_lowshot.viewer.access import Access
+from mre_lowshot.viewer.cases import find_cases
+from mre_lowshot.viewer.labels import find_labels, with_values
+from mre_lowshot.viewer.server import PAGES
+from mre_lowshot.viewer.volumes import EXTRA, MISSED, OTHER, VolumeCache, differences, load_case
+from mre_lowshot.workflows.view import view
+from tests.conftest import command
+from tests.viewer_folders import COLOURS, LABELS, SHAPE, label_array, oblique, photograph, scan_array, write_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("viewer"))
+
+
+@pytest.fixture(scope="module")
+def running(folder):
+    with view(folder, reference=folder.parent / "references") as made:
+        yield made
+
+
+def ask(running, path="", *, method="GET", host=None, token=None, raw=False):
+    """Status, headers and content of an answer; ``raw``: ``path`` is the whole path."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    target = path if raw else f"/{running.url.split('/')[3] if token is None else token}/{path}"
+    connection.putrequest(method, target, skip_host=True)
+    if host != "":
+        connection.putheader("Host", host or f"127.0.0.1:{running.port}")
+    connection.endheaders()
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), content
+
+
+def ask_json(running, path):
+    status, _, content = ask(running, path)
+    assert status == 200
+    return json.loads(content)
+
+
+def volume_of(content):
+    """Array (z, y, x) in LPS order and affine of a NIfTI file."""
+    image = nib.Nifti1Image.from_bytes(content)
+    return np.asarray(image.dataobj).transpose(2, 1, 0), image.affine, image.header
+
+
+def numbers(running):
+    return {case.name: number for number, case in enumerate(running.cases)}
+
+
+# Who may ask.
+
+
+@pytest.mark.parametrize("token", ["", "x", "x" * 32, "%00", "é"])
+@pytest.mark.parametrize("path", ["", "cases.json", "0/scan-0.nii", "main.js", "niivue/LICENSE.txt"])
+def test_nothing_is_served_without_the_token(running, token, path):
+    status, _, content = ask(running, f"/{token}/{path}".encode().decode("latin1"), raw=True)
+    assert (status, content) == (403, b"wrong token: open the address that mre_view prints\n")
+
+
+def test_the_token_is_random_long_and_not_in_any_other_place(running, folder):
+    token = running.url.split("/")[3]
+    assert len(token) >= 32
+    assert Access().token != Access().token
+    assert ask(running, token=token[:-1])[0] == ask(running, token=token + "a")[0] == 403
+    assert ask(running, f"/?token={token}", raw=True)[0] == 403
+    assert ask(running, f"/{token}", raw=True)[0] == 403  # without the slash the page's addresses would lose it
+
+
+def test_the_ticket_leads_to_the_page_once(folder):
+    with view(folder) as made:
+        path = "/" + made.ticket_url.split("/")[3]
+        assert ask(made, path, raw=True, method="HEAD")[0] == 403  # does not use it up
+        status, headers, _ = ask(made, path, raw=True)
+        assert (status, f"http://127.0.0.1:{made.port}{headers['Location']}") == (303, made.url)
+        assert ask(made, path, raw=True)[0] == ask(made, "/", raw=True)[0] == 403
+
+
+@pytest.mark.parametrize("host", ["", "evil.example", "evil.example:{}", "127.0.0.1", "127.0.0.1:1", "[::1]:{}"])
+def test_a_request_for_another_host_is_refused(running, host):
+    assert ask(running, host=host.format(running.port))[::2] == (403, b"wrong host\n")
+    assert ask(running, host=f"localhost:{running.port}")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"])
+def test_only_reading_is_possible(running, method):
+    status, headers, _ = ask(running, "cases.json", method=method)
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_head_gives_the_size_alone(running):
+    status, headers, content = ask(running, "cases.json", method="HEAD")
+    assert (status, content) == (200, b"")
+    assert int(headers["Content-Length"]) == len(ask(running, "cases.json")[2])
+
+
+def test_only_the_local_address_is_bound(running):
+    assert running._server.server_address[0] == "127.0.0.1"
+    with socket.socket() as other:
+        other.settimeout(2)
+        assert other.connect_ex(("127.0.0.2", running.port)) != 0
+
+
+def test_the_page_may_load_from_its_own_server_only(running):
+    for path in ("", "main.js", "cases.json", "0/scan-0.nii", "missing"):
+        _, headers, _ = ask(running, path)
+        policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == "'self'"
+        assert set(policy["connect-src"].split()) == {"'self'", "data:", "blob:"}
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../cases.json", "%2e%2e/%2e%2e/pyproject.toml", "..%2fviewer/server.py", "/etc/passwd", "//etc/passwd",
+        "etc/passwd", "run.json", "quality.csv", "bad.nii.gz", "__init__.py", "server.py", "niivue/../main.js",
+        "niivue/%2e%2e/main.js", "niivue/README.md", "main.js%00", "main.js/", "0", "0/", "0/../cases.json",
+        "0/bad.nii.gz", "0/run.json", "0/scan-0.nii.gz", "0/scan-9.nii", "-1/info.json", "9/info.json", "٣/info.json",
+        "1e3/info.json", "0x1/info.json", "99999999999999/info.json", "0/scan-0", "file:///etc/passwd", "C:\\x",
+    ],
+)  # fmt: skip
+def test_no_other_address_leads_anywhere(running, path):
+    assert ask(running, path.encode().decode("latin1"))[::2] == (404, b"nothing here\n")
+
+
+def test_every_page_is_there(running):
+    for name, kind in PAGES.items():
+        status, headers, content = ask(running, name)
+        assert (status, headers["Content-Type"]) == (200, kind)
+        assert content
+    assert ask(running)[2] == ask(running, "index.html")[2]
+    assert b"niivue.umd.js" in ask(running)[2]
+
+
+# The case list.
+
+
+def test_cases_are_listed_worst_first_with_scores_and_warnings(running):
+    listed = ask_json(running, "cases.json")["cases"]
+    assert [case["name"] for case in listed] == ["broken", "bad", "middle", "good"]
+    assert [case["score"] for case in listed] == [None, 0.2, 0.55, 0.9]
+    assert [case["failed"] for case in listed] == [True, False, False, False]
+    assert listed[0]["warnings"] == ["case broken: out of memory"]
+    assert listed[1]["warnings"] == ["spacing differs from the training scans"]
+    assert listed[1]["basis"] == "agreement"
+
+
+def test_a_failed_case_is_shown_without_labels(running):
+    info = ask_json(running, f"{numbers(running)['broken']}/info.json")
+    assert info["files"] == ["scan-0"]
+    assert info["problems"] == {}
+
+
+def test_labels_have_the_names_colours_volumes_and_dice(running):
+    rows = ask_json(running, f"{numbers(running)['bad']}/info.json")["labels"]
+    assert [(row["value"], row["name"], row["colour"]) for row in rows] == [
+        (value, name, COLOURS[value]) for name, value in LABELS.items() if value
+    ]
+    assert [row["prediction_ml"] for row in rows] == pytest.approx([6 * 10 * 4 * 0.0045, 3 * 6 * 4 * 0.0045])
+    assert [row["dice"] for row in rows] == [0.75, 1.0]
+
+
+def test_labels_come_from_dataset_json_or_the_label_map_where_there_is_no_table(tmp_path):
+    assert find_labels(tmp_path, []).names == {}
+    inside = tmp_path / "a.nii.gz"
+    write_volume(inside, label_array(), oblique(), LabelTable.of(LABELS, COLOURS))
+    assert find_labels(tmp_path, [inside]).names == {1: "liver", 4: "left kidney"}
+    dataset = {"labels": {**LABELS, "ignore": 5}, "label_colours": {"liver": "#102030"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    below = tmp_path / "fold_0/validation"
+    below.mkdir(parents=True)
+    table = find_labels(below, [inside])
+    assert table.names == {1: "liver", 4: "left kidney"}
+    assert table.colours[1] == "#102030"
+    (below / "dseg.tsv").write_text("index\tname\tcolor\n1\tfoie\t#ABCDEF\n2\trein\tred\n")
+    table = find_labels(below, [inside])
+    assert table.names == {1: "foie", 2: "rein"}
+    assert table.colours[1] == "#abcdef"
+    assert len({*table.colours.values()}) == 2
+    more = with_values(table, {0, 2, 9})
+    assert more.names[9] == "label 9"
+    assert len({*more.colours.values()}) == 3
+
+
+# The volumes.
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_what_is_served_equals_the_files(ending, tmp_path):
+    made = write_folder(tmp_path, ending)
+    with view(made, reference=tmp_path / "references") as running:
+        number = numbers(running)["bad"]
+        scan = Volume.read(tmp_path / f"scans/bad_0000{ending}")
+        served, affine, header = volume_of(ask(running, f"{number}/scan-0.nii")[2])
+        np.testing.assert_array_equal(served, scan.array[0])
+        np.testing.assert_array_equal(served, scan_array(seed=1)[:, ::1, ::1])
+        np.testing.assert_allclose(affine, np.diag([-1, -1, 1, 1]) @ scan.geometry.affine(), atol=1e-4)
+        assert header.get_data_dtype() == np.int16
+        for kind, place in (("prediction", made), ("reference", tmp_path / "references")):
+            labels = read_labels(place / f"bad{ending}", like=scan.geometry)
+            served, own, header = volume_of(ask(running, f"{number}/{kind}.nii")[2])
+            np.testing.assert_array_equal(served, labels.array)
+            np.testing.assert_allclose(own, affine, atol=1e-6)
+            assert int(header["intent_code"]) == 1002
+        served, _, _ = volume_of(ask(running, f"{number}/difference.nii")[2])
+        np.testing.assert_array_equal(served, differences(label_array(), label_array(shift=1), {1, 4}))
+
+
+def test_a_picture_is_shown_as_one_plane(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "maps").mkdir()
+    pixels = photograph(tmp_path / "scans/lesion_0000.png")
+    shutil.copy(tmp_path / "scans/lesion_0000.png", tmp_path / "maps/lesion.png")
+    with view(tmp_path / "maps", scans=tmp_path / "scans") as running:
+        info = ask_json(running, "0/info.json")
+        assert (info["is_2d"], info["has_directions"], info["problems"]) == (True, False, {})
+        served, affine, _ = volume_of(ask(running, "0/scan-0.nii")[2])
+        np.testing.assert_array_equal(served, pixels)
+        np.testing.assert_allclose(affine, np.diag([-1, -1, 1, 1]))
+
+
+def test_differences_are_of_three_kinds():
+    prediction, reference = np.array([[[0, 1, 1, 0, 2, 1]]]), np.array([[[0, 1, 0, 2, 1, 9]]])
+    np.testing.assert_array_equal(differences(prediction, reference, {1, 2}), [[[0, 0, EXTRA, MISSED, OTHER, 0]]])
+
+
+def test_a_large_scan_is_shown_coarser(monkeypatch, folder):
+    monkeypatch.setattr("mre_lowshot.viewer.volumes.MAX_SIDE", 12)
+    case = next(case for case in find_cases(folder) if case.name == "good")
+    loaded = load_case(case, LabelTable({}, {}), {"prediction": folder})
+    served, affine, _ = volume_of(loaded.files["scan-0"])
+    np.testing.assert_array_equal(served, scan_array()[::2, ::2, ::2])
+    np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), [3.0, 2.0, 6.0], rtol=1e-6)
+    np.testing.assert_array_equal(volume_of(loaded.files["prediction"])[0], label_array()[::2, ::2, ::2])
+    assert "every 2. voxel" in loaded.info["notes"][0]
+    assert loaded.info["labels"][0]["prediction_ml"] == pytest.approx(6 * 10 * 4 * 0.0045)  # of all voxels
+
+
+def test_the_cache_is_bounded_and_nothing_is_written(folder, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    cases = [case for case in find_cases(folder) if not case.failed]
+    reads = []
+    monkeypatch.setattr("mre_lowshot.viewer.volumes.load_case", lambda *a: reads.append(a[0].name) or load_case(*a))
+    cache = VolumeCache(find_labels(folder, []), {"prediction": folder}, limit=2.5 * load_case(
+        cases[0], LabelTable({}, {}), {"prediction": folder}).size)  # fmt: skip
+    first = cache.get(cases[0])
+    assert cache.get(cases[0]) is first
+    for case in (*cases, cases[0]):
+        cache.get(case)
+        assert cache.kept_bytes <= cache.limit
+    assert reads == [cases[0].name, cases[1].name, cases[2].name, cases[0].name]
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
+
+
+def test_requests_at_once_read_a_case_once(folder, monkeypatch):
+    reads = []
+    monkeypatch.setattr("mre_lowshot.viewer.volumes.load_case", lambda *a: reads.append(a[0].name) or load_case(*a))
+    with view(folder) as running:
+        found = []
+        asked = [
+            threading.Thread(target=lambda name=name: found.append(ask(running, f"1/{name}.nii")[0]))
+            for name in ("scan-0", "prediction") * 4
+        ]
+        for one in asked:
+            one.start()
+        for one in asked:
+            one.join()
+    assert found == [200] * 8
+    assert reads == ["bad"]
+
+
+# What is wrong with a folder is named.
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    record = tmp_path / "copy/predictions/run.json"
+    record.write_text(record.read_text().replace(str(folder.parent), str(tmp_path / "copy")))
+    return tmp_path / "copy"
+
+
+def problems(running, name):
+    return ask_json(running, f"{numbers(running)[name]}/info.json")["problems"]
+
+
+def test_a_missing_scan_is_named_and_its_label_map_shown(copy):
+    (copy / "scans/bad_0000.nii.gz").unlink()
+    (copy / "scans/good_0000.nii.gz").write_bytes(b"damaged")
+    with view(copy / "predictions") as running:
+        info = ask_json(running, "1/info.json")
+        assert info["files"] == ["prediction"]
+        assert info["scanless"]
+        assert info["problems"] == {
+            "scan": "the scan in/bad_0000.nii.gz is not there any more; name its folder with --scans"
+        }
+        assert "good_0000.nii.gz: cannot be read" in problems(running, "good")["scan"]
+        assert problems(running, "middle") == {}
+    with view(copy / "predictions", scans=copy / "scans") as running:
+        assert problems(running, "bad") == {"scan": "the folder of --scans has no file of this case"}
+        assert problems(running, "middle") == {}
+
+
+def test_a_scan_that_has_changed_is_noted(copy):
+    write_volume(copy / "scans/bad_0000.nii.gz", scan_array(seed=77), oblique())
+    with view(copy / "predictions") as running:
+        assert ask_json(running, "1/info.json")["notes"] == ["the scan has changed since it was predicted"]
+        assert ask_json(running, "2/info.json")["notes"] == []
+
+
+def test_symbolic_links_that_lead_out_are_not_followed(copy, tmp_path):
+    secret = tmp_path / "secret.nii.gz"
+    shutil.move(copy / "predictions/bad.nii.gz", secret)
+    (copy / "predictions/bad.nii.gz").symlink_to(secret)
+    shutil.move(copy / "references/good.nii.gz", tmp_path / "other.nii.gz")
+    (copy / "references/good.nii.gz").symlink_to(tmp_path / "other.nii.gz")
+    with view(copy / "predictions", reference=copy / "references") as running:
+        number = numbers(running)["bad"]
+        assert "is a symbolic link that leads out of" in problems(running, "bad")["prediction"]
+        assert ask(running, f"{number}/prediction.nii")[0] == 404
+        assert "is a symbolic link that leads out of" in problems(running, "good")["reference"]
+
+
+def test_label_maps_that_do_not_fit_are_named(copy):
+    write_volume(copy / "predictions/bad.nii.gz", label_array()[:9], oblique((9, *SHAPE[1:])))
+    write_volume(copy / "predictions/good.nii.gz", np.full(SHAPE, 70000.0, np.float32), oblique())
+    with view(copy / "predictions") as running:
+        assert "is not on the grid of the scan: size" in problems(running, "bad")["prediction"]
+        assert "a label map has values from 0 to 65535" in problems(running, "good")["prediction"]
+        assert problems(running, "middle") == {}
+
+
+def test_a_record_from_elsewhere_opens_images_only(copy, tmp_path):
+    text = tmp_path / "secret"
+    text.write_text("secret")
+    record = json.loads((copy / "predictions/run.json").read_text())
+    record["cases"]["bad"]["inputs"] = [{"file": str(text)}]
+    record["cases"]["good"]["inputs"] = [{"file": "/dev/zero"}]
+    record["cases"]["middle"]["inputs"] = ["x", {"file": 3}, {"file": "a\0b"}]
+    record["cases"]["middle"]["warnings"] = [{"a": 1}, "<img src=x>"]
+    (copy / "predictions/run.json").write_text(json.dumps(record))
+    with view(copy / "predictions") as running:
+        assert "no DICOM file" in problems(running, "bad")["scan"]
+        assert "is not there any more" in problems(running, "good")["scan"]
+        assert "does not name the scan" in problems(running, "middle")["scan"]
+        number = numbers(running)["middle"]
+        assert ask_json(running, "cases.json")["cases"][number]["warnings"] == ["<img src=x>"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"folder": "missing"}, "folder missing: does not exist; give a folder"),
+        ({"folder": "scans.txt"}, "folder scans.txt: is no folder; give a folder"),
+        ({"folder": "empty"}, "empty: holds neither label maps nor a run.json of mre_predict; give the folder that"),
+        ({"reference": "empty"}, "--reference empty: holds no label maps; give the folder with the reference"),
+        ({"reference": "scans"}, "has the name of a case in predictions (for example bad); give the matching folder"),
+        ({"scans": "missing"}, "--scans missing: does not exist"),
+        ({"folder": ""}, "folder is empty; give a path"),
+        ({"port": 70000}, "--port 70000: must be a whole number from 0 to 65535"),
+    ],
+)
+def test_a_wrong_folder_or_port_is_refused_with_the_fix(change, message, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("predictions", "scans"):
+        (tmp_path / name).symlink_to(folder.parent / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "scans.txt").write_text("")
+    arguments = {"folder": "predictions", **change}
+    with pytest.raises(UserError) as found:
+        view(arguments.pop("folder"), **arguments)
+    assert message in str(found.value)
+
+
+def test_a_port_that_is_taken_is_refused(running, folder):
+    with pytest.raises(UserError, match=rf"--port {running.port}: cannot be used .*; give another, or 0 for a free one"):
+        view(folder, port=running.port)
+
+
+def test_the_server_ends(folder):
+    with mre_lowshot.view(folder) as made:
+        port = made.port
+    made.close()
+    with socket.socket() as other:
+        assert other.connect_ex(("127.0.0.1", port)) != 0
+    assert not made._thread.is_alive()
+
+
+def test_the_command_prints_the_address_and_ends_with_ctrl_c(folder, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("mre_lowshot.cli.view.webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    def interrupted(self):
+        assert ask(self)[0] == 200
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mre_lowshot.viewer.server.Viewer.wait", interrupted)
+    assert command("view", folder) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == f"4 cases of {folder}; end with Ctrl-C"
+    assert out.splitlines()[1].startswith("http://127.0.0.1:")
+    assert err == "interrupted\n"
+    assert len(opened) == 1
+    assert opened[0].split("/")[3] != out.splitlines()[1].split("/")[3]  # other users can see it
+    assert command("view", folder, "--no_browser") == 130
+    assert len(opened) == 1
+    assert command("view", folder / "missing") == 2
+    assert "does not exist" in capsys.readouterr().err
