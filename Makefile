@@ -29,6 +29,7 @@ test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.test
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[view,browser]
 	$(BIN)/python -m pytest -m slow
 
 mutants: $(VENV)/.test

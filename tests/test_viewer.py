@@ -68,10 +68,10 @@ def numbers(running):
 # Who may ask.
 
 
-@pytest.mark.parametrize("token", ["", "x", "x" * 32, "%00", "é"])
+@pytest.mark.parametrize("token", ["", "x", "x" * 32, "%00", "%c3%a9"])
 @pytest.mark.parametrize("path", ["", "cases.json", "0/scan-0.nii", "main.js", "niivue/LICENSE.txt"])
 def test_nothing_is_served_without_the_token(running, token, path):
-    status, _, content = ask(running, f"/{token}/{path}".encode().decode("latin1"), raw=True)
+    status, _, content = ask(running, f"/{token}/{path}", raw=True)
     assert (status, content) == (403, b"wrong token: open the address that mre_view prints\n")
 
 
@@ -136,12 +136,13 @@ def test_the_page_may_load_from_its_own_server_only(running):
         "../cases.json", "%2e%2e/%2e%2e/pyproject.toml", "..%2fviewer/server.py", "/etc/passwd", "//etc/passwd",
         "etc/passwd", "run.json", "quality.csv", "bad.nii.gz", "__init__.py", "server.py", "niivue/../main.js",
         "niivue/%2e%2e/main.js", "niivue/README.md", "main.js%00", "main.js/", "0", "0/", "0/../cases.json",
-        "0/bad.nii.gz", "0/run.json", "0/scan-0.nii.gz", "0/scan-9.nii", "-1/info.json", "9/info.json", "٣/info.json",
-        "1e3/info.json", "0x1/info.json", "99999999999999/info.json", "0/scan-0", "file:///etc/passwd", "C:\\x",
+        "0/bad.nii.gz", "0/run.json", "0/scan-0.nii.gz", "0/scan-9.nii", "-1/info.json", "9/info.json",
+        "%d9%a3/info.json", "1e3/info.json", "0x1/info.json", "99999999999999/info.json", "0/scan-0",
+        "file:///etc/passwd", "C:\\x",
     ],
 )  # fmt: skip
 def test_no_other_address_leads_anywhere(running, path):
-    assert ask(running, path.encode().decode("latin1"))[::2] == (404, b"nothing here\n")
+    assert ask(running, path)[::2] == (404, b"nothing here\n")
 
 
 def test_every_page_is_there(running):
@@ -394,7 +395,9 @@ def test_a_wrong_folder_or_port_is_refused_with_the_fix(change, message, folder,
 
 
 def test_a_port_that_is_taken_is_refused(running, folder):
-    with pytest.raises(UserError, match=rf"--port {running.port}: cannot be used .*; give another, or 0 for a free one"):
+    with pytest.raises(
+        UserError, match=rf"--port {running.port}: cannot be used .*; give another, or 0 for a free one"
+    ):
         view(folder, port=running.port)
 
 

@@ -238,7 +238,9 @@ function setView(view) {
 
 function resetWindow() {
   const range = state.info?.windows?.[state.channel];
-  if (range) for (const panel of shownPanels()) panel.setWindow(...range);
+  if (!range) return;
+  for (const panel of shownPanels()) panel.setWindow(...range);
+  showWindow(...range);
 }
 
 // What the user does in a panel.

@@ -49,7 +49,31 @@ export class Panel {
       centerButton: DRAG_MODE.pan,
     });
     this.nv.onLocationChange = (place) => moved(this, place);
-    this.nv.onIntensityChange = (volume) => windowed(this, volume.cal_min, volume.cal_max);
+    this.windowed = windowed;
+    for (const event of ["mousemove", "mouseup", "dblclick"]) canvas.addEventListener(event, () => this.noticeWindow());
+    canvas.addEventListener("wheel", (event) => this.zoom(event), { capture: true, passive: false });
+  }
+
+  // Report a window that niivue has changed while the mouse was dragged.
+  noticeWindow() {
+    const { cal_min: low, cal_max: high } = this.nv.volumes[0] ?? {};
+    if (low === undefined || (this.window?.[0] === low && this.window[1] === high)) return;
+    this.window = [low, high];
+    this.windowed(this, low, high);
+  }
+
+  // Ctrl with the wheel, and pinching a touchpad: zoom, with the crosshair in its place.
+  zoom(event) {
+    if (!event.ctrlKey || !this.nv.volumes.length) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const [x, y, z, before] = this.nv.scene.pan2Dxyzmm;
+    const after = Math.min(Math.max(before * Math.exp(-event.deltaY / 400), 0.5), 20);
+    const mm = this.nv.frac2mm(this.nv.scene.crosshairPos);
+    const moved = [x, y, z].map((value, i) => value + (before - after) * mm[i]);
+    this.nv.scene.pan2Dxyzmm = [...moved, after];
+    this.nv.drawScene();
+    this.nv.sync();
   }
 
   async start() {
@@ -63,6 +87,8 @@ export class Panel {
     this.closeLabels();
     const range = blank ? { cal_min: 1e6, cal_max: 2e6 } : { cal_min: low, cal_max: high };
     await this.nv.loadVolumes([{ url, buffer, name: "scan.nii", colormap: "gray", ...range }]);
+    this.window = [this.nv.volumes[0].cal_min, this.nv.volumes[0].cal_max];
+    this.nv.setPan2Dxyzmm([0, 0, 0, 1]);
   }
 
   // Show a label map; rows: [{value, name, colour}].
@@ -112,6 +138,7 @@ export class Panel {
     if (!volume || (volume.cal_min === low && volume.cal_max === high)) return;
     volume.cal_min = low;
     volume.cal_max = high;
+    this.window = [low, high];
     this.nv.updateGLVolume();
   }
 
