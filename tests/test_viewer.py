@@ -235,7 +235,7 @@ def test_a_picture_is_shown_as_one_plane(tmp_path):
     shutil.copy(tmp_path / "scans/lesion_0000.png", tmp_path / "maps/lesion.png")
     with view(tmp_path / "maps", scans=tmp_path / "scans") as running:
         info = ask_json(running, "0/info.json")
-        assert (info["is_2d"], info["has_directions"], info["problems"]) == (True, False, {})
+        assert (info["plane"], info["has_directions"], info["problems"]) == ("axial", False, {})
         served, affine, _ = volume_of(ask(running, "0/scan-0.nii")[2])
         np.testing.assert_array_equal(served, pixels)
         np.testing.assert_allclose(affine, np.diag([-1, -1, 1, 1]))
@@ -379,7 +379,7 @@ def test_a_record_from_elsewhere_opens_images_only(copy, tmp_path):
         ({"reference": "scans"}, "has the name of a case in predictions (for example bad); give the matching folder"),
         ({"scans": "missing"}, "--scans missing: does not exist"),
         ({"folder": ""}, "folder is empty; give a path"),
-        ({"port": 70000}, "--port 70000: must be a whole number from 0 to 65535"),
+        ({"port": 70000}, "--port 70000: must be at least 0 (a whole number, at most 65535)"),
     ],
 )
 def test_a_wrong_folder_or_port_is_refused_with_the_fix(change, message, folder, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from mre_lowshot.report.figures import window
 from mre_lowshot.viewer.cases import ViewerCase, inside
 from mre_lowshot.viewer.labels import with_values
 
-MAX_SIDE = 1024  # voxels along an axis that are shown; textures of graphics cards are limited
+MAX_SIDE = 2048  # voxels along an axis that are shown; textures of graphics cards are limited
 MAX_VOXELS = 1 << 28  # that are shown; the browser needs several bytes for each
 CACHE_BYTES = 1 << 30  # of the volumes that are kept for the next request; at most a quarter of the memory
 MAX_LABELS = 1024  # in one label map
@@ -126,7 +126,7 @@ def load_case(case: ViewerCase, table: LabelTable, folders: Mapping[str, Path]) 
             made.files[f"scan-{number}"] = nifti_bytes(_compact(_sampled(channel, every)), shown)
         made.info["windows"] = [window(channel) for channel in scan.array]
         notes += scan.notes
-    made.info |= {"is_2d": grid.shape[0] == 1, "has_directions": grid.dimensions == 3, "scanless": scan is None}
+    made.info |= {"plane": _plane(grid), "has_directions": grid.dimensions == 3, "scanless": scan is None}
     present = {kind: _counts(array) for kind, array in maps.items()}
     listed = with_values(table, {value for counts in present.values() for value in counts})
     if set(maps) == {"prediction", "reference"}:
@@ -178,8 +178,8 @@ def _scan(case: ViewerCase, problems: dict[str, str], notes: list[str]) -> tuple
     except Exception as problem:
         problems["scan"] = describe_failure(problem)
         return None, Case(case.name, ())
-    sizes = {state.file.rpartition("/")[2]: state for state in case.states}
-    if any(path.name in sizes and not sizes[path.name].matches(path) for path in case.scan):
+    listed = zip(case.scan, case.states, strict=False)
+    if len(case.states) == len(case.scan) and not all(state.matches(path) for path, state in listed):
         notes.append("the scan has changed since it was predicted")
     return scan, read
 
@@ -233,6 +233,12 @@ def _downsampled(grid: Geometry, every: int) -> Geometry:
         shape=tuple(math.ceil(n / every) for n in grid.shape),
         spacing=tuple(float(s * every) for s in grid.spacing),
     )
+
+
+def _plane(grid: Geometry) -> str:
+    """The plane that a scan of one slice shows; empty for a volume."""
+    planes = zip(("axial", "coronal", "sagittal"), grid.shape, strict=True)
+    return next((plane for plane, voxels in planes if voxels == 1), "")
 
 
 def _focus(array: np.ndarray, grid: Geometry) -> list[float]:

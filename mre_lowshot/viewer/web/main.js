@@ -62,6 +62,7 @@ async function open(number) {
   $("cases").children[number].scrollIntoView({ block: "nearest" });
   const score = one.score === null ? "" : `, quality score ${one.score.toFixed(2)} (${one.basis})`;
   $("title").textContent = `${number + 1} of ${state.cases.length}: ${one.name}${score}`;
+  document.title = `${one.name} - mre_view`;
   const lines = one.warnings.map((text) => [one.failed ? "problem" : "warning", text]);
   showMessages([...lines, ["", "loading ..."]]);
   document.body.dataset.shown = "";
@@ -134,9 +135,9 @@ function goToFocus() {
 }
 
 function applyDisplay() {
-  const flat = state.info?.is_2d ?? false;
+  const flat = Boolean(state.info?.plane); // one slice
   const letters = state.info?.has_directions ?? true;
-  const view = flat ? "axial" : state.view;
+  const view = flat ? state.info.plane : state.view;
   for (const panel of shownPanels()) {
     panel.setView(view, { scanIn3D: $("render-scan").checked, letters, flat });
     panel.hide(hiddenOf(layerOf(panel)));
@@ -273,7 +274,7 @@ function changeOpacity(by) {
   applyDisplay();
 }
 
-const axis = () => ({ coronal: 1, sagittal: 0 })[state.view] ?? 2;
+const axis = () => ({ coronal: 1, sagittal: 0 })[state.info?.plane || state.view] ?? 2;
 const step = (by) => shownPanels().forEach((panel) => panel.step(by, axis()));
 const flip = (id) => { $(id).checked = !$(id).checked; applyDisplay(); };
 const views = ["planes", "axial", "coronal", "sagittal", "3D"];

@@ -20,6 +20,13 @@ async function download(url) {
   return answer.arrayBuffer();
 }
 
+// Each value of an array replaced by that of a table.
+function replaced(array, table) {
+  const made = new Uint8Array(array.length);
+  for (let i = 0; i < array.length; i++) made[i] = table[array[i]];
+  return made;
+}
+
 export class Panel {
   constructor(canvas, { moved, windowed }) {
     this.canvas = canvas;
@@ -94,8 +101,9 @@ export class Panel {
   // Show a label map; rows: [{value, name, colour}].
   async openLabels(url, rows) {
     const image = await NVImage.loadFromUrl({ url, buffer: await download(url), name: "labels.nii" });
-    const index = new Map(rows.map((row, i) => [row.value, (i % MOST_LABELS) + 1]));
-    image.img = Uint8Array.from(image.img, (value) => index.get(value) ?? 0);
+    const index = new Uint8Array(1 << 16);
+    rows.forEach((row, i) => { index[row.value] = (i % MOST_LABELS) + 1; });
+    image.img = replaced(image.img, index);
     if (!this.nv.loadDrawing(image)) throw new Error("the label map does not fit the scan");
     this.rows = rows;
     this.labels = this.nv.drawBitmap.slice();
@@ -116,7 +124,7 @@ export class Panel {
     if (!this.labels) return;
     const kept = new Uint8Array(MOST_LABELS + 1);
     this.rows.forEach((row, i) => { if (!hidden.has(row.value)) kept[(i % MOST_LABELS) + 1] = (i % MOST_LABELS) + 1; });
-    this.nv.drawBitmap = this.labels.map((label) => kept[label]);
+    this.nv.drawBitmap = replaced(this.labels, kept);
     this.nv.opts.smoothDrawing = this.nv.drawBitmap.some((label) => label) ? 1 : 0;
     this.nv.refreshDrawing(true);
   }
