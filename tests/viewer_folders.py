@@ -1,8 +1,10 @@
 """A folder of predictions as mre_predict leaves it, with scans and references beside it, for tests of the viewer."""
 
+import http.client
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from mre_lowshot.data.geometry import Geometry
@@ -74,3 +76,33 @@ def photograph(path: Path) -> np.ndarray:
     array = scan_array((1, 24, 30)).clip(0, 255)
     Volume(array.astype(np.uint8).astype(np.int32), Geometry((1, 24, 30), (1.0, 1.0, 1.0), dimensions=2)).save(path)
     return array
+
+
+def ask(running, path="", *, method="GET", host=None, token=None, raw=False):
+    """Status, headers and content of an answer; ``raw``: ``path`` is the whole path."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    target = path if raw else f"/{running.url.split('/')[3] if token is None else token}/{path}"
+    connection.putrequest(method, target, skip_host=True)
+    if host != "":
+        connection.putheader("Host", host or f"127.0.0.1:{running.port}")
+    connection.endheaders()
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), content
+
+
+def ask_json(running, path):
+    status, _, content = ask(running, path)
+    assert status == 200
+    return json.loads(content)
+
+
+def volume_of(content):
+    """Array (z, y, x) in LPS order and affine of a NIfTI file."""
+    image = nib.Nifti1Image.from_bytes(content)
+    return np.asarray(image.dataobj).transpose(2, 1, 0), image.affine, image.header
+
+
+def numbers(running):
+    return {case.name: number for number, case in enumerate(running.cases)}
