@@ -138,7 +138,10 @@ function applyDisplay() {
   const flat = Boolean(state.info?.plane); // one slice
   const letters = state.info?.has_directions ?? true;
   const view = flat ? state.info.plane : state.view;
+  // Four tiles in a row fit best above each other, single planes beside each other.
+  $("panels").classList.toggle("stacked", state.layer === "both" && view === "planes");
   for (const panel of shownPanels()) {
+    panel.resize();
     panel.setView(view, { scanIn3D: $("render-scan").checked, letters, flat });
     panel.hide(hiddenOf(layerOf(panel)));
     panel.setOpacity(Number($("opacity").value), $("outline").checked);

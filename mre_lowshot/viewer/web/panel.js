@@ -38,13 +38,13 @@ export class Panel {
       showAllOrientationMarkers: true,
       multiplanarShowRender: SHOW_RENDER.ALWAYS,
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
-      multiplanarPadPixels: 4,
+      multiplanarPadPixels: 20,
       crosshairWidthUnit: "percent",
       crosshairWidth: 0.2,
       crosshairColor: [1, 1, 1, 0.45],
       crosshairGap: 12,
       isOrientCube: true,
-      fontColor: [1, 1, 1, 1],
+      fontColor: [1, 0.85, 0.35, 1],
       dragAndDropEnabled: false,
       smoothDrawing: 1,
       loadingText: "",
@@ -93,8 +93,10 @@ export class Panel {
     const buffer = await download(url);
     this.closeLabels();
     const range = blank ? { cal_min: 1e6, cal_max: 2e6 } : { cal_min: low, cal_max: high };
-    await this.nv.loadVolumes([{ url, buffer, name: "scan.nii", colormap: "gray", ...range }]);
-    this.window = [this.nv.volumes[0].cal_min, this.nv.volumes[0].cal_max];
+    const image = await NVImage.loadFromUrl({ url, buffer, name: "scan.nii", colormap: "gray", ...range });
+    this.nv.volumes = [];
+    this.nv.addVolume(image);
+    this.window = [image.cal_min, image.cal_max];
     this.nv.setPan2Dxyzmm([0, 0, 0, 1]);
   }
 
@@ -159,7 +161,7 @@ export class Panel {
   // Move with another panel, or with none.
   together(other) {
     this.nv.broadcastTo(other ? [other.nv] : []);
-    this.nv.opts.multiplanarLayout = other ? MULTIPLANAR_TYPE.AUTO : MULTIPLANAR_TYPE.GRID;
+    this.nv.opts.multiplanarLayout = other ? MULTIPLANAR_TYPE.ROW : MULTIPLANAR_TYPE.GRID;
   }
 
   // Take position, zoom, window and direction of view from another panel.
