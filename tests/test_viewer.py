@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 from mre_lowshot.data.label_table import LabelTable
+from mre_lowshot.data.seg_nrrd import write_seg_nrrd
 from mre_lowshot.data.volume import Volume, read_labels, write_volume
 from mre_lowshot.errors import UserError
+from mre_lowshot.inference.record import FORMAT, VERSION
 from mre_lowshot.viewer.cases import find_cases
 from mre_lowshot.viewer.labels import find_labels, with_values
+from mre_lowshot.viewer.notebook import show_case
 from mre_lowshot.viewer.volumes import EXTRA, MISSED, OTHER, VolumeCache, differences, load_case
 from mre_lowshot.workflows.view import view
 from tests.viewer_folders import (
@@ -126,6 +130,31 @@ def test_a_picture_is_shown_as_one_plane(tmp_path):
         served, affine, _ = volume_of(ask(running, "0/scan-0.nii")[2])
         np.testing.assert_array_equal(served, pixels)
         np.testing.assert_allclose(affine, np.diag([-1, -1, 1, 1]))
+
+
+@pytest.mark.parametrize("ending", [".seg.nrrd", ".nii.gz"])
+def test_a_dicom_series_is_shown_with_its_label_map(ending, tmp_path):
+    pytest.importorskip("pydicom")
+    from tests.dicom_series import write_series
+
+    files = write_series(tmp_path / "study", scan_array().astype(np.int16), "oblique")
+    scan = Volume.read(tmp_path / "study")
+    labels = Volume(label_array(scan.array.shape[1:]), scan.geometry)
+    (tmp_path / "maps").mkdir()
+    if ending == ".seg.nrrd":
+        write_seg_nrrd(tmp_path / "maps/liver.seg.nrrd", labels, label_names=LABELS, colours=COLOURS)
+    else:
+        labels.save(tmp_path / "maps/liver.nii.gz")
+    entry = {"run": "one", "status": "done", "inputs": [{"file": f"study/{path.name}"} for path in files]}
+    record = {"runs": {"one": {"input": str(tmp_path / "study")}}, "cases": {"liver": entry}}
+    record |= {"format": FORMAT, "format_version": VERSION}
+    (tmp_path / "maps/run.json").write_text(json.dumps(record))
+    with view(tmp_path / "maps") as running:
+        assert ask_json(running, "0/info.json")["problems"] == {}
+        served, affine, _ = volume_of(ask(running, "0/scan-0.nii")[2])
+        np.testing.assert_array_equal(served, scan.array[0])
+        np.testing.assert_allclose(affine, np.diag([-1, -1, 1, 1]) @ scan.geometry.affine(), atol=1e-4)
+        np.testing.assert_array_equal(volume_of(ask(running, "0/prediction.nii")[2])[0], labels.array)
 
 
 def test_differences_are_of_three_kinds():
@@ -254,6 +283,20 @@ def test_a_record_from_elsewhere_opens_images_only(copy, tmp_path):
         assert "does not name the scan" in problems(running, "middle")["scan"]
         number = numbers(running)["middle"]
         assert ask_json(running, "cases.json")["cases"][number]["warnings"] == ["<img src=x>"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "difference"}, "layer 'difference': must be prediction or reference"),
+        ({"opacity": 2}, r"opacity 2: must lie in \[0, 1\]"),
+        ({}, r'ipyniivue is not installed; install it with pip install "mre-lowshot\[view\]"'),
+    ],
+)
+def test_what_the_notebook_cannot_show_is_refused(arguments, message, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipyniivue", None)
+    with pytest.raises(UserError, match=message):
+        show_case(folder, **arguments)
 
 
 @pytest.mark.parametrize(
