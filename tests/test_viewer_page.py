@@ -99,22 +99,22 @@ def test_the_page_with_keys_and_mouse(browser, tmp_path):
         # The worst case is shown first: it failed, and has a scan without labels.
         assert [row.split("\n")[0] for row in page.text("#cases").split("\n\n")][:1] == ["broken"]
         assert "out of memory" in page.text("#messages")
-        assert like(page.pixels(), "#b42d87") == 0
+        assert like(page.pixels(), "#00c389") == 0
         # The next case by key has labels in the dataset's colours.
         keys.press("n")
         page.wait_for("bad")
         assert page.text("#title").startswith("2 of 4: bad, quality score 0.20")
         assert "spacing differs" in page.text("#messages")
         shown = page.pixels()
-        assert like(shown, "#b42d87") > 500
-        assert like(shown, "#00c389") > 200
+        assert like(shown, "#00c389") > 500
+        assert like(shown, "#56b4e9") > 200
         # A label is hidden by its box and shown again by its number.
         screen.click('input[data-value="1"]')
         hidden = page.pixels()
-        assert like(hidden, "#b42d87") == 0
-        assert like(hidden, "#00c389") > 200
+        assert like(hidden, "#00c389") == 0
+        assert like(hidden, "#56b4e9") > 200
         keys.press("1")
-        assert like(page.pixels(), "#b42d87") > 500
+        assert like(page.pixels(), "#00c389") > 500
         # Opacity: the mean saturation of the picture rises.
         keys.press("o")  # without outlines
         faint = page.pixels().astype(int)
@@ -131,8 +131,8 @@ def test_the_page_with_keys_and_mouse(browser, tmp_path):
         assert (page.pixels() != before).any()
         keys.press("s")
         screen.wait_for_selector('#layer button[value="both"][aria-pressed="true"]')
-        assert like(page.pixels("one"), "#b42d87") > 100
-        assert like(page.pixels("two"), "#b42d87") > 100
+        assert like(page.pixels("one"), "#00c389") > 100
+        assert like(page.pixels("two"), "#00c389") > 100
         keys.press("d")
         screen.wait_for_selector('#layer button[value="difference"][aria-pressed="true"]')
         shown = page.pixels()
@@ -186,10 +186,10 @@ def test_right_and_left_are_where_the_page_states_them(browser, tmp_path):
         shown = page.pixels()
         columns = {
             colour: np.mean([x for x in range(shown.shape[1]) if like(shown[:, x : x + 1], colour)])
-            for colour in ("#b42d87", "#00c389")
+            for colour in ("#00c389", "#56b4e9")
         }
         # LPS: x rises to the left; liver at x 3 to 6, left kidney at 10 to 13
-        assert columns["#b42d87"] < columns["#00c389"]
+        assert columns["#00c389"] < columns["#56b4e9"]
         assert "right is on the left" in page.text("#convention")
         box = page.page.locator("#one canvas").bounding_box()
         page.page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])

@@ -14,7 +14,7 @@ from mre_lowshot.inference.quality import Quality, write_qualities
 from mre_lowshot.inference.record import FORMAT, VERSION, FileState
 
 LABELS = {"background": 0, "liver": 1, "left kidney": 4}
-COLOURS = {1: "#b42d87", 4: "#00c389"}
+COLOURS = {1: "#00c389", 4: "#56b4e9"}  # none of the colours of niivue's cube as seen from the front
 SCORES = {"good": 0.9, "bad": 0.2, "middle": 0.55}
 SHAPE = (10, 20, 16)  # z, y, x
 
