@@ -120,7 +120,7 @@ async function draw(isNew) {
       panel.source = source;
       if (panel === panels.two) panel.follow(panels.one);
     }
-    if (has(layer)) await panel.openLabels(`${number}/${layer}.nii`, rowsOf(layer));
+    if (has(layer)) await panel.openLabels(`${number}/${layer}.nii`, rowsOf(layer), layer !== "difference");
     else panel.closeLabels();
   }
   fillLabels();
@@ -177,7 +177,7 @@ function fillLabels() {
   const layer = state.layer === "both" ? "prediction" : state.layer;
   const rows = rowsOf(layer);
   const compared = layer !== "difference" && has("reference") && has("prediction");
-  const number = (value, digits) => element("td", value === null || value === undefined ? "" : value.toFixed(digits), "number");
+  const number = (value, digits) => element("td", value?.toFixed(digits) ?? "", "number");
   const head = document.createElement("tr");
   const titles = layer === "difference" ? [""] : compared ? ["", "ml", "ref.", "Dice"] : ["", "ml"];
   head.append(...titles.map((title) => element("th", title)));
@@ -263,8 +263,8 @@ function moved(panel, place) {
 
 function showWindow(low, high) {
   const round = (value) => Math.round(value * 100) / 100;
-  $("window").textContent = Number.isNaN(low) ? "" : `${round(low)} to ${round(high)} (level ${round((low + high) / 2)}, `
-    + `window ${round(high - low)})`;
+  const level = `level ${round((low + high) / 2)}, window ${round(high - low)}`;
+  $("window").textContent = Number.isNaN(low) ? "" : `${round(low)} to ${round(high)} (${level})`;
 }
 
 function windowed(panel, low, high) {
@@ -322,13 +322,17 @@ async function start() {
   }
   await panels.one.start();
   await panels.two.start();
-  $("view").replaceChildren(...views.map((name) => choice(name === "planes" ? "planes + 3D" : name, name, () => setView(name))));
+  const title = (name) => (name === "planes" ? "planes + 3D" : name);
+  $("view").replaceChildren(...views.map((name) => choice(title(name), name, () => setView(name))));
   $("opacity").addEventListener("input", applyDisplay);
   $("outline").addEventListener("change", applyDisplay);
   $("render-scan").addEventListener("change", applyDisplay);
   $("all").addEventListener("change", toggleAll);
   $("reset").addEventListener("click", resetWindow);
-  $("channel").addEventListener("change", () => { state.channel = Number($("channel").value); show(state.turn, false); });
+  $("channel").addEventListener("change", () => {
+    state.channel = Number($("channel").value);
+    show(state.turn, false);
+  });
   window.addEventListener("keydown", pressed, true);
   window.addEventListener("keyup", pressed, true);
   await open(0);

@@ -100,14 +100,15 @@ export class Panel {
     this.nv.setPan2Dxyzmm([0, 0, 0, 1]);
   }
 
-  // Show a label map; rows: [{value, name, colour}].
-  async openLabels(url, rows) {
+  // Show a label map; rows: [{value, name, colour}]. `smooth`: its surface in 3D; thin structures would vanish.
+  async openLabels(url, rows, smooth) {
     const image = await NVImage.loadFromUrl({ url, buffer: await download(url), name: "labels.nii" });
     const index = new Uint8Array(1 << 16);
     rows.forEach((row, i) => { index[row.value] = (i % MOST_LABELS) + 1; });
     image.img = replaced(image.img, index);
     if (!this.nv.loadDrawing(image)) throw new Error("the label map does not fit the scan");
     this.rows = rows;
+    this.smooth = smooth ? 1 : 0;
     this.labels = this.nv.drawBitmap.slice();
     const channel = (at) => [0, ...rows.slice(0, MOST_LABELS).map((row) => parseInt(row.colour.slice(at, at + 2), 16))];
     const names = ["", ...rows.slice(0, MOST_LABELS).map((row) => row.name)];
@@ -127,7 +128,7 @@ export class Panel {
     const kept = new Uint8Array(MOST_LABELS + 1);
     this.rows.forEach((row, i) => { if (!hidden.has(row.value)) kept[(i % MOST_LABELS) + 1] = (i % MOST_LABELS) + 1; });
     this.nv.drawBitmap = replaced(this.labels, kept);
-    this.nv.opts.smoothDrawing = this.nv.drawBitmap.some((label) => label) ? 1 : 0;
+    this.nv.opts.smoothDrawing = this.nv.drawBitmap.some((label) => label) ? this.smooth : 0;
     this.nv.refreshDrawing(true);
   }
 
