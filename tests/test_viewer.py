@@ -157,6 +157,30 @@ def test_a_dicom_series_is_shown_with_its_label_map(ending, tmp_path):
         np.testing.assert_array_equal(volume_of(ask(running, "0/prediction.nii")[2])[0], labels.array)
 
 
+def test_channels_of_dicom_are_in_the_order_of_the_model(tmp_path):
+    pytest.importorskip("pydicom")
+    from mre_lowshot.data.dicom.series import read_files
+    from mre_lowshot.data.dicom.volume import read_series
+    from tests.dicom_series import write_series
+
+    channels = {}
+    for seed, name in ((0, "T1"), (100, "FLAIR")):
+        array = scan_array(seed=seed).astype(np.int16)
+        channels[name] = write_series(tmp_path / "study", array, modality="MR", series=name, seed=seed)
+    files = [*channels["FLAIR"], *channels["T1"]]
+    keys = [read_files(channels[name]).series[0].key for name in ("FLAIR", "T1")]
+    entry = {"status": "done", "series": keys, "inputs": [{"file": str(path)} for path in files]}
+    (tmp_path / "maps").mkdir()
+    record = {"format": FORMAT, "format_version": VERSION, "runs": {}, "cases": {"head": entry}}
+    (tmp_path / "maps/run.json").write_text(json.dumps(record))
+    case = find_cases(tmp_path / "maps")[0]
+    loaded = load_case(case, LabelTable({}, {}), {"prediction": tmp_path / "maps"})
+    assert sorted(loaded.files) == ["scan-0", "scan-1"]
+    for number, name in enumerate(("FLAIR", "T1")):
+        wanted = read_series(read_files(channels[name]).series[0]).array[0]
+        np.testing.assert_array_equal(volume_of(loaded.files[f"scan-{number}"])[0], wanted)
+
+
 def test_differences_are_of_three_kinds():
     prediction, reference = np.array([[[0, 1, 1, 0, 2, 1]]]), np.array([[[0, 1, 0, 2, 1, 9]]])
     np.testing.assert_array_equal(differences(prediction, reference, {1, 2}), [[[0, 0, EXTRA, MISSED, OTHER, 0]]])

@@ -26,6 +26,7 @@ class ViewerCase:
     Attributes:
         name: of the case.
         scan: its channel files, or the files of a DICOM series; empty where they are not known.
+        series: keys of the DICOM series of the channels, in their order, where it is DICOM of several channels.
         states: size and SHA-256 of the files of the scan when it was predicted, in the order of ``scan``, where known.
         label: the label map; None where there is none.
         reference: the reference label map; None where there is none.
@@ -38,6 +39,7 @@ class ViewerCase:
 
     name: str
     scan: tuple[Path, ...] = ()
+    series: tuple[str, ...] = ()
     states: tuple[FileState, ...] = ()
     label: Path | None = None
     reference: Path | None = None
@@ -169,11 +171,12 @@ def _case(
     warnings = [text for text in (given if isinstance(given, list) else ()) if isinstance(text, str)]
     if not warnings and row.get("warnings"):
         warnings = row["warnings"].split("; ")
-    reason = entry.get("reason")
+    reason, series = entry.get("reason"), entry.get("series")
     score = float(row["score"]) if row else None
     return ViewerCase(
         name,
         scan,
+        tuple(key for key in series if isinstance(key, str)) if isinstance(series, list) else (),
         states,
         label,
         reference,

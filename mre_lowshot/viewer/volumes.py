@@ -16,6 +16,7 @@ import numpy as np
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.dicom.choice import only_series
+from mre_lowshot.data.dicom.series import Series, read_files
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.label_table import LabelTable
 from mre_lowshot.data.readers import file_ending
@@ -173,7 +174,7 @@ def _scan(case: ViewerCase, problems: dict[str, str], notes: list[str]) -> tuple
         return None, read
     try:
         if not file_ending(case.scan[0]):  # run.json names any file: only images and DICOM are opened
-            read = dataclasses.replace(read, series=only_series(case.scan))
+            read = dataclasses.replace(read, series=_series(case))
         scan = read_case(read)
     except Exception as problem:
         problems["scan"] = describe_failure(problem)
@@ -182,6 +183,16 @@ def _scan(case: ViewerCase, problems: dict[str, str], notes: list[str]) -> tuple
     if len(case.states) == len(case.scan) and not all(state.matches(path) for path, state in listed):
         notes.append("the scan has changed since it was predicted")
     return scan, read
+
+
+def _series(case: ViewerCase) -> tuple[Series, ...]:
+    """The DICOM series of the channels of a scan."""
+    if len(case.series) < 2:
+        return (only_series(case.scan),)
+    found = {one.key: one for one in read_files(tuple(dict.fromkeys(case.scan))).series}
+    if missing := [key for key in case.series if key not in found]:
+        raise UserError(f"{case.scan[0]}: series {missing[0]} is not among the files of the scan any more; restore it")
+    return tuple(found[key] for key in case.series)
 
 
 def _labels(path: Path, case: Case, grid: Geometry | None, folder: Path) -> Volume:
