@@ -187,12 +187,14 @@ def _scan(case: ViewerCase, problems: dict[str, str], notes: list[str]) -> tuple
 
 def _series(case: ViewerCase) -> tuple[Series, ...]:
     """The DICOM series of the channels of a scan."""
-    if len(case.series) < 2:
-        return (only_series(case.scan),)
-    found = {one.key: one for one in read_files(tuple(dict.fromkeys(case.scan))).series}
-    if missing := [key for key in case.series if key not in found]:
-        raise UserError(f"{case.scan[0]}: series {missing[0]} is not among the files of the scan any more; restore it")
-    return tuple(found[key] for key in case.series)
+    if case.series:
+        found = {one.key: one for one in read_files(tuple(dict.fromkeys(case.scan))).series}
+        missing = [key for key in case.series if key not in found]
+        if not missing:
+            return tuple(found[key] for key in case.series)
+        if len(case.series) > 1:
+            raise UserError(f"{case.scan[0]}: series {missing[0]} is not among the files of the scan; restore it")
+    return (only_series(case.scan),)
 
 
 def _labels(path: Path, case: Case, grid: Geometry | None, folder: Path) -> Volume:
