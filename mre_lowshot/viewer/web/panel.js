@@ -40,7 +40,7 @@ export class Panel {
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       multiplanarPadPixels: 20,
       crosshairWidthUnit: "percent",
-      crosshairWidth: 0.2,
+      crosshairWidth: 0.4,
       crosshairColor: [1, 1, 1, 0.45],
       crosshairGap: 12,
       isOrientCube: true,
