@@ -133,3 +133,11 @@ def test_names_are_shown_in_printable_form():
     assert shown("a\udcff\n") == "'a\\udcff\\n'"
     assert name_problem("Ärzte 1") is None
     assert twins(["a", "b", "A", "e\u0301", "\u00e9"]) == [("a", "A"), ("e\u0301", "\u00e9")]
+
+
+def test_a_path_that_is_no_folder_is_named_for_what_it_is(tmp_path):
+    (tmp_path / "text").write_text("x")
+    (tmp_path / "broken").symlink_to(tmp_path / "gone")
+    for name, words in (("text", "is a file"), ("broken", "broken symbolic link"), ("nothing", "folder is missing")):
+        with pytest.raises(UserError, match=f"{name}: .*{words}"):
+            list_images(tmp_path / name, ".nii.gz")

@@ -79,7 +79,7 @@ def list_images(folder: Path, ending: str | None, *, ignore: Sequence[Path] = ()
         UserError: the folder is missing, or cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: the folder is missing")
+        raise UserError(no_folder(folder))
     try:
         paths = sorted(folder.iterdir())
     except OSError as problem:
@@ -174,3 +174,12 @@ def _foreign_problems(folder: Path, names: list[str]) -> list[str]:
     if names[MOST_NAMED:]:
         found.append(f"{folder}: {len(names) - MOST_NAMED} more such files are not read; convert or move them")
     return found
+
+
+def no_folder(path: Path) -> str:
+    """Why ``path`` is no folder."""
+    if os.path.islink(path) and not path.exists():
+        return f"{path}: is a broken symbolic link; make it a folder, or remove it"
+    if path.exists():
+        return f"{path}: is a file; a folder is needed"
+    return f"{path}: the folder is missing"

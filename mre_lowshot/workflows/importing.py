@@ -26,6 +26,7 @@ from mre_lowshot.data.importing.proposal import (
 )
 from mre_lowshot.data.importing.sources import LabelMap, Scan, find_sources
 from mre_lowshot.data.importing.writing import write_cases
+from mre_lowshot.data.listing import no_folder
 from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
 from mre_lowshot.data.workspace import Workspace, names_dataset
 from mre_lowshot.errors import UserError
@@ -146,7 +147,7 @@ def _paths(option: str, given: Paths) -> tuple[Path, ...]:
     for value in values:
         require_path(option, value)
         if not Path(value).exists():
-            raise UserError(f"{option} {value}: the folder is missing")
+            raise UserError(f"{option} {no_folder(Path(value))}")
     return tuple(Path(value) for value in values)
 
 

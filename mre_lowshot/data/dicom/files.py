@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mre_lowshot.data.dicom.frames import VARIANTS
+from mre_lowshot.data.listing import no_folder
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import require_memory
 
@@ -80,7 +81,7 @@ def divide_files(folder: Path, ignore: Sequence[Path] = ()) -> tuple[list[Path],
         UserError: as `find_files`.
     """
     if not folder.exists():
-        raise UserError(f"{folder}: the folder is missing")
+        raise UserError(no_folder(folder))
     found: list[Path] = []
     others: list[Path] = []
     for path in walk(folder, ignore) if folder.is_dir() else [folder]:
