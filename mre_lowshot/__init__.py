@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mre_lowshot.workflows.install_model import install_model
     from mre_lowshot.workflows.plan import plan
     from mre_lowshot.workflows.predict import list_scans, predict
+    from mre_lowshot.workflows.report import write_report
     from mre_lowshot.workflows.train import train
     from mre_lowshot.workflows.view import view
 
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "train",
     "view",
+    "write_report",
 ]
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "import_dataset": "workflows.importing",
     "plan": "workflows.plan",
     "predict": "workflows.predict",
+    "write_report": "workflows.report",
     "train": "workflows.train",
     "view": "workflows.view",
 }

@@ -46,6 +46,7 @@ PUBLIC = [
     "predict",
     "train",
     "view",
+    "write_report",
 ]
 CHANGES = dict(setting.split("=", 1) for setting in SETTINGS)
 VERSION_1 = "format_version is 1, this mre_lowshot reads 2; plan the dataset again and train again"

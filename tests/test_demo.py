@@ -25,6 +25,8 @@ def test_the_demo_trains_predicts_scores_and_draws(tmp_path, capsys):
     assert len(pictures) == 1
     assert str(pictures[0]) in output
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    assert str(folder / "predictions/report.html") in output
+    assert (folder / "predictions/report.html").read_text().count('type="text/plain" id="reference-') == 6
 
 
 def test_the_demo_replaces_nothing_but_a_demo(tmp_path, capsys):

@@ -182,6 +182,9 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(links, tmp_path):
     assert {name.split("/")[0] for name in metadata} == {wheel.name.split("-py3")[0] + ".dist-info"}
     wanted = {path.relative_to(ROOT).as_posix() for path in MODULES.values()} | {"mre_lowshot/py.typed"}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "viewer/web").rglob("*") if path.is_file()}
+    page = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "report").glob("page*") if path.suffix != ".py"}
+    assert len(page) == 4
+    wanted |= page
     assert files - metadata == wanted
 
 

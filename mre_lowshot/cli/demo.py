@@ -14,7 +14,7 @@ from mre_lowshot.errors import UserError
 
 EPILOG = """Makes seven synthetic abdomens (six organs, HU-like intensities), then runs
   mre_plan_and_preprocess, mre_train Synthetic 1shot fold0, mre_predict on the six others, mre_evaluate
-and draws an overlay. Nothing is downloaded."""
+and mre_report, and draws an overlay. Nothing is downloaded."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +81,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> int:
     root: Path = options.o
 
-    from mre_lowshot.cli import evaluate, plan, predict, train
+    from mre_lowshot.cli import evaluate, plan, predict, report, train
     from mre_lowshot.data.synthetic import LABELS
     from mre_lowshot.report.overlays import draw_case
 
@@ -104,6 +104,9 @@ def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> in
     _command(
         evaluate.main, "mre_evaluate", [str(references), str(predictions), "-djfile", str(dataset / "dataset.json")]
     )
+    note_files()
+    page = predictions / "report.html"
+    _command(report.main, "mre_report", [str(predictions)])
     picture, drawn = root / f"overlay_{others[0]}.png", f"{others[0]}.nii.gz"
     draw_case(
         picture,
@@ -117,6 +120,7 @@ def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> in
     print(f"\ndone in {time.monotonic() - begun:.0f} s: one annotated scan, six others segmented")
     print(f"  scans        {scans}\n  predictions  {predictions}\n  model        {results}")
     print(f"  scores       {predictions / 'summary.json'} (and summary.csv)\n  overlay      {picture}")
+    print(f"  report       {page} (open it with a browser)")
     print(common.DISCLAIMER)
     return 0
 

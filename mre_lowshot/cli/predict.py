@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--preview", action="store_true",
                       help="also draw previews/CASE.png: three planes, and the structures seen from three sides, with "
                       "names and volumes")  # fmt: skip
+    made.add_argument("--report", action="store_true",
+                      help="also write report.html: a page with scores, scans with their label maps, and warnings "
+                      "(mre_report -h)")  # fmt: skip
     made.add_argument("--continue_prediction", action="store_true",
                       help="skip cases that are done: label map (and pictures, probabilities) exist, are whole, and "
                       "come from this scan, model and options; corrected label maps are kept, and measured with "
@@ -191,6 +194,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         save_probabilities=options.save_probabilities,
         statistics=options.statistics,
         preview=options.preview,
+        report=options.report,
         continue_prediction=options.continue_prediction,
         overwrite=options.overwrite,
         num_parts=options.num_parts,

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write the curves to fold_N/tensorboard (needs the extra tensorboard)",
     )
+    made.add_argument(
+        "--report", action="store_true", help="also write report.html, a page to look at, into the model's folder"
+    )
     common.add_device(made)
     group = made.add_mutually_exclusive_group()
     group.add_argument(
@@ -96,6 +99,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         cohorts_file=options.cohorts,
         deterministic=options.deterministic,
         tensorboard=options.tensorboard,
+        report=options.report,
         device=options.device,
         workspace=options.workspace,
         reporter=Console(),

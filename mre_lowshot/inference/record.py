@@ -211,6 +211,11 @@ class RunRecord:
         write_text(self.path, f'{text},\n  "cases": {{\n{lines}\n  }}\n}}\n')
 
 
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The contents of all records of a folder: ``cases`` and ``runs``, each an object by name."""
+    return [content for path in sorted(folder.glob("run*.json")) if (content := read_record(path)) is not None]
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """The content of a record; None where the file is missing or something else."""
     content = read_cases(path, FORMAT, VERSION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mre_lowshot.workflows.inputs import Inputs, find_inputs, first_lines
 from mre_lowshot.workflows.only_run import only_run
 from mre_lowshot.workflows.outputs import OutputFolder, Request
 from mre_lowshot.workflows.prediction_run import PredictionRun, PredictResult
+from mre_lowshot.workflows.report import NAME as PAGE
+from mre_lowshot.workflows.report import require_replaceable, write_report
 from mre_lowshot.workflows.reporting import Reporter
 
 
@@ -43,6 +46,7 @@ def predict(
     save_probabilities: bool = False,
     statistics: bool = False,
     preview: bool = False,
+    report: bool = False,
     output_formats: Sequence[str] = (),
     series: Sequence[str] = (),
     checkpoint_name: str | None = None,
@@ -72,6 +76,7 @@ def predict(
         statistics: also write statistics.json and statistics.csv: volume, intensities and position of each structure.
             With ``continue_prediction`` the label maps that are there, corrected ones too, are measured as they are.
         preview: also draw previews/CASE.png: three planes and three projections with the labels.
+        report: also write report.html, a page to look at (`workflows.report`), once all cases are predicted.
         output_formats: names of `inference.formats.FORMATS` to write label maps in; empty: the format of the scan
             (DICOM: ``dicom-seg``).
         series: DICOM series to take, each by UID, name, number or a part of its description; empty: all of the model's
@@ -101,6 +106,8 @@ def predict(
     check_names(output_formats)
     require_checkpoint_name(checkpoint_name)
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
+    if report:
+        _check_page(output, num_parts=num_parts, overwrite=overwrite)
     folder, how = find_model(model, dataset, level, plans_name, workspace)
     options: dict[str, Any] = {
         "step_size": step_size,
@@ -124,7 +131,7 @@ def predict(
     for line in first_lines(found.left_out):
         reporter.info(f"left out: {line}")
     options |= {"overlays": overlays, "save_probabilities": save_probabilities, "overwrite": overwrite}
-    options |= {"statistics": statistics, "preview": preview}
+    options |= {"statistics": statistics, "preview": preview, "report": report}
     options |= {"output_formats": list(output_formats), "series": list(series), "checkpoint_name": checkpoint_name}
     options |= {"continue_prediction": continue_prediction, "num_parts": num_parts, "part_id": part_id}
     with only_run(output, num_parts=num_parts, part_id=part_id):
@@ -156,7 +163,10 @@ def predict(
             verbose=verbose,
             prefetch=prefetch,
         )
-        return work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
+        result = work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
+    if not report:
+        return result
+    return replace(result, report=write_report(output, overwrite=overwrite, reporter=reporter).path)
 
 
 def list_scans(
@@ -256,6 +266,13 @@ def check_model_options(
         require_path("-m", model)
         if any(option is not None for option in (dataset, level, plans_name)):
             raise UserError("-m names the model folder itself; leave out -d, -c and -p")
+
+
+def _check_page(output: Path, *, num_parts: int, overwrite: bool) -> None:
+    """Refuse a page that could not be written at the end of the work."""
+    if num_parts > 1:
+        raise UserError("--report with -num_parts: run mre_report once all parts are predicted")
+    require_replaceable(output / PAGE, overwrite=overwrite)
 
 
 def find_model(

@@ -47,6 +47,7 @@ class PredictResult:
         warnings: of the cases segmented now, by case; only those that have any.
         record: run.json.
         statistics: of the structures of each case that was segmented or measured now, if they were asked for.
+        report: the page, if it was asked for.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class PredictResult:
     warnings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     record: Path | None = None
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    report: Path | None = None
 
 
 class PredictionRun:

@@ -30,6 +30,8 @@ from mre_lowshot.trainers.fold import FoldJob, TrainMode
 from mre_lowshot.trainers.replaced import restore
 from mre_lowshot.workflows.fold_run import FoldResult, FoldRun
 from mre_lowshot.workflows.plan import DEFAULT_NAME
+from mre_lowshot.workflows.report import NAME as PAGE
+from mre_lowshot.workflows.report import require_replaceable, write_report
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
 Mode = Literal["new", "continue", "overwrite", "validate"]
@@ -37,10 +39,11 @@ Mode = Literal["new", "continue", "overwrite", "validate"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of `train`: the model's folder, to predict with, and its folds."""
+    """Result of `train`: the model's folder, to predict with, its folds, and the page, if it was asked for."""
 
     folder: Path
     folds: tuple[FoldResult, ...]
+    report: Path | None = None
 
     @property
     def failed(self) -> dict[str, str]:
@@ -67,6 +70,7 @@ def train(
     cohorts_file: str | Path | None = None,
     deterministic: bool = False,
     tensorboard: bool = False,
+    report: bool = False,
     device: str = "auto",
     workspace: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -87,6 +91,7 @@ def train(
         cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
         deterministic: bit-identical weights in every run on the same GPU; slower (on the CPU this always holds).
         tensorboard: also write the curves for TensorBoard; needs the extra ``tensorboard``.
+        report: also write report.html, a page to look at (`workflows.report`), into the model's folder.
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
@@ -126,6 +131,8 @@ def train(
             if processes.first:
                 held.enter_context(_held_cases(prepared, plans_name))
             jobs = _jobs(request, space, prepared, processes=processes, device=found, reporter=reporter)
+            if report and processes.first:  # refused now, not after hours
+                require_replaceable(jobs[0].folder.parent / PAGE, overwrite=False)
             for job in jobs:  # all at once: a fold in use is refused before others were trained for hours
                 held.enter_context(job.locked())
             options = {
@@ -147,7 +154,9 @@ def train(
     if len(dice) > 1:
         spread = statistics.stdev(dice)
         reporter.info(f"{len(dice)} folds: mean Dice {statistics.mean(dice):.4f}, SD over folds {spread:.4f}")
-    return TrainResult(jobs[0].folder.parent, tuple(results))
+    model = jobs[0].folder.parent
+    page = write_report(model, reporter=reporter).path if report and processes.first else None
+    return TrainResult(model, tuple(results), page)
 
 
 def check_options(*, iterations: int | None, seed: int | None, workers: int) -> None:
