@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import add_prepared
 from mre_lowshot.atlas.alignment import atlas_coordinates
 from mre_lowshot.atlas.atlas import Atlas
 from mre_lowshot.atlas.label_fusion import build_prior
@@ -211,13 +212,7 @@ def _compare_fused(job: Comparison, known: dict[str, list[tuple[Atlas, np.ndarra
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.registration", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("prepared", type=Path, help="preprocessed/DatasetXXX_Name")
-    parser.add_argument("-p", dest="plans", default="MREPlans", metavar="NAME", help="plan (default: %(default)s)")
-    parser.add_argument("--cohort", default="develop", metavar="NAME", help="cases to use (default: %(default)s)")
-    parser.add_argument(
-        "--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("dev_report_split.json"),
-        help="JSON with the cohorts (default: benchmarks/dev_report_split.json)",
-    )  # fmt: skip
+    add_prepared(parser, cohort="develop")
     parser.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are propagated")
     parser.add_argument("--mirrored", action="store_true", help="also from the scan's mirrored atlas, and from both")
     parser.add_argument("--fused", action="store_true", help="also from all scans of --train, fused")

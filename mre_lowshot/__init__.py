@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mre_lowshot.data.dataset import Dataset
     from mre_lowshot.data.volume import Volume
     from mre_lowshot.inference.predictor import Predictor
+    from mre_lowshot.workflows.add_case import add_case
     from mre_lowshot.workflows.evaluate import evaluate
     from mre_lowshot.workflows.export_model import export_model
     from mre_lowshot.workflows.importing import import_dataset
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mre_lowshot.workflows.plan import plan
     from mre_lowshot.workflows.predict import list_scans, predict
     from mre_lowshot.workflows.report import write_report
+    from mre_lowshot.workflows.suggest import suggest
     from mre_lowshot.workflows.train import train
     from mre_lowshot.workflows.view import view
 
@@ -31,6 +33,7 @@ __all__ = [
     "Dataset",
     "Predictor",
     "Volume",
+    "add_case",
     "evaluate",
     "export_model",
     "import_dataset",
@@ -38,6 +41,7 @@ __all__ = [
     "list_scans",
     "plan",
     "predict",
+    "suggest",
     "train",
     "view",
     "write_report",
@@ -47,6 +51,7 @@ _HOMES = {
     "Dataset": "data.dataset",
     "Predictor": "inference.predictor",
     "Volume": "data.volume",
+    "add_case": "workflows.add_case",
     "evaluate": "workflows.evaluate",
     "export_model": "workflows.export_model",
     "install_model": "workflows.install_model",
@@ -55,6 +60,7 @@ _HOMES = {
     "plan": "workflows.plan",
     "predict": "workflows.predict",
     "write_report": "workflows.report",
+    "suggest": "workflows.suggest",
     "train": "workflows.train",
     "view": "workflows.view",
 }

@@ -116,12 +116,15 @@ def dataset_fingerprint(name: str, cases: dict[str, dict[str, Any]]) -> dict[str
     }
 
 
+FILES = ("dataset_fingerprint.json", "mre_fingerprint.json")  # the second where the first is nnU-Net's
+
+
 def write_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> None:
     """Write ``folder/dataset_fingerprint.json``, or ``mre_fingerprint.json`` where nnU-Net has its own file of the
     first name (nnU-Net would use ours without checking it)."""
-    path = folder / "dataset_fingerprint.json"
+    path = folder / FILES[0]
     if path.is_file() and "cases" not in read_json(path, f"the fingerprint in {folder}"):
-        path = folder / "mre_fingerprint.json"
+        path = folder / FILES[1]
     write_json(path, fingerprint)
 
 

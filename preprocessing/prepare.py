@@ -139,7 +139,7 @@ def prepare_dataset(
             prepared = prepare_case(case.name, image, label, plan=plan, crop=crops.get(case.name))
             prepared = replace(prepared, settings=settings_hash(plan), source=source.content)
             save_case(cases, prepared)
-            notes += _lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)
+            notes += lost_on_grid(prepared, label.array[as_slices(prepared.transform.box)], plan)
             sources[case.name] = source
         _check_unchanged(dataset, sources, folder)
         for name in earlier - sources.keys():  # of cases that the dataset no longer has
@@ -175,7 +175,7 @@ def _check_unchanged(dataset: Dataset, sources: Mapping[str, CaseSource], folder
                 )
 
 
-def _lost_on_grid(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> list[str]:
+def lost_on_grid(prepared: PreparedCase, marked: np.ndarray, plan: Plan) -> list[str]:
     """A note for each class of a label map (cropped) that has no voxel on the plan's grid."""
     present = np.unique(prepared.label) if prepared.label is not None else ()
     return [

@@ -3,7 +3,7 @@ the locks of planning and training there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,9 +16,47 @@ from mre_lowshot.files import read_json, remove_leftovers
 from mre_lowshot.locks import locked
 from mre_lowshot.preprocessing.record import RECORD, REFERENCES, parts_of
 from mre_lowshot.signed import set_aside
+from mre_lowshot.transaction import JOURNAL_FOLDER, finish
 
 SHARED = "references"  # key of the lock of what plans share
+ADDING = "adding"  # key of the lock of adding a case
 WAIT = 30.0  # seconds for another run to copy label maps
+WAIT_ADDING = 600.0  # seconds for another run to add a case, which it preprocesses
+
+
+@contextmanager
+def adding(folder: Path) -> Iterator[str]:
+    """Be the only run that adds cases to preprocessed/DatasetXXX_Name, after those that do; finish what a killed one
+    has begun, and yield what that was (empty for nothing).
+
+    Raises:
+        UserError: another run adds cases for long.
+    """
+    with locked(folder, ADDING, "adds a case", wait=WAIT_ADDING):
+        yield finish(folder)
+
+
+@contextmanager
+def changing(folder: Path, plans: Sequence[str]) -> Iterator[None]:
+    """Hold the cases of ``plans``, and what they share, for writing, and remove what killed runs left.
+
+    Raises:
+        UserError: another run plans or trains.
+    """
+    doing = "adds a case"
+    with ExitStack() as held:
+        for name in plans:
+            held.enter_context(locked(folder, f"plan_{name}", doing, wait=2.0))
+        held.enter_context(locked(folder, SHARED, doing, wait=2.0))
+        clean(folder)
+        yield
+
+
+def finish_changes(folder: Path) -> None:
+    """Finish the addition of a case that was cut off, or wait for one that is being written."""
+    if (folder / JOURNAL_FOLDER).is_dir():
+        with locked(folder, ADDING, "finishes adding a case", wait=WAIT):
+            finish(folder)
 
 
 @contextmanager
@@ -29,6 +67,7 @@ def planning(folder: Path, plans_name: str) -> Iterator[None]:
     Raises:
         UserError: another run plans it, or trains with it.
     """
+    finish_changes(folder)
     with locked(folder, f"plan_{plans_name}", f"plans and preprocesses {plans_name}"):
         clean(folder)
         yield
@@ -47,6 +86,7 @@ def reading(folder: Path, plans_name: str) -> Iterator[None]:
     Raises:
         UserError: another run preprocesses them.
     """
+    finish_changes(folder)
     with ExitStack() as held:
         doing = f"trains with {plans_name}"
         held.enter_context(locked(folder, f"plan_{plans_name}", doing, shared=True))

@@ -29,6 +29,7 @@ LAYERS = [
         "locks",
         "signed",
         "signals",
+        "transaction",
         "config",
         "plotting",
         "devices",

@@ -65,7 +65,8 @@ class Runs:
 
     def run(self, name: str, *arguments: object, limit: int | None = None, after: float | None = None) -> int | None:
         """The exit code; None where it was killed, ``after`` seconds."""
-        given = [*map(str, arguments), "--workspace", str(self.space.root), "-device", "cpu"]
+        device = [] if name == "add_case" else ["-device", "cpu"]
+        given = [*map(str, arguments), "--workspace", str(self.space.root), *device]
         output = str(self.space.root / "output.txt")
         process = CONTEXT.Process(target=in_process, args=(name, given, output, limit))
         begun = time.monotonic()

@@ -42,6 +42,7 @@ from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.signed import set_aside
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
+from mre_lowshot.trainers.pretrained import load_pretrained
 from mre_lowshot.trainers.replaced import discard, has_checkpoint
 from mre_lowshot.trainers.symmetry import left_right_dice
 from mre_lowshot.trainers.trainer import MRETrainer, check_inputs
@@ -71,6 +72,7 @@ class FoldJob:
         seed: of weights and patches.
         processes: that train together.
         overwritten: folds that the same run trains again, whose results with an older plan are not kept.
+        pretrained: checkpoint, or folder of a fold, whose weights a new training begins with.
     """
 
     plan: Plan
@@ -83,6 +85,7 @@ class FoldJob:
     seed: int = 0
     processes: Processes = SINGLE
     overwritten: tuple[int, ...] = ()
+    pretrained: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -138,13 +141,18 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     """Load the fold's training cases, take the decisions that their labels determine, and set the trainer up.
 
     Raises:
-        UserError: the folder holds results of another plan, or (mode NEW) a fold that was trained before.
+        UserError: the folder holds results of another plan, or (mode NEW) a fold that was trained before; or the
+            pretrained weights do not fit the plan.
     """
     if mode is TrainMode.NEW and job.has_checkpoint:
         raise UserError(
             f"{job.folder}: was trained already, or begun; --c continues, --val only validates, --overwrite trains it "
             "again"
         )
+    # read before the folder is cleared: they may be the weights of the fold that is trained again
+    begin_with = None
+    if job.pretrained is not None:
+        begin_with = load_pretrained(job.pretrained, job.plan, job.device, test=job.split["val"])
     prepared = [job.case(name) for name in job.split["train"]]
     inputs = {case.name: case.source for case in prepared}
     cases = [training_case(case, job.plan.network.axes) for case in prepared]
@@ -199,6 +207,8 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     )
     if saved:
         trainer.resume(saved)
+    elif begin_with is not None:
+        trainer.begin_with(begin_with)
     if mode is TrainMode.OVERWRITE:
         trainer.after_save = partial(discard, job.folder, job.plan)
     if job.processes.first:

@@ -36,6 +36,7 @@ from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
 from mre_lowshot.trainers.precision import Precision
+from mre_lowshot.trainers.pretrained import Pretrained
 from mre_lowshot.trainers.training_log import TrainingLog, checked_history
 from mre_lowshot.trainers.tune_fusion import tune_weights
 
@@ -150,6 +151,7 @@ class MRETrainer:
             self.network.parameters(), optimizer.learning_rate, weight_decay=optimizer.weight_decay
         )
         self.schedule = schedule(self.optimizer, optimizer)
+        self.pretrained: Pretrained | None = None
         self.atlases = atlases
         prior = atlas_prior_of(atlases, plan)
         self.sampler = BatchSampler(cases, plan.patch.size, recipe, plan.network.classes, self.seed, prior)
@@ -284,6 +286,15 @@ class MRETrainer:
         )
         if self.after_save:
             self.after_save()
+
+    def begin_with(self, pretrained: Pretrained) -> None:
+        """Start from the weights of another training, with a new optimizer."""
+        self.network.load_state_dict(pretrained.weights)
+        if self.average is not None:
+            self.average.module.load_state_dict(pretrained.weights)
+        self.pretrained = pretrained
+        for note in pretrained.notes:
+            self.training_log.log(f"note: {note}")
 
     def resume(self, saved: tuple[Plan, dict[str, Any]] | None = None) -> None:
         """Continue from ``checkpoint_latest.pth``, or from ``saved``, the result of `checkpoint.load`.

@@ -47,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_cohort(made)
     made.add_argument(
+        "--pretrained_weights",
+        "-pretrained_weights",
+        type=common.path,
+        metavar="CHECKPOINT",
+        help="begin with the weights of this checkpoint (or fold's folder), with a new optimizer; same network, "
+        "channels and labels",
+    )
+    made.add_argument(
         "--deterministic", action="store_true",
         help="bit-identical weights in every run on the same GPU; slower (on the CPU this always holds)",
     )  # fmt: skip
@@ -97,6 +105,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         workers=options.workers,
         cohort=options.cohort,
         cohorts_file=options.cohorts,
+        pretrained_weights=options.pretrained_weights,
         deterministic=options.deterministic,
         tensorboard=options.tensorboard,
         report=options.report,

@@ -18,11 +18,15 @@ _ID = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """The three root folders of nnU-Net's layout, resolved once and passed as an argument (never a global)."""
+    """The three root folders of nnU-Net's layout, resolved once and passed as an argument (never a global).
+
+    ``root`` is the folder given with ``--workspace``, if it was, for the text of a next command.
+    """
 
     raw: Path
     preprocessed: Path
     results: Path
+    root: str | None = None
 
     @classmethod
     def resolve(cls, root: str | Path | None = None) -> Workspace:
@@ -42,7 +46,7 @@ class Workspace:
                 raise UserError(f"{roots[kind]}: is a file; the folder {kind} of the workspace is expected there")
             if not given and base.is_file():
                 raise UserError(f"--workspace {base}: is a file; give a folder")
-        return cls(**roots)
+        return cls(**roots, root=None if root is None else str(root))
 
     def find(self, name: str, kind: str) -> Path:
         """The folder of a dataset in the root folder ``kind`` (raw, preprocessed or results).

@@ -216,6 +216,15 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [content for path in sorted(folder.glob("run*.json")) if (content := read_record(path)) is not None]
 
 
+def entries(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The entries of each case in the run.json (and run_partN.json) of a folder of predictions; empty without one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for content in read_records(folder):
+        for name, entry in content["cases"].items():
+            found.setdefault(name, []).append(entry)
+    return found
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """The content of a record; None where the file is missing or something else."""
     content = read_cases(path, FORMAT, VERSION)

@@ -77,6 +77,7 @@ class FoldRun:
             "processes": job.processes.count,
             "options": dict(self.options),
             "first_iteration": trainer.iteration + 1,
+            "pretrained_weights": trainer.pretrained.origin if trainer.pretrained else None,
         }
         with recorded(job.folder, job.device, entry, writes=job.processes.first) as run:
             try:
@@ -93,6 +94,14 @@ class FoldRun:
         )
         for reason in before.values():
             reporter.info(f"  {reason}")
+        if trainer.pretrained is not None:
+            origin = trainer.pretrained.origin
+            reporter.info(
+                f"  begins with the weights of {origin['file']} (trained on {', '.join(origin['cases'])}, "
+                f"{origin['iterations']} iterations)"
+            )
+            for note in trainer.pretrained.notes:
+                reporter.warning(f"  NOTE {note}")
         if mode is not TrainMode.VALIDATE:
             if needs_tuning(trainer.plan):
                 reporter.info(

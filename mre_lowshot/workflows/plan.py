@@ -138,6 +138,15 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
         UserError: lists every problem found.
     """
     dataset = Dataset.load(raw)
+    return dataset, dataset_fingerprint(dataset.name, verified_cases(dataset, reporter))
+
+
+def verified_cases(dataset: Dataset, reporter: Reporter) -> dict[str, dict[str, Any]]:
+    """The fingerprint of each training case, after reading every file.
+
+    Raises:
+        UserError: lists every problem found.
+    """
     measured: dict[str, dict[str, Any]] = {}
     ct = [is_ct(name) for name in dataset.channel_names]
     not_hu: list[str] = []
@@ -161,7 +170,7 @@ def verified_dataset(raw: Path, reporter: Reporter) -> tuple[Dataset, dict[str, 
     raise_problems(dataset, [*problems, *not_hu])
     for note in notes:
         reporter.warning(f"  NOTE {note}")
-    return dataset, dataset_fingerprint(dataset.name, measured)
+    return measured
 
 
 def _texts(changes: Mapping[str, Any]) -> dict[str, str]:

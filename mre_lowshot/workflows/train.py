@@ -27,6 +27,7 @@ from mre_lowshot.preprocessing.references import clean, reading
 from mre_lowshot.trainers.board import require_tensorboard
 from mre_lowshot.trainers.distributed import Processes, connected_processes
 from mre_lowshot.trainers.fold import FoldJob, TrainMode
+from mre_lowshot.trainers.pretrained import OPTION
 from mre_lowshot.trainers.replaced import restore
 from mre_lowshot.workflows.fold_run import FoldResult, FoldRun
 from mre_lowshot.workflows.plan import DEFAULT_NAME
@@ -68,6 +69,7 @@ def train(
     workers: int = 0,
     cohort: str | None = None,
     cohorts_file: str | Path | None = None,
+    pretrained_weights: str | Path | None = None,
     deterministic: bool = False,
     tensorboard: bool = False,
     report: bool = False,
@@ -89,6 +91,8 @@ def train(
         score: predict and score the fold's other cases.
         workers: data-loading processes; 0: this process loads.
         cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
+        pretrained_weights: checkpoint, or folder of a fold, whose weights the training begins with, with a new
+            optimizer; of the same network, channels and labels.
         deterministic: bit-identical weights in every run on the same GPU; slower (on the CPU this always holds).
         tensorboard: also write the curves for TensorBoard; needs the extra ``tensorboard``.
         report: also write report.html, a page to look at (`workflows.report`), into the model's folder.
@@ -107,6 +111,7 @@ def train(
         require_path("--cohorts", cohorts_file)
     if mode not in (modes := [m.value for m in TrainMode]):
         raise UserError(f"mode {shown(mode)}: {suggest(mode, modes)}")
+    given = _pretrained(pretrained_weights, mode)
     if tensorboard:
         require_tensorboard()
     reporter = reporter or Reporter()
@@ -124,6 +129,7 @@ def train(
             mode=TrainMode(mode),
             cohort=cohort,
             cohorts_file=Path(cohorts_file) if cohorts_file else None,
+            pretrained=given,
         )
         space = Workspace.resolve(workspace)
         prepared = space.find(str(dataset), "preprocessed")
@@ -157,6 +163,22 @@ def train(
     model = jobs[0].folder.parent
     page = write_report(model, reporter=reporter).path if report and processes.first else None
     return TrainResult(model, tuple(results), page)
+
+
+def _pretrained(path: str | Path | None, mode: Mode) -> Path | None:
+    """The given pretrained weights, for a training from its beginning.
+
+    Raises:
+        UserError: there is no such checkpoint, or a training is continued or validated.
+    """
+    if path is None:
+        return None
+    require_path(OPTION, path)
+    if mode in ("continue", "validate"):
+        raise UserError(
+            f"{OPTION} is for a training from its beginning; --c and --val use the fold's own; leave it out"
+        )
+    return Path(path)
 
 
 def check_options(*, iterations: int | None, seed: int | None, workers: int) -> None:
@@ -198,6 +220,7 @@ class _Request:
     mode: TrainMode
     cohort: str | None
     cohorts_file: Path | None
+    pretrained: Path | None = None
 
     @property
     def loads(self) -> bool:
@@ -250,6 +273,7 @@ def _jobs(
             seed=_seed(request, model, n),
             processes=processes,
             overwritten=overwritten,
+            pretrained=request.pretrained,
         )
         for n in numbers
     ]

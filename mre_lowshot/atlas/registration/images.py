@@ -117,6 +117,14 @@ def warp(fixed: Any, moving: Any, transform: Any) -> Any:
     return sitk.Resample(moving, fixed, transform, sitk.sitkLinear, darkest)
 
 
+def voxels(image: Any) -> np.ndarray:
+    """The voxels of a SimpleITK image as an array (*size)."""
+    import SimpleITK as sitk
+
+    array: np.ndarray = sitk.GetArrayFromImage(image)
+    return array
+
+
 def transformed_positions(transform: Any, grid: Any) -> np.ndarray:
     """Positions of the voxels of ``grid`` after ``transform``: (3, *size) in mm, axes (z, y, x)."""
     import SimpleITK as sitk

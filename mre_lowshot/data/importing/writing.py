@@ -44,7 +44,7 @@ def write_cases(folder: Path, proposal: Proposal, entries: Iterable[Entry]) -> l
             path = folder / entry.part / f"{entry.case}_{number:04d}{ending}"
             path.parent.mkdir(exist_ok=True)
             turned = volume.on_axes_of(grid)
-            _write_image(path, turned.array[0], volume.geometry if number == 0 else turned.geometry)
+            write_image(path, turned.array[0], volume.geometry if number == 0 else turned.geometry)
             found = [f"{scan.name}: {note}" for note in volume.notes]
             notes += [note for note in found if note not in proposal.notes]
         if entry.pair:
@@ -64,7 +64,7 @@ def write_cases(folder: Path, proposal: Proposal, entries: Iterable[Entry]) -> l
     return notes
 
 
-def _write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write an image in the smallest type that holds its values exactly."""
     low, high = float(array.min()), float(array.max())
     if low >= -32768 and high <= 32767 and path.name.endswith((".nii", ".nii.gz")):
