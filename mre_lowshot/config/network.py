@@ -24,7 +24,7 @@ class NetworkConfig:
     widths: tuple[int, ...] = (64, 128, 256)  # feature channels of the encoder blocks, finest first
     convs: tuple[int, ...] = (3, 4, 5)  # convolutions per encoder block
     strides: tuple[tuple[int, ...], ...] = ((2, 2, 2), (1, 2, 2))  # average pooling between the blocks
-    norm: Literal["batch", "instance"] = "batch"
+    norm: Literal["batch", "instance"] = "batch"  # normalisation layers
     # Coordinate maps: -1 to 1 over the whole volume, over the patch, or none.
     coordinates: Literal["volume", "patch", "none"] = "volume"
     # Beyond the paper: the atlases' labels at these coordinates are further input maps, one per foreground class.
@@ -33,7 +33,7 @@ class NetworkConfig:
     multiscale: bool = True
     bottleneck_level: bool = False  # also concatenate the coarsest level
     se: bool = True  # squeeze-and-excitation
-    se_reduction: int = 16
+    se_reduction: int = 16  # of its hidden layer
     aspp: bool = True  # atrous spatial pyramid pooling
     aspp_channels: int = 256  # per branch
     dilations: tuple[tuple[int, ...], ...] = ((6, 6, 6), (12, 12, 12), (18, 18, 18))  # one row per branch
@@ -46,9 +46,9 @@ class NetworkConfig:
     mixing: Literal["adaptive", "average", "one_hot"] = "adaptive"  # equation 4, 1/M, or the nearest prototype alone
     mixing_dim: int = 512  # hidden width of the mixing network
     mixing_sigmoid: bool = True  # sigmoid before the softmax of equation 4
-    distance: Literal["cosine", "euclidean"] = "cosine"
+    distance: Literal["cosine", "euclidean"] = "cosine"  # of an embedding to the prototypes
     logit_scale: float = 10.0  # xi, its initial value
-    logit_scale_learned: bool = True
+    logit_scale_learned: bool = True  # trained with the weights, or kept
 
     def __post_init__(self) -> None:
         require_fields(self)

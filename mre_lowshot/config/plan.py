@@ -57,7 +57,7 @@ class PreprocessingConfig:
     grid: Literal["spacing", "size", "native"] = "spacing"  # resample to ``spacing`` mm, to ``size`` voxels, or not
     spacing: tuple[float, ...] = ()  # mm
     size: tuple[int, ...] = ()  # voxels
-    centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)
+    centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)  # of each axis, for crop centre
     crop_margin_mm: float = 0.0  # added to boxes nonzero and body
     keep_padding: bool = False  # crop rules apply to the image without constant border planes, unless true
     bias_field: bool = False  # estimate an MRI's bias field and divide by it before normalisation
@@ -99,8 +99,8 @@ def _three(values: tuple[float, ...], low: float, high: float) -> bool:
 class PatchConfig:
     """Sides of the network's input patch and of the centre kept of it by centre tiling, (z, y, x) voxels."""
 
-    size: tuple[int, ...] = (12, 36, 36)
-    centre: tuple[int, ...] = (8, 28, 28)
+    size: tuple[int, ...] = (12, 36, 36)  # divisible by the product of the network's strides
+    centre: tuple[int, ...] = (8, 28, 28)  # the part that tiling centre keeps
 
     def __post_init__(self) -> None:
         require_fields(self)
@@ -131,16 +131,16 @@ class MinHu:
 class FoldDecisions:
     """Decisions derived from labels, and therefore from the fold's own training scans only."""
 
-    level: str
-    fold: int
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    level: str  # 1shot, 2shot, ..., loo, all
+    fold: int  # its number
+    train: tuple[str, ...]  # training cases
+    test: tuple[str, ...]  # the other labelled cases, which are scored
     majority: tuple[int, ...]  # classes of OHEM's majority group
     voxel_shares: dict[str, float]  # of each class in the training labels
-    reasons: dict[str, str]
-    seed: int = 0
+    reasons: dict[str, str]  # why each of these decisions was taken
+    seed: int = 0  # of weights and patches
     single_component: tuple[int, ...] = ()  # classes that are one connected component in every training scan
-    min_hu: tuple[MinHu, ...] = ()
+    min_hu: tuple[MinHu, ...] = ()  # lowest CT value of each class that has a limit
     mirrored_atlases: bool = False  # the training scans' mirror images are atlases too
     atlas_weight: float | None = None  # tuned on mirrored training scans after training; replaces the recipe's
     crf_weight: float | None = None  # likewise
@@ -162,20 +162,20 @@ class FoldDecisions:
 class Plan:
     """Everything that training and prediction need: the content of ``MREPlans.json``."""
 
-    dataset_name: str
-    plans_name: str
-    channel_names: tuple[str, ...]
-    labels: dict[str, int]
-    file_ending: str
-    preprocessing: PreprocessingConfig
-    patch: PatchConfig
-    network: NetworkConfig
-    recipe: Recipe
+    dataset_name: str  # DatasetXXX_Name
+    plans_name: str  # name of the plan (-p)
+    channel_names: tuple[str, ...]  # of dataset.json; they decide the normalisation
+    labels: dict[str, int]  # name to value, background included
+    file_ending: str  # of the scans and label maps
+    preprocessing: PreprocessingConfig  # crop, normalisation, grid
+    patch: PatchConfig  # input of the network
+    network: NetworkConfig  # its architecture
+    recipe: Recipe  # training and prediction
     reasons: dict[str, str]  # why each decision was taken
     training_ranges: dict[str, Any]  # spacing, extent and intensities of the planned scans; prediction warns outside
-    ignore_label: int | None = None
+    ignore_label: int | None = None  # value of voxels that are not annotated
     fold: FoldDecisions | None = None  # in a fold's own plans.json only
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_VERSION  # of plans and checkpoints; another is refused
 
     def __post_init__(self) -> None:
         require_fields(self)

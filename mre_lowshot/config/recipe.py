@@ -17,9 +17,9 @@ MIN_STEP = 0.05  # at a step of 5 % of the patch side a voxel is already predict
 class OptimizerConfig:
     """Adam, its schedule and how a step is computed. Defaults: the paper (Table I, IV-C)."""
 
-    iterations: int = 3000
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
+    iterations: int = 3000  # mini-batches of a training
+    learning_rate: float = 1e-3  # initial one of Adam
+    weight_decay: float = 0.0  # of Adam
     schedule: Literal["step", "cosine"] = "step"  # cosine: down to 0 at the last iteration
     step_every: int = 1500  # iterations between two drops of schedule step
     step_factor: float = 0.1  # the learning rate is multiplied by this at each drop
@@ -91,24 +91,24 @@ class AugmentationConfig:
 
     spatial_probability: float = 0.0  # of rotation, scaling, elastic deformation and shift together
     rotation: float = 15.0  # degrees, up to, about each axis
-    scaling: tuple[float, ...] = (0.85, 1.15)
+    scaling: tuple[float, ...] = (0.85, 1.15)  # factor, from and to
     elastic: float = 0.0  # standard deviation of the control points' displacement, share of the patch side
     shift: float = 0.0  # content against the coordinate maps, up to this share of the volume's side
     # Bends the location maps (coordinates and atlas prior) of every patch, as registration errors do: a smooth field
     # of up to this standard deviation, share of the patch side.
     location_jitter: float = 0.0
     mirror_axes: tuple[int, ...] = ()  # of (z, y, x), each mirrored in half of the patches
-    brightness_probability: float = 0.0
-    brightness: tuple[float, ...] = (0.75, 1.25)
-    contrast_probability: float = 0.0
-    contrast: tuple[float, ...] = (0.75, 1.25)
-    gamma_probability: float = 0.0
-    gamma: tuple[float, ...] = (0.7, 1.5)
-    noise_probability: float = 0.0
-    noise_variance: float = 0.05
-    blur_probability: float = 0.0
+    brightness_probability: float = 0.0  # of a patch
+    brightness: tuple[float, ...] = (0.75, 1.25)  # factor of the intensities
+    contrast_probability: float = 0.0  # of a patch
+    contrast: tuple[float, ...] = (0.75, 1.25)  # factor of the distances from the mean
+    gamma_probability: float = 0.0  # of a patch
+    gamma: tuple[float, ...] = (0.7, 1.5)  # exponent
+    noise_probability: float = 0.0  # of a patch
+    noise_variance: float = 0.05  # largest, of Gaussian noise
+    blur_probability: float = 0.0  # of a patch
     blur: tuple[float, ...] = (0.5, 1.0)  # sigma, voxels
-    low_resolution_probability: float = 0.0
+    low_resolution_probability: float = 0.0  # of a patch
     low_resolution: tuple[float, ...] = (0.5, 1.0)  # zoom factor
 
     def __post_init__(self) -> None:
@@ -190,12 +190,12 @@ class InferenceConfig:
 class Recipe:
     """How a fold is trained and a scan predicted. The defaults are the paper's recipe."""
 
-    name: str = "paper"
+    name: str = "paper"  # of the recipe
     # paper: the paper's patch, grid, crop and OHEM groups; adaptive: planned from the fingerprint.
     planning: Literal["paper", "adaptive"] = "paper"
     # Size of the network: the paper's, the small one (for a CPU), or by the device's memory.
     size: Literal["paper", "small", "auto"] = "paper"
-    architecture: Literal["mre_net", "unet"] = "mre_net"
+    architecture: Literal["mre_net", "unet"] = "mre_net"  # MRE-Net, or the U-Net baseline
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
