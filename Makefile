@@ -17,7 +17,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom,tensorboard,docs]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom,tensorboard]
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run
@@ -34,7 +34,7 @@ test: $(VENV)/.test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[view,browser]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[docs,view,browser]
 	$(BIN)/python -m pytest -m slow
 
 # NO_MKDOCS_2_WARNING: a notice of the theme about another program's next version
