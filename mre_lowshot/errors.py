@@ -6,6 +6,16 @@ import os
 import traceback
 from collections.abc import Callable
 
+# In the text of torch's errors, lower case. cuDNN reports a workspace that it cannot allocate as an internal error.
+_SHORT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error",
+    "cusolver_status_alloc_failed",
+)
 TRACEBACK = "MRE_TRACEBACK"  # environment variable: show where an error arose
 
 
@@ -45,11 +55,12 @@ def log_unexpected(problem: BaseException, log: Callable[[str], None]) -> None:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether memory was short: Python's and numpy's MemoryError, and torch's errors on the CPU and on a GPU."""
+    """Whether memory was short: Python's and numpy's MemoryError, torch's errors on the CPU and on a GPU, and those of
+    cuBLAS, cuDNN and cuSOLVER, which torch passes on as RuntimeError with the library's status."""
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
-    return isinstance(problem, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(problem, RuntimeError) and any(sign in text for sign in _SHORT_OF_MEMORY)
 
 
 def _first_line(problem: BaseException) -> str:

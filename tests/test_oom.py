@@ -10,9 +10,9 @@ import torch
 from references import TINY, single_thread, tiny_case, tiny_plan  # noqa: F401
 from torch.autograd.graph import saved_tensors_hooks
 
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory
 from mre_lowshot.network.build import build
-from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
+from mre_lowshot.trainers.oom import OutOfMemoryPolicy, place_counters, step_distributed
 from mre_lowshot.trainers.trainer import MRETrainer, batch_dice
 
 
@@ -130,3 +130,111 @@ def test_a_step_of_one_process_among_several_is_refused_and_not_repeated():
     with pytest.raises(UserError, match="does not hold this process's part of a training step; start more processes"):
         step_distributed(step)
     assert calls == [1]
+
+
+# As torch raises them, all as RuntimeError.
+SHORT = (
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    "MPS backend out of memory (MPS allocated: 8.91 GB, other allocations: 1.12 GB)",
+    "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory",
+)
+
+
+@pytest.mark.parametrize("text", SHORT)
+def test_what_a_library_cannot_allocate_is_out_of_memory(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert describe_failure(RuntimeError(text), "a").startswith("case a: out of memory (")
+    calls = []
+
+    def step(parts):
+        calls.append(parts)
+        if len(calls) == 1:
+            raise RuntimeError(text)
+        return parts
+
+    assert OutOfMemoryPolicy(build(TINY), 2, 1, lambda line: None).fit(step) == 1
+    calls.clear()
+    with pytest.raises(UserError, match="does not hold this process's part"):
+        step_distributed(step)
+
+
+def test_other_errors_of_a_library_are_no_lack_of_memory():
+    for text in ("cuDNN error: CUDNN_STATUS_BAD_PARAM", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", "shapes"):
+        assert not is_out_of_memory(RuntimeError(text))
+        with pytest.raises(RuntimeError, match="^" + text):
+            step_distributed(lambda parts, text=text: (_ for _ in ()).throw(RuntimeError(text)))
+
+
+def trainer_of(tmp_path, **options) -> MRETrainer:
+    plan = tiny_plan(replace(TINY, norm="instance", image_level_norm=False), ohem=False, batch_size=2, **options)
+    return MRETrainer(plan, [tiny_case()], folder=tmp_path, device=torch.device("cpu"))
+
+
+def state_of(trainer) -> list[torch.Tensor]:
+    moments = (v for state in trainer.optimizer.state_dict()["state"].values() for v in state.values())
+    return [*(p.detach().clone() for p in trainer.network.parameters()), *(m.clone() for m in moments)]
+
+
+def short_inside(monkeypatch, trainer, times: int, done: list[int]) -> None:
+    """The first ``times`` steps of the optimizer change weights, moments and counters, and fail then."""
+    real = trainer.precision.step
+
+    def step(optimizer):
+        done.append(len(done))
+        real(optimizer)
+        if len(done) <= times:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(trainer.precision, "step", step)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_step_of_the_optimizer_that_does_not_fit_is_repeated(before, tmp_path, monkeypatch):
+    """At the first step the optimizer has no moments yet."""
+    trainer, other = trainer_of(tmp_path / "a"), trainer_of(tmp_path / "b")
+    for number in range(before):
+        for one in (trainer, other):
+            one.step(*one.sampler[number])
+    done: list[int] = []
+    short_inside(monkeypatch, trainer, 1, done)
+    for number in range(before, before + 2):
+        for one in (trainer, other):
+            one.step(*one.sampler[number])
+    assert len(done) == 3
+    for ours, wanted in zip(state_of(trainer), state_of(other), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-7)
+    (log,) = (tmp_path / "a").glob("training_log_*.txt")
+    assert "tensor by tensor from now on" in log.read_text()
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_weights_are_those_from_before_a_step_that_never_fits(before, tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path)
+    for number in range(before):
+        trainer.step(*trainer.sampler[number])
+    wanted, done = state_of(trainer), []
+    short_inside(monkeypatch, trainer, 9, done)
+    with pytest.raises(UserError, match="does not hold a step of the optimizer; the weights are those from before"):
+        trainer.step(*trainer.sampler[before])
+    assert len(done) == 2
+    assert trainer.iteration == before
+    for ours, kept in zip(state_of(trainer), wanted, strict=True):
+        assert torch.equal(ours, kept)
+
+
+@pytest.mark.parametrize(("options", "place"), [({}, "cpu"), ({"fused": True}, "meta"), ({"capturable": True}, "meta")])
+def test_counters_of_steps_are_where_a_fresh_optimizer_has_them(options, place, monkeypatch):
+    """`meta` stands for a GPU; a counter that was loaded there can be asked for its place only."""
+    weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.Adam([weight])
+    optimizer.param_groups[0].update(options)
+    moves = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moves.append(str(device)) or self)
+    for device in ("cpu", "meta"):
+        optimizer.state[weight]["step"] = torch.zeros((), device=device)
+        place_counters(optimizer)
+    assert moves == [place, place]

@@ -7,13 +7,18 @@ import pytest
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.record import RunRecord
+from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.workflows.outputs import OutputFolder, Request
 
 
 def folder_of(root: Path) -> OutputFolder:
     root.mkdir(exist_ok=True)
     return OutputFolder(root, RunRecord(root, "run.json", {}), Request(True, True, frozenset({0, 1})))
+
+
+def publish(folder: OutputFolder, case: Case, staging: Path) -> None:
+    outputs = [FileState.of(path, path.name) for path in sorted(staging.iterdir())]
+    folder.publish(case, {"status": "done"}, staging=staging, outputs=outputs)
 
 
 def test_names_that_differ_in_case_only_are_refused_where_they_are_one_file(tmp_path, monkeypatch):
@@ -45,9 +50,9 @@ def test_a_user_file_that_appears_during_the_run_is_not_replaced(tmp_path):
             (staging / "a.nii").write_text(text)
             if refused:
                 with pytest.raises(UserError, match="was written or changed by another program during this run"):
-                    folder.publish(case, {"status": "done"})
+                    publish(folder, case, staging)
             else:
-                folder.publish(case, {"status": "done"})
+                publish(folder, case, staging)
                 assert (tmp_path / "out/a.nii").read_text() == text
     assert (tmp_path / "out/a.nii").read_text() == "corrected"
 
@@ -72,7 +77,7 @@ def test_the_voxels_beside_an_mhd_header_belong_to_it(tmp_path):
     with folder.staged() as staging:
         (staging / "a.mhd").write_bytes(b"header")
         (staging / "a.zraw").write_bytes(b"voxels")
-        folder.publish(case, {"status": "done"})
+        publish(folder, case, staging)
     folder.require_room([case])
     (tmp_path / "out/a.zraw").write_bytes(b"corrected")
     with pytest.raises(UserError, match=r"a.zraw: mre_predict has not written this"):

@@ -1,4 +1,5 @@
-"""Out of memory in training: the step is repeated with recomputed activations, and finally in micro-batches."""
+"""Out of memory in training: the step is repeated with recomputed activations, and finally in micro-batches; the step
+of the optimizer is repeated tensor by tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from mre_lowshot.errors import UserError
+from mre_lowshot import devices
+from mre_lowshot.errors import UserError, is_out_of_memory
 from mre_lowshot.network.build import MRENet
 
 Result = TypeVar("Result")
@@ -41,8 +43,9 @@ class OutOfMemoryPolicy:
         while True:
             try:
                 return step(self.parts)
-            except torch.OutOfMemoryError:
-                pass  # outside the handler, so that the failed step's memory is freed
+            except RuntimeError as problem:  # repeated outside the handler, so that the failed step's memory is freed
+                if not is_out_of_memory(problem):
+                    raise
             for name, value in self.network.named_buffers():
                 value.copy_(before[name])
             self._free()
@@ -56,7 +59,7 @@ class OutOfMemoryPolicy:
         further = [n for n in range(self.parts + 1, self.batch + 1) if self.batch % n == 0]
         if not further or self.batch // further[0] < self.smallest:
             raise UserError(
-                f"the GPU's memory does not hold a training step even with recipe.optimizer.recompute in "
+                f"the device's memory does not hold a training step even with recipe.optimizer.recompute in "
                 f"{self.parts} parts; "
                 "use a smaller network or patch (--set under another -p), or -device cpu"
             )
@@ -68,7 +71,7 @@ class OutOfMemoryPolicy:
         )
 
     def _report(self, what: str) -> None:
-        line = f"the GPU's memory does not hold a training step: {what}"
+        line = f"the device's memory does not hold a training step: {what}"
         self.log(line)
         print(f"note: {line}", file=sys.stderr)
 
@@ -87,8 +90,91 @@ def step_distributed(step: Callable[[int], Result]) -> Result:
     """
     try:
         return step(1)
-    except torch.OutOfMemoryError:
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem):
+            raise
         raise UserError(
-            "the GPU's memory does not hold this process's part of a training step; start more processes, or plan "
+            "the device's memory does not hold this process's part of a training step; start more processes, or plan "
             "with --set recipe.optimizer.recompute=true or a smaller recipe.sampling.batch_size"
         ) from None
+
+
+class OptimizerSteps:
+    """Steps of the optimizer that change the weights completely or not at all.
+
+    The optimizer makes its moments at the first step, and temporary tensors at each one. Where the memory does not hold
+    them, weights and moments get the values from before the step, and it is repeated tensor by tensor, which needs less
+    memory and gives the same numbers to rounding; so are all later steps.
+
+    Args:
+        optimizer: of the training.
+        log: receives messages.
+        repeats: false for one process among several, whose weights must stay equal to those of the others.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, log: Callable[[str], None], *, repeats: bool = True) -> None:
+        self.optimizer, self.log, self.repeats = optimizer, log, repeats
+
+    def step(self, step: Callable[[], None]) -> None:
+        """``step()``, which updates the weights.
+
+        Raises:
+            UserError: the memory does not hold it; the weights are those from before the step.
+        """
+        before: _Before | None = None
+        try:
+            before = _Before(self.optimizer)
+            step()
+            return
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+        if before is not None:
+            before.restore()
+        single = all(group.get("foreach") is False for group in self.optimizer.param_groups)
+        devices.free_memory()
+        if single or not self.repeats:
+            raise UserError(
+                "the device's memory does not hold a step of the optimizer; the weights are those from before the "
+                "step; close other programs on the device, or plan a smaller network (--set under another -p)"
+            )
+        for group in self.optimizer.param_groups:
+            group["foreach"] = False
+        self.log("the device's memory does not hold a step of the optimizer: it is made tensor by tensor from now on")
+        self.step(step)
+
+
+class _Before:
+    """Weights and state of an optimizer before a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.states = {weight: dict(optimizer.state.get(weight, {})) for weight in weights}
+        found = (value for state in self.states.values() for value in state.values())
+        self.tensors = [*weights, *(value for value in found if isinstance(value, torch.Tensor))]
+        with torch.no_grad():
+            arrays = iter(torch._foreach_mul([t for t in self.tensors if t.dim()], 1.0))  # few launches on a GPU
+            self.copies = [next(arrays) if tensor.dim() else tensor.clone() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set all values back; what the step has added to the state is removed."""
+        for tensor, copy in zip(self.tensors, self.copies, strict=True):
+            tensor.copy_(copy)
+        for weight, state in self.states.items():
+            self.optimizer.state.pop(weight, None)
+            if state:
+                self.optimizer.state[weight] = state
+
+
+def place_counters(optimizer: torch.optim.Optimizer) -> None:
+    """Move the counters of Adam's steps to where a fresh optimizer has them: the CPU, unless the step is fused or
+    captured in a graph. A checkpoint is loaded to the device of the training; with counters on a GPU the CPU would wait
+    for it in each step."""
+    for group in optimizer.param_groups:
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        for weight in group["params"]:
+            counter = optimizer.state.get(weight, {}).get("step")
+            if isinstance(counter, torch.Tensor):
+                optimizer.state[weight]["step"] = counter.to(weight.device if on_device else "cpu")

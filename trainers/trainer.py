@@ -34,7 +34,7 @@ from mre_lowshot.network.build import build, require_patch_memory
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
-from mre_lowshot.trainers.oom import OutOfMemoryPolicy, step_distributed
+from mre_lowshot.trainers.oom import OptimizerSteps, OutOfMemoryPolicy, place_counters, step_distributed
 from mre_lowshot.trainers.precision import Precision
 from mre_lowshot.trainers.pretrained import Pretrained
 from mre_lowshot.trainers.training_log import TrainingLog, checked_history
@@ -161,6 +161,7 @@ class MRETrainer:
         self.training_log = TrainingLog(folder, writes=processes.first, used_memory=used)
         smallest = 2 if plan.network.pooled_norm else 1  # a norm needs two vectors
         self.memory = OutOfMemoryPolicy(self.network, recipe.sampling.batch_size, smallest, self.training_log.log)
+        self.updates = OptimizerSteps(self.optimizer, self.training_log.log, repeats=processes.count == 1)
         if processes.count > 1:
             self.training_log.log(processes.summary(plan))
 
@@ -241,7 +242,7 @@ class MRETrainer:
                 "recipe.optimizer.learning_rate"
             )
         rate = self.optimizer.param_groups[0]["lr"]
-        self.precision.step(self.optimizer)
+        self.updates.step(partial(self.precision.step, self.optimizer))
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -315,6 +316,7 @@ class MRETrainer:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            place_counters(self.optimizer)
             self.schedule.load_state_dict(state["schedule"])
             if self.precision.scaler.is_enabled():
                 self.precision.scaler.load_state_dict(state["scaler"])

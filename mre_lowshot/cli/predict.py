@@ -34,6 +34,10 @@ quality score, warnings and, where it failed, the reason. By it mre_predict reco
 map, or any other file that it has not written, is replaced with --overwrite only. With --continue_prediction an empty
 or damaged file is predicted again (what was in it is kept as NAME.damaged).
 
+With --scheduler the scans are predicted on other machines, or in several processes of this one; files, run.json and
+exit codes are the same. A scan whose worker is lost is done again on another one. A dask scheduler runs whatever its
+clients send: use one in a network that you trust only (docs/CLUSTER.md, with a recipe for SLURM).
+
 Exit code: 0 all predicted, 1 some scans failed (named; the others are done), 2 wrong use (nothing was done), 130 or 143
 interrupted by Ctrl-C or SIGTERM (what is finished is kept; go on with --continue_prediction)."""
 
@@ -106,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--verbose", action="store_true", help="print the seconds of each case")
     made.add_argument("-num_parts", type=int, default=1, help="split the cases among this many runs")
     made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")
+    made.add_argument("--scheduler", metavar="ADDRESS",
+                      help="predict on the workers of a dask scheduler: its address (tcp://host:8786) or scheduler "
+                      "file; extra mre-lowshot[cluster], see docs/CLUSTER.md")  # fmt: skip
     common.add_device(made)
     common.add_workspace(made)
     return made
@@ -200,6 +207,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         num_parts=options.num_parts,
         part_id=options.part_id,
         device=options.device,
+        scheduler=options.scheduler,
         reporter=Console(),
     )
     return 1 if result.failed else 0

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
-from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.errors import NumericalError, UserError, is_out_of_memory
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
 from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
@@ -180,7 +180,9 @@ class SlidingWindow:
             box = union_box(tile.keep for tile in group)
             try:
                 probabilities = self._tiles(image, frame, group, box)
-            except torch.OutOfMemoryError:
+            except RuntimeError as problem:
+                if not is_out_of_memory(problem) or (self.tile_batch == 1 and self.device.type == "cpu"):
+                    raise
                 if self.tile_batch == 1:
                     raise UserError(f"{self.device}: its memory does not hold a single tile; use device cpu") from None
                 self.tile_batch = max(1, self.tile_batch // 2)

@@ -281,34 +281,31 @@ class OutputFolder:
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def publish(self, case: Case, entry: Mapping[str, object]) -> list[FileState]:
-        """List the staged files of a case in run.json, then give them their names, and delete those of an earlier run
-        that they make obsolete.
+    def publish(self, case: Case, entry: Mapping[str, object], *, staging: Path, outputs: Sequence[FileState]) -> None:
+        """List the files of a case in run.json, then give them their names, and delete those of an earlier run that
+        they make obsolete. ``outputs`` are the files in ``staging``.
 
         Raises:
             UserError: a user's file has appeared in their place, or they cannot be written.
         """
-        staged = sorted(p for p in self._staging.rglob("*") if p.is_file())
-        for path in staged:
-            final = self.root / path.relative_to(self._staging)
+        for state in outputs:
+            final = self.root / state.file
             if os.path.lexists(final) and not self._replaceable(final, case.name):
                 raise UserError(
                     f"{final}: was written or changed by another program during this run; it is not replaced"
                 )
-        outputs = [FileState.of(p, p.relative_to(self._staging).as_posix()) for p in staged]
         before = self.record.states_of(case.name)
         kept = self._still_valid(outputs, before, case, crop=entry.get("crop"))
         self.record.add(case.name, entry, [*outputs, *kept])
         try:
-            for path in staged:
-                final = self.root / path.relative_to(self._staging)
+            for state in outputs:
+                final = self.root / state.file
                 final.parent.mkdir(exist_ok=True)
                 self._set_aside(final)
-                replace(path, final)
+                replace(staging / state.file, final)
         except OSError as problem:
             raise UserError(not_written(final, problem)) from None
         self._remove_obsolete(case, {state.file for state in (*outputs, *kept)}, before)
-        return outputs
 
     def _replaceable(self, path: Path, name: str) -> bool:
         return self.overwrite or path in self.damaged or self.record.is_own(path, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.record import RunRecord, describe_run
 from mre_lowshot.inference.sliding_window import Precision
 from mre_lowshot.preprocessing.prepare import read_crops
+from mre_lowshot.workflows.cluster import ClusterPredictor, require_cluster
 from mre_lowshot.workflows.inputs import Inputs, find_inputs, first_lines
 from mre_lowshot.workflows.only_run import only_run
 from mre_lowshot.workflows.outputs import OutputFolder, Request
@@ -58,6 +60,7 @@ def predict(
     workspace: str | Path | None = None,
     verbose: bool = False,
     prefetch: bool = True,
+    scheduler: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
     """Segment every scan in a folder, or one scan file. For scans in memory use `Predictor`.
@@ -90,6 +93,8 @@ def predict(
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         verbose: report the seconds of each case.
         prefetch: on a GPU, read and preprocess the next scan while a scan is predicted.
+        scheduler: address of a dask scheduler, or its scheduler file, on whose workers the scans are predicted; None:
+            in this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
 
     Raises:
@@ -100,6 +105,8 @@ def predict(
     for name, path in (("-i", inputs), ("-o", output)):
         require_path(name, path)
     inputs, output = Path(inputs), Path(output)
+    if scheduler is not None:
+        scheduler, inputs, output = require_cluster(scheduler), inputs.absolute(), output.absolute()
     check_model_options(model, dataset, level, plans_name)
     output_formats = _texts("--output_format", output_formats)
     series = _texts("--series", series)
@@ -116,14 +123,13 @@ def predict(
         "precision": precision,
         "compile": compile,
     }
-    predictor = Predictor.load(
-        folder,
-        folds=fold_numbers(folds),
-        device=device,
-        checkpoint_name=checkpoint_name,
-        log=lambda line: reporter.warning(f"note: {line}"),
-        **options,
-    )
+    loading: dict[str, Any] = {"folds": fold_numbers(folds), "checkpoint_name": checkpoint_name, **options}
+    predictor: Predictor | ClusterPredictor
+    if scheduler is None:
+        log = lambda line: reporter.warning(f"note: {line}")  # noqa: E731
+        predictor = Predictor.load(folder, device=device, log=log, **loading)
+    else:
+        predictor = ClusterPredictor(scheduler, folder, device=device, options=loading, reporter=reporter)
     _report_model(predictor, how, reporter)
     labels = ModelLabels.of(predictor.model)
     found = find_inputs(inputs, channels=predictor.plan.channel_names, output=output, series=series)
@@ -134,7 +140,11 @@ def predict(
     options |= {"statistics": statistics, "preview": preview, "report": report}
     options |= {"output_formats": list(output_formats), "series": list(series), "checkpoint_name": checkpoint_name}
     options |= {"continue_prediction": continue_prediction, "num_parts": num_parts, "part_id": part_id}
-    with only_run(output, num_parts=num_parts, part_id=part_id):
+    options |= {"scheduler": scheduler}
+    with ExitStack() as held:
+        held.enter_context(only_run(output, num_parts=num_parts, part_id=part_id))
+        if isinstance(predictor, ClusterPredictor):
+            held.enter_context(predictor.connected(found.cases, output))
         run = {
             **describe_run(predictor.model, predictor.device, options),
             "input": str(inputs.resolve()),
@@ -310,7 +320,7 @@ def fold_numbers(folds: Sequence[int | str] | None) -> list[int] | None:
     return None if "all" in parsed else [fold for fold in parsed if isinstance(fold, int)]
 
 
-def _report_model(predictor: Predictor, how: str, reporter: Reporter) -> None:
+def _report_model(predictor: Predictor | ClusterPredictor, how: str, reporter: Reporter) -> None:
     model = predictor.model
     plural = "s" if len(model.folds) > 1 else ""
     reporter.info(f"model: {model.folder} ({how}), fold{plural} {', '.join(map(str, model.folds))}")

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.label_table import LabelTable
-from mre_lowshot.errors import UserError, describe_failure, is_out_of_memory, log_unexpected
+from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
-from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.formats import ModelLabels
-from mre_lowshot.inference.input_checks import Difference
 from mre_lowshot.inference.predictor import Outcome, Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
 from mre_lowshot.inference.statistics_table import StatisticsTable
-from mre_lowshot.workflows.case_files import (
-    Statistics,
-    add_missing_statistics,
-    label_digest,
-    write_extras,
-)
+from mre_lowshot.workflows.case_files import Statistics, add_missing_statistics, label_digest
+from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase, described, listed_box
+from mre_lowshot.workflows.cluster import ClusterPredictor
 from mre_lowshot.workflows.corrected import refresh_corrected
-from mre_lowshot.workflows.input_files import input_states
 from mre_lowshot.workflows.label_files import write_label_files
 from mre_lowshot.workflows.outputs import OutputFolder
 from mre_lowshot.workflows.reporting import Reporter
@@ -64,7 +55,7 @@ class PredictionRun:
     """Predicts the cases that are not done, and writes their files, run.json and the tables.
 
     Args:
-        predictor: of the model.
+        predictor: of the model, in this process or on the workers of a scheduler.
         target: the output folder.
         crops: given boxes, by case.
         part: is added to the names of the tables.
@@ -76,7 +67,7 @@ class PredictionRun:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Predictor | ClusterPredictor,
         target: OutputFolder,
         *,
         crops: Mapping[str, Box],
@@ -87,6 +78,7 @@ class PredictionRun:
         prefetch: bool = True,
     ) -> None:
         self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
+        self.writer = CaseWriter(target.root, target.request, labels, tuple(predictor.plan.channel_names), crops)
         self.predictor, self.target, self.crops, self.part, self.reporter = predictor, target, crops, part, reporter
         self.table = f"quality{part}.csv"
         self.statistics: dict[str, Statistics] = {}
@@ -158,7 +150,7 @@ class PredictionRun:
         left = []
         for case in cases:
             try:
-                why = self.target.why_again(case, _listed_box(self.crops.get(case.name)))
+                why = self.target.why_again(case, listed_box(self.crops.get(case.name)))
             except (UserError, OSError) as problem:  # its scan cannot be read: the prediction reports it
                 why = describe_failure(problem)
             if why is None:
@@ -184,23 +176,43 @@ class PredictionRun:
 
     def _predict(self, todo: Sequence[Case]) -> None:
         with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
+            if isinstance(self.predictor, ClusterPredictor):
+                with self.target.staged() as staging:
+                    for written in self.predictor.predict_cases(todo, self.writer, staging):
+                        self._take(written)
+                        bar.update()
+                return
             for outcome in self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch):
-                self._take(outcome)
+                self._write(outcome)
                 del outcome  # its probabilities are large; free them before the next scan is segmented
                 bar.update()
 
-    def _take(self, outcome: Outcome) -> None:
-        """Write what belongs to one case; a failure is noted."""
-        case = outcome.case
-        problem = outcome.problem or self._write(outcome)
-        if problem:
+    def _write(self, outcome: Outcome) -> None:
+        """Write the files of a case that was predicted in this process."""
+        if outcome.prediction is None:
+            self._take(self.writer.not_predicted(outcome))
+            return
+        try:
+            with self.target.staged() as staging:
+                self._take(self.writer.write(outcome, staging, log=self.reporter.warning))
+        except UserError as failure:  # the temporary folder cannot be made
+            self._take(self.writer.not_predicted(replace(outcome, problem=self._described(failure, outcome.case))))
+
+    def _take(self, written: WrittenCase) -> None:
+        """Put the files of a case into place; a failure is noted."""
+        case = written.case
+        for note in written.notes:
+            self.reporter.warning(f"note: {note}")
+        if written.folder is not None:
+            written = self._publish(written, written.folder)
+        if problem := written.problem:
             path = self.target.label_map(case)
             note = f" ({path.name} is of an earlier run)" if path.exists() and case.name not in self.files else ""
             self.failed.append(problem + note)
         if case.name not in self.files:
             self._lost += 1
             with suppress(UserError):  # a disk that is full is reported by the next case or at the end
-                self.target.record.add(case.name, _entry(outcome, self.crops, failed=problem), [])
+                self.target.record.add(case.name, written.entry, [])
             return
         for warning in self.warnings.get(case.name, ()):
             self.reporter.warning(f"warning: case {case.name}: {warning}")
@@ -208,67 +220,31 @@ class PredictionRun:
         with suppress(UserError):  # tried again at the end
             self._write_tables()
 
-    def _write(self, outcome: Outcome) -> str:
-        """Write the files of a predicted case; the problem, if there is one."""
-        case, prediction = outcome.case, outcome.prediction
-        if prediction is None:
-            return f"case {case.name}: was not predicted"
-        begun = time.monotonic()
+    def _publish(self, written: WrittenCase, folder: Path) -> WrittenCase:
+        """Give the files of a case their names; where that fails, the same case without them."""
+        case, quality = written.case, written.quality
         try:
-            with self.target.staged() as staging:
-                path, problem = self._write_label_maps(prediction, case, staging)
-                extra_problem, statistics = self._write_extras(prediction, case, staging)
-                problem = extra_problem or problem
-                entry = _entry(outcome, self.crops, failed=problem, write_seconds=time.monotonic() - begun)
-                self.target.publish(case, entry)
+            self.target.publish(case, written.entry, staging=folder, outputs=written.outputs)
         except Exception as failure:
-            return self._described(failure, case)
-        self.files[case.name], self.qualities[case.name] = path, prediction.quality
-        self._unwritten.add(case.name)
-        if self._measured is not None and statistics is not None:
-            self.statistics[case.name] = statistics
-            self._measured.add(case.name, label_digest(path), statistics)
-        if self.verbose:
-            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["seconds"].items())
+            return written.failed(self._described(failure, case).replace(str(folder), str(self.target.root)))
+        path = self.target.root / written.label_map
+        self.files[case.name] = path
+        if quality is not None:
+            self.qualities[case.name] = quality
+            self._unwritten.add(case.name)
+        if self._measured is not None and written.statistics is not None:
+            self.statistics[case.name] = written.statistics
+            self._measured.add(case.name, label_digest(path), written.statistics)
+        if self.verbose and quality is not None:
+            stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in written.entry["seconds"].items())
             files = ", ".join(file.name for file in self.target.label_maps(case) if file.exists())
-            self.reporter.info(f"case {case.name}: {stages}; quality score {prediction.quality.score:.2f}; {files}")
-        if prediction.warnings:
-            self.warnings[case.name] = prediction.warnings
-        return problem
-
-    def _write_label_maps(self, prediction: Prediction, case: Case, staging: Path) -> tuple[Path, str]:
-        """Write the label map in each format; the first one written, and the problem of one that cannot be. It is
-        raised where none can be written."""
-        written: list[Path] = []
-        failures: list[Exception] = []
-        for path, made in self.target.label_maps(case).items():
-            try:
-                made.write(staging / path.name, prediction, self.labels, case.series[0] if case.series else None)
-                written.append(path)
-            except Exception as failure:
-                failures.append(failure)
-        if not written:
-            raise failures[0]
-        problem = self._described(failures[0], case) if failures else ""
-        return written[0], problem.replace(str(staging), str(self.target.root))
-
-    def _write_extras(self, prediction: Prediction, case: Case, staging: Path) -> tuple[str, Statistics | None]:
-        """Probabilities, pictures and statistics, if they are asked for. The label map is kept where they fail: the
-        problem, empty otherwise, and the statistics."""
-        channels = self.predictor.plan.channel_names
-        try:
-            return "", write_extras(prediction, case, staging, request=self.target.request, channels=channels)
-        except Exception as failure:
-            return self._described(failure, case).replace(str(staging), str(self.target.root)), None
+            self.reporter.info(f"case {case.name}: {stages}; quality score {quality.score:.2f}; {files}")
+        if written.warnings:
+            self.warnings[case.name] = written.warnings
+        return written
 
     def _described(self, failure: Exception, case: Case) -> str:
-        log_unexpected(failure, self.reporter.warning)
-        text = describe_failure(failure, case.name)
-        if is_out_of_memory(failure):
-            from mre_lowshot import devices
-
-            devices.free_memory()
-        return text
+        return described(failure, case, self.reporter.warning)
 
     def _write_tables(self, *, finished: bool = False) -> None:
         qualities = {name: self.qualities[name] for name in self.qualities if name in self._unwritten}
@@ -304,30 +280,3 @@ class PredictionRun:
         return PredictResult(
             root, self.files, self.qualities, tuple(self.failed), self.warnings, record, self.statistics
         )
-
-
-def _entry(
-    outcome: Outcome, crops: Mapping[str, Box], *, failed: str, write_seconds: float | None = None
-) -> dict[str, Any]:
-    """The entry of a case in run.json; ``failed`` is empty where all went well."""
-    case, prediction = outcome.case, outcome.prediction
-    seconds = {**outcome.seconds, **({} if write_seconds is None else {"write": round(write_seconds, 3)})}
-    quality = prediction.quality if prediction is not None and write_seconds is not None else None
-    warnings = prediction.warnings if prediction is not None else ()
-    return {
-        "status": "failed" if failed else "done",
-        "reason": failed or None,
-        "series": [one.key for one in case.series] or None,
-        "inputs": input_states(case) if quality else [{"file": str(path)} for path in case.images],
-        "crop": _listed_box(crops.get(case.name)),
-        "quality": {"score": quality.score, "basis": quality.basis} if quality else None,
-        "warnings": [str(warning) for warning in warnings],
-        "differences_from_training": [w.to_json() for w in warnings if isinstance(w, Difference) and w.training_range],
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
-        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _listed_box(box: Box | None) -> list[list[int]] | None:
-    """A box as it is stored in JSON."""
-    return None if box is None else [list(sides) for sides in box]

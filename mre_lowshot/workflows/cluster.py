@@ -1,0 +1,277 @@
+"""Prediction on the workers of a dask scheduler: one task a scan. A scan whose worker is lost is done again elsewhere;
+its files are put into place by this process alone, once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import queue
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mre_lowshot import __version__
+from mre_lowshot.config import Plan
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.errors import UserError
+from mre_lowshot.files import not_written, partial_name
+from mre_lowshot.inference.predictor import Outcome, Predictor
+from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase, described
+from mre_lowshot.workflows.cluster_worker import UNSEEN, Job, examine, hashes_of, predict_on_worker
+from mre_lowshot.workflows.reporting import Reporter
+
+CONNECT_SECONDS = 10.0  # for the scheduler to answer
+WORKER_SECONDS = 60.0  # for the first worker to appear: a batch system may start it later than the scheduler
+SHARED_SECONDS = 5.0  # for a new file to be seen on other machines
+POLL_SECONDS = 1.0
+DISTRIBUTION = "mre-lowshot"
+CONTINUE = "what is finished is kept; go on with --continue_prediction"
+
+
+def require_cluster(scheduler: object) -> str:
+    """The address or scheduler file as text.
+
+    Raises:
+        UserError: it is no text, or the extra is not installed.
+    """
+    if not isinstance(scheduler, (str, Path)) or not str(scheduler).strip() or "\0" in str(scheduler):
+        raise UserError(f"--scheduler {scheduler!r}: give the address of a dask scheduler, as tcp://host:8786")
+    if importlib.util.find_spec("distributed") is None:
+        raise UserError(
+            "--scheduler: the package distributed is not installed; pip install -c constraints.txt "
+            '"mre-lowshot[cluster]"'
+        )
+    return str(scheduler).strip()
+
+
+@contextmanager
+def connected(scheduler: str, *, timeout: float | None = None) -> Iterator[Any]:
+    """A `distributed.Client` of the scheduler at an address, or of a scheduler file.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    import distributed
+
+    seconds = CONNECT_SECONDS if timeout is None else timeout
+    place = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+    try:
+        client = distributed.Client(**place, timeout=seconds, set_as_default=False)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split()) or type(problem).__name__
+        raise UserError(
+            f"--scheduler {scheduler}: no dask scheduler answers within {seconds:g} s ({reason[:200]}); start one with "
+            "'dask scheduler', and give the address that it prints"
+        ) from None
+    try:
+        yield client
+    finally:
+        with suppress(Exception):  # the scheduler may be gone
+            client.close(timeout=CONNECT_SECONDS)
+
+
+class ClusterPredictor:
+    """Predicts cases on the workers of a scheduler, which load the model themselves. Inputs, model and output folder
+    have the same paths on all machines.
+
+    Args:
+        scheduler: address of the scheduler, or its scheduler file.
+        model: path of the model.
+        device: for the workers; for ``cuda`` a case needs a worker with the resource ``GPU``.
+        options: further ones of `Predictor.load`.
+        reporter: receives messages.
+
+    Raises:
+        UserError: as `Predictor.load`.
+    """
+
+    def __init__(
+        self, scheduler: str, model: Path, *, device: str, options: Mapping[str, Any], reporter: Reporter
+    ) -> None:
+        self.scheduler, self.device, self.reporter = scheduler, device, reporter
+        # here it is read for its plan, labels and hashes only
+        self.model = Predictor.load(model, **{**options, "device": "cpu", "compile": False}).model
+        self.path, self.options = model.absolute(), {**options, "device": device}
+        self._client: Any = None
+
+    @property
+    def plan(self) -> Plan:
+        """What the model's folds share."""
+        return self.model.plan
+
+    @property
+    def colours(self) -> Mapping[int, str]:
+        """``#rrggbb`` of each label value above 0."""
+        return self.model.colours
+
+    @contextmanager
+    def connected(self, cases: Sequence[Case], output: Path) -> Iterator[None]:
+        """Hold a connection to the scheduler; the workers are examined first.
+
+        Args:
+            cases: that may be predicted.
+            output: the output folder.
+
+        Raises:
+            UserError: the scheduler does not answer, it has no worker, or a worker cannot take part.
+        """
+        from distributed import TimeoutError
+
+        with connected(self.scheduler) as self._client:
+            try:
+                self._client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            except TimeoutError:
+                raise UserError(
+                    f"--scheduler {self.scheduler}: has no worker after {WORKER_SECONDS:g} s; start some with "
+                    f"'dask worker {self.scheduler}'"
+                ) from None
+            self._examine(cases, output)
+            yield
+
+    def predict_cases(self, cases: Sequence[Case], writer: CaseWriter, staging: Path) -> Iterator[WrittenCase]:
+        """Each case once, in the order in which they are done, with its files in a folder in ``staging``. A case whose
+        worker was lost is predicted on another one; a case that loses its workers again and again has failed.
+
+        Raises:
+            UserError: a worker cannot take part, or the scheduler is gone. The tasks that are left are cancelled then,
+                as they are when the iteration is ended early.
+        """
+        client, run = self._client, uuid.uuid4().hex[:8]
+        job = Job(self.path, hashes_of(self.model), self.options, writer, staging.absolute())
+        resources = {"GPU": 1} if self._needs_gpu else None
+        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        left: dict[str, tuple[Case, Any]] = {}
+        try:
+            for number, case in enumerate(cases):
+                key = f"mre_predict-{run}-{number}"
+                future = client.submit(predict_on_worker, job, case, key=key, pure=False, resources=resources)
+                left[key] = case, future
+                future.add_done_callback(arrived.put)
+            idle = 0.0
+            while left:
+                try:
+                    future = arrived.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    idle = self._wait(idle)
+                    continue
+                idle = 0.0
+                case, _ = left[future.key]
+                written = self._result(future, case, writer)
+                del left[future.key]
+                yield written
+                if written.folder is not None:
+                    shutil.rmtree(written.folder, ignore_errors=True)
+                future.release()
+        finally:
+            if left:
+                with suppress(Exception):
+                    client.cancel([future for _, future in left.values()], force=True)
+
+    @property
+    def _needs_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def _result(self, future: Any, case: Case, writer: CaseWriter) -> WrittenCase:
+        if future.status == "finished":
+            written: WrittenCase = future.result()
+            return written
+        if future.status != "error":  # cancelled: the client has lost its scheduler
+            raise UserError(f"--scheduler {self.scheduler}: is no longer reachable; {CONTINUE}")
+        failure = future.exception()
+        if isinstance(failure, UserError):
+            raise UserError(f"{failure}; {CONTINUE}")
+        if type(failure).__name__ == "KilledWorker":
+            problem = (
+                f"case {case.name}: the workers that predicted it were lost, several in a row; see their logs (often "
+                "the memory was short), and give workers more memory (dask worker --memory-limit)"
+            )
+        else:
+            problem = described(failure, case, self.reporter.warning)
+        return writer.not_predicted(Outcome(case, problem=problem))
+
+    def _wait(self, idle: float) -> float:
+        """Nothing has arrived for a while, ``idle`` seconds before it: say so once where no worker is left."""
+        waited = idle + POLL_SECONDS
+        if idle < WORKER_SECONDS <= waited and not self._client.nthreads():
+            self.reporter.warning(
+                f"warning: the scheduler {self.scheduler} has no worker; the cases that are left wait for one (Ctrl-C "
+                "ends the run)"
+            )
+        return waited
+
+    def _examine(self, cases: Sequence[Case], output: Path) -> None:
+        """Refuse workers that cannot take part.
+
+        Raises:
+            UserError: names the first one.
+        """
+        self._require_versions()
+        content, marker = uuid.uuid4().hex, output.absolute() / partial_name(output)
+        seen = [self.path, *(image for case in cases[:1] for image in case.images)]
+        files = [(path, path.stat().st_size) for path in seen]
+        try:
+            marker.write_text(content, encoding="utf-8")
+            begun = time.monotonic()
+            while True:
+                found = self._on_workers(examine, files, marker, content)
+                unseen = any(problem.startswith(UNSEEN) for problem, _, _ in found.values())
+                if not unseen or time.monotonic() - begun > SHARED_SECONDS:
+                    break
+                time.sleep(POLL_SECONDS / 4)
+        except OSError as failure:
+            raise UserError(not_written(output, failure)) from None
+        finally:
+            with suppress(OSError):
+                marker.unlink(missing_ok=True)
+        for address, (problem, threads, _) in found.items():
+            if problem:
+                raise UserError(
+                    f"worker {address}: {problem}; inputs, model and output must lie in folders that all machines see "
+                    "under the same path"
+                )
+            if threads > 1:
+                self.reporter.warning(
+                    f"warning: worker {address} has {threads} threads, but predicts one scan at a time: the others "
+                    "wait in it; start it with --nthreads 1"
+                )
+        if self._needs_gpu and not any(resources.get("GPU", 0) >= 1 for _, _, resources in found.values()):
+            raise UserError(
+                f"-device {self.device}: no worker of {self.scheduler} has the resource GPU; start workers with "
+                "'dask worker --resources GPU=1', or give -device cpu"
+            )
+        self.reporter.info(f"scheduler: {self.scheduler}, {len(found)} worker(s)")
+
+    def _require_versions(self) -> None:
+        for address, version in self._on_workers(importlib.metadata.version, DISTRIBUTION).items():
+            if version != __version__:
+                raise UserError(
+                    f"worker {address}: has mre_lowshot {version}, this is {__version__}; install the same version on "
+                    "all machines"
+                )
+
+    def _on_workers(self, function: Any, *arguments: Any) -> dict[str, Any]:
+        """The result of ``function`` on each worker; workers that are lost meanwhile are left out.
+
+        Raises:
+            UserError: it fails on a worker.
+        """
+        found: dict[str, Any] = self._client.run(function, *arguments, on_error="return")
+        for address, result in list(found.items()):
+            if isinstance(result, importlib.metadata.PackageNotFoundError):
+                raise UserError(
+                    f"worker {address}: mre_lowshot is not installed in its environment; install version "
+                    f"{__version__} there"
+                )
+            if isinstance(result, OSError):  # its connection was closed
+                del found[address]
+            elif isinstance(result, BaseException):
+                reason = (str(result).splitlines() or [type(result).__name__])[0]
+                raise UserError(
+                    f"worker {address}: cannot run mre_lowshot ({reason}); install the same versions of Python and "
+                    "packages on all machines"
+                )
+        return found
