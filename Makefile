@@ -17,7 +17,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom,tensorboard]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[test,dicom,tensorboard,cluster]
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run

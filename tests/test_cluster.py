@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 import pickle
+import pkgutil
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from predicted import FIRST, SECOND, predict_into, record
 
 import mre_lowshot
+from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.input_checks import Difference
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.workflows import cluster, cluster_worker
+from mre_lowshot.workflows.case_writer import CaseWriter
+from mre_lowshot.workflows.outputs import Request
+from mre_lowshot.workflows.reporting import Reporter
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.usefixtures("one_thread_only")
@@ -125,20 +130,58 @@ def test_unfit_workers_are_refused(
 ):
     def version(name):
         if change == "missing":
-            raise importlib.metadata.PackageNotFoundError(name)
+            raise ModuleNotFoundError(name)
         return "0.0.1"
 
     if change in ("version", "missing"):
-        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(pkgutil, "resolve_name", version)
     if change == "folder":
+        real = cluster_worker.examine
+
+        def elsewhere(files, marker, content, *, dask_worker):
+            return real(files, marker.with_name("elsewhere"), content, dask_worker=dask_worker)
+
         monkeypatch.setattr(cluster, "SHARED_SECONDS", 0)
-        monkeypatch.setattr(cluster, "partial_name", lambda path: "../elsewhere")
-        monkeypatch.setattr(Path, "is_file", lambda self: self.name != "elsewhere")
+        monkeypatch.setattr(cluster, "examine", elsewhere)
     if change == "model":
         monkeypatch.setattr(cluster, "hashes_of", lambda model: ("0" * 64,))
     assert predict(trained, predicted, tmp_path / "out", scheduler, *options) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_a_worker_sees_the_same_files_or_says_so(tmp_path):
+    worker = SimpleNamespace(state=SimpleNamespace(nthreads=2, total_resources={"GPU": 1}))
+    scan, marker = tmp_path / "scan.nii", tmp_path / "marker"
+    scan.write_bytes(b"scan")
+    marker.write_text("content")
+    assert cluster_worker.examine([(scan, 4)], marker, "content", dask_worker=worker) == ("", 2, {"GPU": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["marker", "scan.nii"]
+    for files, content, place in (([(scan, 5)], "content", scan), ([(scan, 4)], "other", tmp_path)):
+        problem, _, _ = cluster_worker.examine(files, marker, content, dask_worker=worker)
+        assert problem.startswith(cluster_worker.UNSEEN)
+        assert str(place) in problem
+
+
+class Future:
+    """A `distributed.Future` that is done."""
+
+    def __init__(self, status, failure=None):
+        self.status, self.exception = status, lambda: failure
+
+
+def test_lost_workers_fail_a_scan_and_a_lost_scheduler_ends_the_run(trained, tmp_path):
+    model = trained.model()
+    ours = cluster.ClusterPredictor("tcp://there:1", model, device="cpu", options={}, reporter=Reporter())
+    writer = CaseWriter(tmp_path, Request(False, False, frozenset()), None, ("CT",), {})
+    case = Case("a", (tmp_path / "a.nii",))
+    killed = distributed.scheduler.KilledWorker("key", None, 4)
+    written = ours._result(Future("error", killed), case, writer)
+    assert written.problem.startswith("case a: the workers that predicted it were lost")
+    assert (written.folder, written.entry["status"]) == (None, "failed")
+    assert "unexpected error (KeyError" in ours._result(Future("error", KeyError("x")), case, writer).problem
+    with pytest.raises(UserError, match="is no longer reachable; what is finished is kept"):
+        ours._result(Future("cancelled"), case, writer)
 
 
 def test_an_unreachable_scheduler_and_a_missing_extra_are_refused(trained, predicted, tmp_path, monkeypatch, capsys):
@@ -156,8 +199,6 @@ def test_an_unreachable_scheduler_and_a_missing_extra_are_refused(trained, predi
 
 
 def test_warnings_keep_their_values_on_the_way():
-    import pickle
-
     sent = pickle.loads(pickle.dumps(Difference("thick slices", name="spacing_z", value=5, training_range=(1, 2))))
     assert sent.to_json() == {
         "name": "spacing_z",

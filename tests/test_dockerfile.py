@@ -124,5 +124,5 @@ def test_the_pins_hold_every_package_that_the_image_installs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = {re.split(r"[=\s;]", line)[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dicom"]]
-    wanted += project["optional-dependencies"]["tensorboard"]
+    wanted += [*project["optional-dependencies"]["tensorboard"], *project["optional-dependencies"]["cluster"]]
     assert {re.split(r"[<>=\s;]", line)[0].lower() for line in wanted} <= pinned

@@ -3,14 +3,14 @@ its files are put into place by this process alone, once."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
+import pkgutil
 import queue
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ CONNECT_SECONDS = 10.0  # for the scheduler to answer
 WORKER_SECONDS = 60.0  # for the first worker to appear: a batch system may start it later than the scheduler
 SHARED_SECONDS = 5.0  # for a new file to be seen on other machines
 POLL_SECONDS = 1.0
-DISTRIBUTION = "mre-lowshot"
 CONTINUE = "what is finished is kept; go on with --continue_prediction"
 
 
@@ -72,6 +71,49 @@ def connected(scheduler: str, *, timeout: float | None = None) -> Iterator[Any]:
     finally:
         with suppress(Exception):  # the scheduler may be gone
             client.close(timeout=CONNECT_SECONDS)
+
+
+def as_done(
+    client: Any,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    resources: Mapping[str, float] | None = None,
+    waiting: Callable[[float], None] = lambda seconds: None,
+) -> Generator[tuple[int, Any], None, None]:
+    """Call ``function`` on the workers, once for each of ``arguments``: the number of each call and its future, in the
+    order in which they are done. What is left is cancelled where the iteration is ended early.
+
+    Args:
+        client: `distributed.Client`.
+        function: to call.
+        arguments: of each call.
+        resources: that a worker must have free for a call.
+        waiting: called while nothing is done, with the seconds since something was.
+    """
+    arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    run, left, numbers = uuid.uuid4().hex[:8], {}, {}
+    try:
+        for number, given in enumerate(arguments):
+            key = f"mre-{run}-{number}"
+            left[key] = client.submit(function, *given, key=key, pure=False, resources=resources)
+            numbers[key] = number
+            left[key].add_done_callback(arrived.put)
+        idle = 0.0
+        while left:
+            try:
+                future = arrived.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                idle += POLL_SECONDS
+                waiting(idle)
+                continue
+            idle = 0.0
+            yield numbers[future.key], future
+            left.pop(future.key).release()  # a result that is held is computed again where its worker is lost
+    finally:
+        if left:
+            with suppress(Exception):
+                client.cancel(list(left.values()), force=True)
 
 
 class ClusterPredictor:
@@ -132,7 +174,9 @@ class ClusterPredictor:
             self._examine(cases, output)
             yield
 
-    def predict_cases(self, cases: Sequence[Case], writer: CaseWriter, staging: Path) -> Iterator[WrittenCase]:
+    def predict_cases(
+        self, cases: Sequence[Case], writer: CaseWriter, staging: Path
+    ) -> Generator[WrittenCase, None, None]:
         """Each case once, in the order in which they are done, with its files in a folder in ``staging``. A case whose
         worker was lost is predicted on another one; a case that loses its workers again and again has failed.
 
@@ -140,36 +184,21 @@ class ClusterPredictor:
             UserError: a worker cannot take part, or the scheduler is gone. The tasks that are left are cancelled then,
                 as they are when the iteration is ended early.
         """
-        client, run = self._client, uuid.uuid4().hex[:8]
         job = Job(self.path, hashes_of(self.model), self.options, writer, staging.absolute())
         resources = {"GPU": 1} if self._needs_gpu else None
-        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        left: dict[str, tuple[Case, Any]] = {}
-        try:
-            for number, case in enumerate(cases):
-                key = f"mre_predict-{run}-{number}"
-                future = client.submit(predict_on_worker, job, case, key=key, pure=False, resources=resources)
-                left[key] = case, future
-                future.add_done_callback(arrived.put)
-            idle = 0.0
-            while left:
-                try:
-                    future = arrived.get(timeout=POLL_SECONDS)
-                except queue.Empty:
-                    idle = self._wait(idle)
-                    continue
-                idle = 0.0
-                case, _ = left[future.key]
-                written = self._result(future, case, writer)
-                del left[future.key]
+        tasks = as_done(
+            self._client,
+            predict_on_worker,
+            [(job, case) for case in cases],
+            resources=resources,
+            waiting=self._waiting,
+        )
+        with closing(tasks):
+            for number, future in tasks:
+                written = self._result(future, cases[number], writer)
                 yield written
                 if written.folder is not None:
                     shutil.rmtree(written.folder, ignore_errors=True)
-                future.release()
-        finally:
-            if left:
-                with suppress(Exception):
-                    client.cancel([future for _, future in left.values()], force=True)
 
     @property
     def _needs_gpu(self) -> bool:
@@ -193,15 +222,13 @@ class ClusterPredictor:
             problem = described(failure, case, self.reporter.warning)
         return writer.not_predicted(Outcome(case, problem=problem))
 
-    def _wait(self, idle: float) -> float:
-        """Nothing has arrived for a while, ``idle`` seconds before it: say so once where no worker is left."""
-        waited = idle + POLL_SECONDS
-        if idle < WORKER_SECONDS <= waited and not self._client.nthreads():
+    def _waiting(self, seconds: float) -> None:
+        """Nothing was done for ``seconds``: say so once where no worker is left."""
+        if seconds >= WORKER_SECONDS > seconds - POLL_SECONDS and not self._client.nthreads():
             self.reporter.warning(
                 f"warning: the scheduler {self.scheduler} has no worker; the cases that are left wait for one (Ctrl-C "
                 "ends the run)"
             )
-        return waited
 
     def _examine(self, cases: Sequence[Case], output: Path) -> None:
         """Refuse workers that cannot take part.
@@ -246,7 +273,8 @@ class ClusterPredictor:
         self.reporter.info(f"scheduler: {self.scheduler}, {len(found)} worker(s)")
 
     def _require_versions(self) -> None:
-        for address, version in self._on_workers(importlib.metadata.version, DISTRIBUTION).items():
+        # a function of the standard library, as a worker without mre_lowshot could not read one of ours
+        for address, version in self._on_workers(pkgutil.resolve_name, "mre_lowshot:__version__").items():
             if version != __version__:
                 raise UserError(
                     f"worker {address}: has mre_lowshot {version}, this is {__version__}; install the same version on "
@@ -261,7 +289,7 @@ class ClusterPredictor:
         """
         found: dict[str, Any] = self._client.run(function, *arguments, on_error="return")
         for address, result in list(found.items()):
-            if isinstance(result, importlib.metadata.PackageNotFoundError):
+            if isinstance(result, ModuleNotFoundError):
                 raise UserError(
                     f"worker {address}: mre_lowshot is not installed in its environment; install version "
                     f"{__version__} there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -177,8 +177,11 @@ class PredictionRun:
     def _predict(self, todo: Sequence[Case]) -> None:
         with self.reporter.bar(len(todo), description="predict", unit="scan") as bar:
             if isinstance(self.predictor, ClusterPredictor):
-                with self.target.staged() as staging:
-                    for written in self.predictor.predict_cases(todo, self.writer, staging):
+                with (
+                    self.target.staged() as staging,
+                    closing(self.predictor.predict_cases(todo, self.writer, staging)) as found,
+                ):
+                    for written in found:
                         self._take(written)
                         bar.update()
                 return
