@@ -32,7 +32,7 @@ def test_sixty_scans_survive_the_loss_of_a_worker(trained, tmp_path, capsys):
     scans, out = tmp_path / "in", tmp_path / "out"
     scans.mkdir()
     for number in range(COUNT):
-        source = trained.raw / f"imagesTr/phantom_00{number % 3}_0000.nii.gz"
+        source = trained.raw / f"imagesTr/phantom_00{1 + number % 3}_0000.nii.gz"
         shutil.copy(source, scans / f"scan_{number:02}_0000.nii.gz")
     for number in range(3):
         local = tmp_path / "local_in"
