@@ -130,7 +130,7 @@ def test_unfit_workers_are_refused(
 ):
     def version(name):
         if change == "missing":
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name=name.split(":")[0])
         return "0.0.1"
 
     if change in ("version", "missing"):

@@ -239,7 +239,7 @@ class ClusterPredictor:
         self._require_versions()
         content, marker = uuid.uuid4().hex, output.absolute() / partial_name(output)
         seen = [self.path, *(image for case in cases[:1] for image in case.images)]
-        files = [(path, path.stat().st_size) for path in seen]
+        files = [(path, path.stat().st_size) for path in seen if path.exists()]
         try:
             marker.write_text(content, encoding="utf-8")
             begun = time.monotonic()
@@ -287,14 +287,16 @@ class ClusterPredictor:
         Raises:
             UserError: it fails on a worker.
         """
+        from distributed.comm import CommClosedError
+
         found: dict[str, Any] = self._client.run(function, *arguments, on_error="return")
         for address, result in list(found.items()):
             if isinstance(result, ModuleNotFoundError):
                 raise UserError(
-                    f"worker {address}: mre_lowshot is not installed in its environment; install version "
-                    f"{__version__} there"
+                    f"worker {address}: {result.name or result} is not installed in its environment; install "
+                    f"mre_lowshot {__version__} there"
                 )
-            if isinstance(result, OSError):  # its connection was closed
+            if isinstance(result, (CommClosedError, ConnectionError)):
                 del found[address]
             elif isinstance(result, BaseException):
                 reason = (str(result).splitlines() or [type(result).__name__])[0]
