@@ -264,30 +264,33 @@ def test_networks_predict_in_evaluation_mode_and_progress_is_reported():
 
 
 class Crowded(Pointwise):
-    """Runs out of memory with more than ``room`` tiles, as CUDA does."""
+    """Runs out of memory with more than ``room`` tiles, as CUDA or cuDNN does."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: type[RuntimeError] = torch.OutOfMemoryError, text: str = "no room") -> None:
         super().__init__()
-        self.room, self.seen = room, []
+        self.room, self.error, self.seen = room, error(text), []
 
     def forward(self, image: Tensor, coordinates: Tensor) -> Tensor:
         if len(image) > self.room:
-            raise torch.OutOfMemoryError("no room")
+            raise self.error
         self.seen.append(len(image))
         return super().forward(image, coordinates)
 
 
-def test_out_of_memory_halves_the_tiles_at_a_time_with_a_message():
+@pytest.mark.parametrize(
+    "error", [(torch.OutOfMemoryError, "no room"), (RuntimeError, "cuDNN error: CUDNN_STATUS_ALLOC_FAILED")]
+)
+def test_out_of_memory_halves_the_tiles_at_a_time_with_a_message(error):
     image, messages = picture(7, 13, 13), []
     wanted = window(Pointwise()).posterior(image)
-    crowded = Crowded(3)
+    crowded = Crowded(3, *error)
     found = window(crowded, tile_batch=8, log=messages.append).posterior(image)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert max(crowded.seen) == 2
     assert len(messages) == 2
     assert "out of memory, continuing with 2 tiles at a time" in messages[-1]
     with pytest.raises(UserError, match="not hold a single tile"):
-        window(Crowded(0), log=messages.append).posterior(image)
+        window(Crowded(0, *error), log=messages.append).posterior(image)
 
 
 def decided(margin: float) -> nn.Module:

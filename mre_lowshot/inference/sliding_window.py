@@ -181,7 +181,7 @@ class SlidingWindow:
             try:
                 probabilities = self._tiles(image, frame, group, box)
             except RuntimeError as problem:
-                if not is_out_of_memory(problem) or (self.tile_batch == 1 and self.device.type == "cpu"):
+                if not is_out_of_memory(problem):
                     raise
                 if self.tile_batch == 1:
                     raise UserError(f"{self.device}: its memory does not hold a single tile; use device cpu") from None
