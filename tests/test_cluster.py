@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread_only")
 def scheduler():
     """Address of a scheduler with one worker; what is sent is pickled as between machines."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(protocol="tcp", host="127.0.0.1", **settings) as made:
         yield made.scheduler_address
 
