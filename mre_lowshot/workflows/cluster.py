@@ -287,7 +287,7 @@ class ClusterPredictor:
         Raises:
             UserError: it fails on a worker.
         """
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         found: dict[str, Any] = self._client.run(function, *arguments, on_error="return")
         for address, result in list(found.items()):
