@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import psutil
@@ -17,6 +18,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.plain import shown
 
 _NAME = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+MOST_LOADERS = 4  # data-loading processes by default
 MPS_TOLERANCE = 1e-3  # relative error against the CPU; float32 rounding causes about 1e-6, a wrong kernel 0.1 or more
 
 
@@ -32,6 +34,7 @@ def resolve(name: str) -> torch.device:
         raise UserError(f"-device {given}: not a device of mre_lowshot; use cuda, cuda:1, mps, cpu or auto")
     if name == "auto":
         if torch.cuda.is_available():
+            allow_tf32(False)
             return torch.device("cuda")
         return torch.device("cpu" if mps_problem() else "mps")
     try:
@@ -39,6 +42,7 @@ def resolve(name: str) -> torch.device:
             raise UserError(f"-device mps: {problem}; use cpu or auto")
         device = torch.device(name)
         torch.zeros(1, device=device)
+        allow_tf32(False)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise UserError(f"-device {name}: not available ({reason}); use cpu or auto") from None
@@ -121,6 +125,48 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at initialisation
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether NVIDIA GPUs may round the factors of float32 products to TF32 (10 bits instead of 23), in matrix products
+    and in convolutions. torch's own default allows it in convolutions only; here float32 is float32 in both, and a
+    training may ask for TF32 (``recipe.optimizer.precision=tf32``)."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def fixed_shapes(tf32: bool = False) -> Iterator[None]:
+    """Within the block the shapes of a training step repeat: cuDNN times its algorithms for each shape and takes the
+    fastest, unless computations must be deterministic. ``tf32`` as in `allow_tf32`."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    allow_tf32(tf32)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
+
+
+def loader_processes(device: torch.device, processes: int = 1) -> int:
+    """Data-loading processes of a training by default: on CUDA up to `MOST_LOADERS`, and one core is left for each of
+    the ``processes`` that train on this machine; elsewhere none, because they would take cores from the training."""
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_LOADERS, cores // processes - 1))
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type of products under autocast; None where autocast is off (on ``meta`` always)."""
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A block in which autocast is off."""
+    return torch.autocast(device.type, enabled=False) if autocast_type(device) else nullcontext()
 
 
 def memory_gb(device: torch.device) -> float:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mre_lowshot.config import LossConfig
 from mre_lowshot.grid import IGNORE
+from mre_lowshot.transfers import counts_of, positions, to_device, to_host
 
 
 def hard_example_mask(
@@ -30,29 +31,42 @@ def hard_example_mask(
     Returns:
         A boolean mask of the same shape. Ties are broken by position, so the number kept is exact.
     """
-    valid = target != IGNORE
-    large = torch.zeros_like(valid)
-    for label in majority:
-        large |= target == label
-    keep = valid & ~large
-    minority_count = int(keep.sum())
-    count = ohem_ratio * minority_count if minority_count else min_kept
+    large = _is_one_of(target, majority)
+    keep = (target != IGNORE) & ~large
+    minority, available = (int(n) for n in to_host(torch.stack([keep.sum(), large.sum()]))[0])
+    return _with_hardest(keep, nll, large, count=majority_kept(minority, available, ohem_ratio, min_kept))
+
+
+def majority_kept(minority: int, available: int, ohem_ratio: int, min_kept: int) -> int:
+    """How many of the ``available`` majority voxels OHEM keeps beside ``minority`` minority voxels."""
+    return min(ohem_ratio * minority if minority else min_kept, available)
+
+
+def _is_one_of(target: Tensor, labels: Sequence[int]) -> Tensor:
+    found = torch.zeros_like(target, dtype=torch.bool)
+    for label in labels:
+        found |= target == label
+    return found
+
+
+def _with_hardest(keep: Tensor, nll: Tensor, large: Tensor, count: int) -> Tensor:
+    """``keep`` and the ``count`` voxels of ``large`` with the largest ``nll``."""
+    if not count:
+        return keep
     ranked = nll.detach().masked_fill(~large, -torch.inf).flatten()
-    count = min(count, int(large.sum()))
-    if count:
-        chosen = torch.topk(ranked, count, sorted=False).indices
-        keep = keep.flatten().index_fill(0, chosen, True).view_as(keep)
-    return keep
+    chosen = torch.topk(ranked, count, sorted=False).indices
+    return keep.flatten().index_fill(0, chosen, True).view_as(keep)
 
 
 def per_category_cross_entropy(
-    nll: Tensor, target: Tensor, *, keep: Tensor, classes: int, class_balance: float = 1.0
+    nll: Tensor, target: Tensor, *, kept: Tensor, classes: int, class_balance: float = 1.0
 ) -> Tensor:
     """Equation 5: sum over classes of the mean -log P over that class's kept voxels; an absent class adds 0.
 
     Args:
         nll: -log P(true class) per voxel.
-        target, keep: class numbers and the kept voxels, of the same shape.
+        target: class numbers, of the same shape.
+        kept: positions of the kept voxels in the flattened ``target``.
         classes: K.
         class_balance: 1 is equation 5; below 1 the class means are weighted by N_k^(1 - class_balance), the weights
             averaging 1 over the classes present, so that 0 is the plain mean over voxels times their number.
@@ -60,33 +74,34 @@ def per_category_cross_entropy(
     Returns:
         A scalar that can be differentiated through ``nll``.
     """
-    label, value = target[keep], nll[keep]
-    counts = torch.bincount(label, minlength=classes).to(value.dtype)
+    label, value = (t.flatten().index_select(0, kept) for t in (target, nll))
+    counts = counts_of(label, classes).to(value.dtype)
     present = counts > 0
     weight = torch.where(present, counts.clamp_min(1) ** (1 - class_balance), 0)
     weight = weight * present.sum() / weight.sum().clamp_min(1e-12)
     return (value * (weight / counts.clamp_min(1))[label]).sum()
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def soft_dice_loss(logits: Tensor, target: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Sum of 1 - soft Dice over the foreground classes present in the batch, computed over the whole batch; 0 when none
     is.
 
     A sum over classes, as equation 5 is, so that the proportion of the two terms does not depend on the number of
-    classes.
+    classes. ``counts`` are the voxels of each class in ``target``; None: they are counted, and read from the device.
     """
     classes = logits.shape[1]
+    counts = to_host(counts_of(target, classes))[0].tolist() if counts is None else counts
+    present = [k - 1 for k in range(1, classes) if counts[k]]
+    if not present:
+        return logits.sum() * 0
     valid = (target != IGNORE).unsqueeze(1)
     probability = torch.softmax(logits, dim=1) * valid
     one_hot = F.one_hot(target.clamp_min(0), classes).movedim(-1, 1).to(logits.dtype) * valid
     axes = [0, *range(2, logits.dim())]
     overlap = (probability * one_hot).sum(axes)
     total = probability.sum(axes) + one_hot.sum(axes)
-    present = one_hot.sum(axes)[1:] > 0
-    if not bool(present.any()):
-        return logits.sum() * 0
     dice = (2 * overlap + 1e-5) / (total + 1e-5)
-    return (1 - dice[1:][present]).sum()
+    return (1 - dice[1:].index_select(0, to_device(torch.tensor(present), dice.device))).sum()
 
 
 class MRELoss:
@@ -101,20 +116,26 @@ class MRELoss:
     def __init__(self, classes: int, majority: Sequence[int], config: LossConfig) -> None:
         self.classes, self.majority, self.config = classes, tuple(majority), config
 
-    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """``logits`` (B, K, *size), ``target`` (B, *size) int64 -> scalar."""
+    def __call__(self, logits: Tensor, target: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """``logits`` (B, K, *size), ``target`` (B, *size) int64 -> scalar.
+
+        ``counts`` are the voxels of each class in ``target``. None: they are counted, and read from the device, for
+        which a GPU is waited for.
+        """
         config = self.config
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        counts = to_host(counts_of(target, self.classes))[0].tolist() if counts is None else counts
         nll = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+        keep, number = target != IGNORE, sum(counts)
         if config.ohem:
-            keep = hard_example_mask(
-                nll, target, majority=self.majority, ohem_ratio=config.ohem_ratio, min_kept=config.ohem_min_kept
-            )
-        else:
-            keep = target != IGNORE
+            large = _is_one_of(target, self.majority)
+            available = sum(counts[k] for k in set(self.majority))
+            number -= available
+            count = majority_kept(number, available, config.ohem_ratio, config.ohem_min_kept)
+            keep, number = _with_hardest(keep & ~large, nll, large, count), number + count
         loss = per_category_cross_entropy(
-            nll, target, keep=keep, classes=self.classes, class_balance=config.class_balance
+            nll, target, kept=positions(keep, number), classes=self.classes, class_balance=config.class_balance
         )
         if config.dice_weight:
-            loss = loss + config.dice_weight * soft_dice_loss(logits, target)
+            loss = loss + config.dice_weight * soft_dice_loss(logits, target, counts)
         return loss

@@ -33,6 +33,7 @@ LAYERS = [
         "config",
         "plotting",
         "devices",
+        "transfers",
     },
     {"data"},
     {"grid"},

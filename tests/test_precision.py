@@ -198,7 +198,7 @@ def test_any_number_of_loader_workers_gives_the_same_checkpoint(space):
 
 def test_an_unknown_precision_is_refused_by_the_plan(space, capsys):
     assert space.plan(name="Wrong", settings=(*SETTINGS, "recipe.optimizer.precision=bf15")) == 2
-    assert "'auto', 'float32', 'bf16', 'fp16'" in capsys.readouterr().err
+    assert "'auto', 'float32', 'tf32', 'bf16', 'fp16'" in capsys.readouterr().err
 
 
 @needs_cuda

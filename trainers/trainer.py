@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from mre_lowshot import devices
 from mre_lowshot.atlas.atlas import Atlases
 from mre_lowshot.atlas.label_fusion import atlas_prior_of
-from mre_lowshot.config import FoldDecisions, OptimizerConfig, Plan
+from mre_lowshot.config import FoldDecisions, Plan
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.errors import NumericalError, UserError
@@ -34,20 +33,15 @@ from mre_lowshot.network.build import build, require_patch_memory
 from mre_lowshot.sampling import BatchSampler, TrainingCase
 from mre_lowshot.signals import Terminated
 from mre_lowshot.trainers.distributed import SINGLE, Processes
-from mre_lowshot.trainers.oom import OptimizerSteps, OutOfMemoryPolicy, place_counters, step_distributed
+from mre_lowshot.trainers.oom import OptimizerSteps, OutOfMemoryPolicy, step_distributed
+from mre_lowshot.trainers.optimizer import MovingAverage, adam, load_adam, schedule
 from mre_lowshot.trainers.precision import Precision
 from mre_lowshot.trainers.pretrained import Pretrained
 from mre_lowshot.trainers.training_log import TrainingLog, checked_history
 from mre_lowshot.trainers.tune_fusion import tune_weights
+from mre_lowshot.transfers import counts_of, to_device, to_host
 
 SAVE_SECONDS = 60.0  # between two latest checkpoints, at most
-
-
-def schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's learning-rate schedule, stepped once per iteration."""
-    if config.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-    return torch.optim.lr_scheduler.StepLR(optimizer, config.step_every, config.step_factor)
 
 
 @contextmanager
@@ -86,17 +80,26 @@ def ignore_signals(_: int) -> None:
 
 
 @torch.no_grad()
-def batch_dice(logits: Tensor, target: Tensor) -> float:
-    """Mean Dice of the arg-max labels over the foreground classes in the batch; NaN when there is none."""
+def dice_counts(logits: Tensor, target: Tensor) -> Tensor:
+    """Voxels of each class (3, K), int64: labelled correctly by the arg-max, given by it, and in the target."""
     valid = target != IGNORE
-    predicted, truth = logits.argmax(dim=1)[valid], target[valid]
-    classes = logits.shape[1]
-    correct = torch.bincount(truth[predicted == truth], minlength=classes)[1:]
-    total = (torch.bincount(predicted, minlength=classes) + torch.bincount(truth, minlength=classes))[1:]
-    present = torch.bincount(truth, minlength=classes)[1:] > 0
+    predicted, classes = logits.argmax(dim=1), logits.shape[1]
+    correct = target.masked_fill(predicted != target, IGNORE)
+    return torch.stack([counts_of(t, classes) for t in (correct, predicted.masked_fill(~valid, IGNORE), target)])
+
+
+def dice_of(counts: Tensor) -> float:
+    """Mean Dice over the foreground classes in the target, from `dice_counts` on the CPU; NaN when there is none."""
+    correct, predicted, truth = counts[:, 1:]
+    present = truth > 0
     if not bool(present.any()):
         return float("nan")
-    return float((2 * correct[present] / total[present]).mean())
+    return float((2 * correct[present] / (predicted + truth)[present]).mean())
+
+
+def batch_dice(logits: Tensor, target: Tensor) -> float:
+    """Mean Dice of the arg-max labels over the foreground classes in the batch; NaN when there is none."""
+    return dice_of(to_host(dice_counts(logits, target))[0])
 
 
 class MRETrainer:
@@ -144,12 +147,9 @@ class MRETrainer:
         self.network = processes.prepare(network.to(device), plan, device)
         self.average = None
         if optimizer.ema:
-            rule = get_ema_multi_avg_fn(optimizer.ema)
-            self.average = AveragedModel(self.network, multi_avg_fn=rule, use_buffers=True)
+            self.average = MovingAverage(self.network, optimizer.ema)
         self.loss = MRELoss(plan.network.classes, plan.fold.majority, recipe.loss)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), optimizer.learning_rate, weight_decay=optimizer.weight_decay
-        )
+        self.optimizer = adam(self.network.parameters(), optimizer, device)
         self.schedule = schedule(self.optimizer, optimizer)
         self.pretrained: Pretrained | None = None
         self.atlases = atlases
@@ -162,6 +162,8 @@ class MRETrainer:
         smallest = 2 if plan.network.pooled_norm else 1  # a norm needs two vectors
         self.memory = OutOfMemoryPolicy(self.network, recipe.sampling.batch_size, smallest, self.training_log.log)
         self.updates = OptimizerSteps(self.optimizer, self.training_log.log, repeats=processes.count == 1)
+        if self.precision.note:
+            self.training_log.log(self.precision.note)
         if processes.count > 1:
             self.training_log.log(processes.summary(plan))
 
@@ -181,11 +183,15 @@ class MRETrainer:
             NumericalError: the loss or a gradient is not finite; the last good checkpoint is kept.
         """
         rest = Subset(self.sampler, range(self.iteration, self.plan.recipe.optimizer.iterations))
-        loader = DataLoader(rest, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
+        pinned = self.device.type == "cuda"
+        loader = DataLoader(
+            rest, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals, pin_memory=pinned
+        )
         saved = time.monotonic()
         self.network.train()
         with (
             self.training_log.steps(self.iteration),
+            devices.fixed_shapes(tf32=self.precision.tf32),
             held_interrupt(always=self.processes.count > 1) as interrupted,
         ):
             for images, location, targets in loader:
@@ -226,18 +232,19 @@ class MRETrainer:
 
     def step(self, images: Tensor, location: Tensor, targets: Tensor) -> None:
         """One iteration on one mini-batch (Algorithm 1 of the paper)."""
-        shard, targets = self.processes.shard, targets.to(self.device)
-        images, location = shard(images).to(self.device), shard(location).to(self.device)
+        shard, on_device = self.processes.shard, partial(to_device, device=self.device)
+        images, location, labels = on_device(shard(images)), on_device(shard(location)), on_device(targets)
         self.optimizer.zero_grad(set_to_none=True)
-        step = partial(self._gradients, images, location, targets)
+        step = partial(self._gradients, images, location, labels, targets)
         logits, loss = self.memory.fit(step) if self.processes.count == 1 else step_distributed(step)
         self.processes.sum_gradients(self.network)
         self.precision.unscale(self.optimizer)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
-        value = loss.item()
-        if not math.isfinite(value) or not (math.isfinite(norm.item()) or self.precision.may_skip()):
+        read = to_host(loss, norm, dice_counts(logits.detach(), labels))  # the step's results, in one transfer
+        value, length = read[0].item(), read[1].item()
+        if not math.isfinite(value) or not (math.isfinite(length) or self.precision.may_skip()):
             raise NumericalError(
-                f"iteration {self.iteration + 1}: loss {value:g}, gradient norm {norm.item():g} is not finite; "
+                f"iteration {self.iteration + 1}: loss {value:g}, gradient norm {length:g} is not finite; "
                 f"training stopped, the last good checkpoint in {self.folder} is kept; lower "
                 "recipe.optimizer.learning_rate"
             )
@@ -247,16 +254,22 @@ class MRETrainer:
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.iteration += 1
-        self.training_log.add(self.iteration, value, batch_dice(logits.detach(), targets), rate)
+        self.training_log.add(self.iteration, value, dice_of(read[2]), rate)
 
-    def _gradients(self, images: Tensor, location: Tensor, targets: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a mini-batch, computed in ``parts`` (`trainers.oom`); its logits and loss."""
+    def _gradients(
+        self, images: Tensor, location: Tensor, labels: Tensor, targets: Tensor, parts: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a mini-batch, computed in ``parts`` (`trainers.oom`); its logits and loss. ``labels``
+        are the ``targets`` on the device; the loss counts those in this process's memory, without waiting."""
         done = []
-        for image, maps, target in zip(*(t.chunk(parts) for t in (images, location, targets)), strict=True):
+        for image, maps, label, target in zip(
+            *(t.chunk(parts) for t in (images, location, labels, targets)), strict=True
+        ):
             with self.precision.autocast():
                 logits = self.network(image, maps)
             logits = self.processes.all_gather(logits)
-            loss = self.loss(logits, target) / parts
+            counts = counts_of(target, self.loss.classes).tolist()
+            loss = self.loss(logits, label, counts) / parts
             self.precision.backward(loss)
             done.append((logits.detach(), loss.detach()))
         return torch.cat([logits for logits, _ in done]), torch.stack([loss for _, loss in done]).sum()
@@ -315,8 +328,7 @@ class MRETrainer:
             self.network.load_state_dict(state["network"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            place_counters(self.optimizer)
+            load_adam(self.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             if self.precision.scaler.is_enabled():
                 self.precision.scaler.load_state_dict(state["scaler"])

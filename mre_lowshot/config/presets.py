@@ -30,7 +30,7 @@ DEFAULT = Recipe(
     name="default",
     planning="adaptive",
     size="auto",
-    optimizer=OptimizerConfig(iterations=600, learning_rate=3e-3, schedule="cosine", ema=0.98),
+    optimizer=OptimizerConfig(iterations=600, learning_rate=3e-3, schedule="cosine", ema=0.98, precision="auto"),
     loss=LossConfig(ohem_ratio=4, class_balance=0.0, dice_weight=1.0),
     sampling=SamplingConfig(batch_size=4, foreground_fraction=0.5),
     augmentation=AugmentationConfig(

@@ -24,8 +24,9 @@ class OptimizerConfig:
     step_every: int = 1500  # iterations between two drops of schedule step
     step_factor: float = 0.1  # the learning rate is multiplied by this at each drop
     ema: float = 0.0  # decay of the weights' moving average, which predicts; 0: none
-    # Forward pass in training; weights and loss are always float32. auto: bf16 on CUDA devices that support it.
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    # Forward pass in training; weights and loss are always float32. auto: bf16 on CUDA devices that support it. tf32
+    # (CUDA): factors of products are rounded to TF32.
+    precision: Literal["auto", "float32", "tf32", "bf16", "fp16"] = "float32"
     # Compute activations again in the backward pass: less memory, more time, the same numbers. Switched on
     # automatically when a training step does not fit into the GPU's memory.
     recompute: bool = False

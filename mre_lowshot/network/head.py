@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mre_lowshot import devices
 from mre_lowshot.config import NetworkConfig
 
 
@@ -67,7 +68,7 @@ class PrototypeHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         size = embedding.shape[2:]
-        with torch.autocast(embedding.device.type, enabled=False):
+        with devices.without_autocast(embedding.device):
             flat = embedding if embedding.dtype == torch.float64 else embedding.float()
             flat = flat.movedim(1, -1).reshape(-1, embedding.shape[1])
             logits = self.combine(self.similarities(flat), self.log_mixing(flat))
