@@ -164,16 +164,24 @@ def decide_bias_field(draft: Draft) -> Draft:
 
 def decide_size(draft: Draft) -> Draft:
     """The network's size and the number of patches per batch."""
-    recipe = draft.recipe
+    recipe, device = draft.recipe, draft.device
+    wanted = recipe.sampling.batch_size
     if recipe.size == "paper":
-        batch = hardware.paper_batch(draft.device, recipe.sampling.batch_size)
+        batch, recompute = hardware.paper_batch(device, wanted, recipe.architecture)
         size = replace(hardware.PAPER_SIZE, batch_size=batch)
-        reason = f"recipe {recipe.name!r}: the paper's widths, {batch} patches per batch"
+        how = hardware.batch_reason(device, batch, wanted, recompute)
+        reason = f"recipe {recipe.name!r}: the paper's widths, {how}"
     elif recipe.size == "small":
-        size, reason = hardware.SMALL_SIZE, f"recipe {recipe.name!r}: the small network"
+        size, reason, recompute = hardware.SMALL_SIZE, f"recipe {recipe.name!r}: the small network", False
     else:
-        size, reason = hardware.size_rule(draft.device)
-    recipe = replace(recipe, sampling=replace(recipe.sampling, batch_size=size.batch_size))
+        size, reason = hardware.size_rule(device)
+        large = size.name == "paper"
+        recompute = large and hardware.paper_batch(device, size.batch_size, recipe.architecture)[1]
+    recipe = replace(
+        recipe,
+        sampling=replace(recipe.sampling, batch_size=size.batch_size),
+        optimizer=replace(recipe.optimizer, recompute=recipe.optimizer.recompute or recompute),
+    )
     return draft.decided({"size": size, "recipe": recipe}, network=reason)
 
 
@@ -209,7 +217,7 @@ def decide_patch(draft: Draft) -> Draft:
     divisor = tuple(a * b for a, b in zip(*strides, strict=True))
     voxels = draft.size.image_pixels if draft.plans_2d else draft.size.patch_voxels
     patch, reason = rules.patch_rule(spacing, median_size, voxels, divisor)
-    dilations, why = rules.dilation_rule(patch.size)
+    dilations, why = (rules.paper_dilations if draft.recipe.is_literal else rules.dilation_rule)(patch.size)
     network = replace(draft.network, strides=strides, dilations=dilations)
     return draft.decided({"patch": patch, "network": network}, patch=reason, dilations=why)
 

@@ -9,8 +9,12 @@ import numpy as np
 
 PAPER_PATCH_VOXELS = 12 * 36 * 36  # of the paper's patch
 PAPER_GRID_VOXELS = 72 * 324 * 396  # of its CT; 14 classes' probabilities on it are 0.5 GB, and prediction keeps a few
-PAPER_GB_PER_PATCH = 1.7  # the paper's network took 4 x 10.2 GB for 24 patches (its Table III)
-GPU_GB_FOR_PAPER_SIZE = 11.5  # a "12 GB" card reports a little less
+# Of one patch in a training step of the paper's network in float32: GB with stored, and with recomputed activations.
+# Stored for the backward pass are .384 and .21 GB (U-Net .081 and .035 GB; tests/test_without_gpu.py counts them); a
+# third is added for what only lives during the backward pass.
+PATCH_GB = {"mre_net": (0.54, 0.39), "unet": (0.12, 0.08)}
+FIXED_GB = 1.0  # weights, gradients, Adam's state, moving average, and the CUDA context
+USABLE = 0.9  # share of a GPU's memory that is planned for
 # The small network plans a finer grid where scans can be registered: the atlas prior then supplies the context that a
 # patch of a finer grid lacks, and small organs need the voxels (docs/LOG.md, 2026-11-25).
 REGISTRABLE_FACTOR = 3
@@ -23,7 +27,8 @@ class Device:
     """The device planned for."""
 
     kind: str  # cuda, mps or cpu
-    memory_gb: float  # GB (10^9 bytes)
+    memory_gb: float  # GB (10^9 bytes), of each GPU
+    gpus: int = 1  # that will train a fold together, each on its share of every mini-batch
 
 
 @dataclass(frozen=True)
@@ -46,25 +51,63 @@ SMALL_SIZE = NetworkSize("small", (16, 32, 64), 32, 64, 64, 4, PAPER_PATCH_VOXEL
 
 
 def size_rule(device: Device) -> tuple[NetworkSize, str]:
-    """The paper's network on a GPU of 12 GB or more, with the batch that fits; a small one elsewhere."""
-    if device.kind == "cuda" and device.memory_gb >= GPU_GB_FOR_PAPER_SIZE:
-        batch = paper_batch(device)
+    """The paper's network with its 24 patches on GPUs that hold them, a small one elsewhere: the same method on every
+    GPU that is large enough. MRE-Net decides, so that recipes that are compared on one device share a size."""
+    if device.kind != "cuda":
+        return (
+            SMALL_SIZE,
+            f"{device.kind} with {device.memory_gb:.0f} GB: the small network, which trains in minutes to one hour",
+        )
+    wanted = _divisible(PAPER_SIZE.batch_size, device)
+    batch, recompute = paper_batch(device, wanted)
+    if batch == wanted:
         return (
             replace(PAPER_SIZE, batch_size=batch),
-            f"GPU with {device.memory_gb:.0f} GB: the paper's network, {batch} patches of about 1.7 GB each",
+            f"{_described(device)}: the paper's network, {batch} patches per batch{_how(recompute)}",
         )
+    needed = -(-wanted // device.gpus) * PATCH_GB["mre_net"][1] + FIXED_GB
     return (
         SMALL_SIZE,
-        f"{device.kind} with {device.memory_gb:.0f} GB: the small network, which trains in minutes to one hour",
+        f"{_described(device)}: the small network, because {wanted} patches of the paper's network need about "
+        f"{needed / USABLE:.0f} GB{' in each' if device.gpus > 1 else ''}",
     )
 
 
-def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size) -> int:
-    """The paper's 24 patches (64 for its U-Net), or as many as fit in a GPU's memory. On other devices the number is
-    not reduced: a CPU can swap memory to disk."""
+def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size, architecture: str = "mre_net") -> tuple[int, bool]:
+    """How many of the ``wanted`` patches (24 in the paper, 64 for its U-Net) a training step of the paper's network
+    holds, and whether activations must be recomputed for it, which changes no number.
+
+    On other devices than CUDA the number is not reduced: a CPU can swap memory to disk.
+    """
     if device.kind != "cuda":
-        return wanted
-    return int(min(wanted, max(2, device.memory_gb * 0.9 // PAPER_GB_PER_PATCH)))
+        return wanted, False
+    wanted = _divisible(wanted, device)
+    room = device.memory_gb * USABLE - FIXED_GB
+    stored, recomputed = PATCH_GB[architecture]
+    if wanted // device.gpus * stored <= room:
+        return wanted, False
+    return min(wanted, max(2, int(room // recomputed)) * device.gpus), True
+
+
+def batch_reason(device: Device, batch: int, wanted: int, recompute: bool) -> str:
+    """How many patches make a batch of the paper's size on ``device``, and why."""
+    if device.kind != "cuda":
+        return f"{batch} patches per batch"
+    less = f" instead of {wanted}" if batch != wanted else ""
+    return f"{batch} patches per batch{less} ({_described(device)}){_how(recompute)}"
+
+
+def _divisible(batch: int, device: Device) -> int:
+    """``batch``, or what each of the GPUs gets an equal share of."""
+    return max(device.gpus, batch // device.gpus * device.gpus)
+
+
+def _described(device: Device) -> str:
+    return f"{f'{device.gpus} GPUs' if device.gpus > 1 else 'GPU'} with {device.memory_gb:.0f} GB"
+
+
+def _how(recompute: bool) -> str:
+    return "; activations are recomputed in the backward pass, so that they fit" if recompute else ""
 
 
 def scan_voxels_rule(size: NetworkSize, registrable: bool) -> int:

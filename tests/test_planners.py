@@ -84,7 +84,7 @@ GOLDEN = {
     "2d, gpu": (ULTRASOUND, ("US",), GPU24, "default", "none", "spacing", (1.0, 2.7063, 2.7063), (108, 148),
                 (84, 116), ((2, 2), (2, 2)), ((18, 25), (36, 49), (54, 74))),
     "2d, small": ([case((1, 50, 62), (1, 1, 1))], ("US",), CPU, "paper", "none", "native", (), (48, 60), (38, 46),
-                  ((2, 2), (2, 2)), ((8, 10), (16, 20), (24, 30))),
+                  ((2, 2), (2, 2)), ((6, 6), (12, 12), (18, 18))),
 }  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def test_golden_plans(name):
         (CPU, (16, 32, 64), 64, 4),
         (("mps", 64.0), (16, 32, 64), 64, 4),
         (("cuda", 8.0), (16, 32, 64), 64, 4),
-        (GPU12, (64, 128, 256), 2048, 6),
-        (GPU24, (64, 128, 256), 2048, 12),
+        (GPU12, (64, 128, 256), 2048, 24),
+        (GPU24, (64, 128, 256), 2048, 24),
         (GPU80, (64, 128, 256), 2048, 24),
     ],
 )
@@ -131,6 +131,45 @@ def test_the_paper_recipe_is_the_papers_on_any_device(device, cases, channel):
     assert (network.widths, network.aspp_channels, network.embedding_dim) == ((64, 128, 256), 256, 2048)
     assert (network.mixing_dim, network.prototypes_per_class, network.dilations) == (512, 3, PAPER_DILATIONS)
     assert (plan.patch.size, plan.patch.centre) == ((12, 36, 36), (8, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "batch", "recompute"),
+    [
+        ("paper", GPU80, 24, False),
+        ("paper", GPU24, 24, False),
+        ("paper", GPU12, 24, True),
+        ("paper", (*GPU12, 4), 24, False),  # as in the paper
+        ("paper", ("cuda", 8.0), 15, True),
+        ("paper", ("cuda", 8.0, 2), 24, True),
+        ("paper", ("cuda", 8.0, 5), 20, False),  # 24 cannot be divided by 5
+        ("unet", GPU12, 64, False),
+        ("unet", ("cuda", 8.0), 64, True),
+        ("default", (*GPU12, 2), 24, False),
+    ],
+)
+def test_gpus_get_the_papers_batch_where_it_fits(recipe, device, batch, recompute):
+    plan = planned(BRAIN, device=device, recipe=recipe)
+    assert (plan.recipe.sampling.batch_size, plan.recipe.optimizer.recompute) == (batch, recompute)
+    assert f"{batch} patches per batch" in plan.reasons["network"]
+    assert ("recomputed" in plan.reasons["network"]) == recompute
+
+
+@pytest.mark.parametrize("recipe", ["default", "unet_default"])
+def test_the_method_is_the_same_on_every_gpu_that_holds_it(recipe):
+    """Apart from how a step is computed; a smaller one gets the small network, and the plan says why."""
+    plans = [planned(CT, ("CT",), ("cuda", gigabytes), recipe) for gigabytes in (11.6, 12.0, 24.0, 80.0)]
+    same = [replace(plan, reasons={}, recipe=with_settings(plan.recipe, recompute=False)) for plan in plans]
+    assert same == same[:1] * 4
+    small = planned(CT, ("CT",), ("cuda", 8.0), recipe)
+    assert small.network.widths == (16, 32, 64)
+    assert "24 patches of the paper's network need about 12 GB" in small.reasons["network"]
+
+
+def test_the_papers_recipes_train_in_float32_and_the_default_in_what_the_device_supports():
+    found = {name: recipe.optimizer.precision for name, recipe in PRESETS.items()}
+    assert {name for name, precision in found.items() if precision == "auto"} == {"default", "unet_default"}
+    assert set(found.values()) == {"auto", "float32"}
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])
@@ -162,7 +201,7 @@ def test_scans_are_registered_unless_2d_or_of_lesions_or_planned_with_the_papers
 
 
 def test_a_small_batch_switches_off_the_norm_of_the_image_level():
-    assert [planned(BRAIN, device=d).network.image_level_norm for d in (CPU, GPU12, GPU80)] == [False, False, True]
+    assert [planned(BRAIN, device=d).network.image_level_norm for d in (CPU, GPU12, GPU80)] == [False, True, True]
     assert planned(BRAIN, recipe="paper", device=GPU12).network.image_level_norm
 
 

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from mre_lowshot import devices
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.network.build import build
+from mre_lowshot.network.head import PrototypeHead
+from mre_lowshot.network.optimized.fused_head import fused_logits
 from mre_lowshot.network.resize import block_mean, separable_upsample
 from mre_lowshot.trainers.precision import TOLERANCE, chosen, gradient_gap
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -95,6 +97,58 @@ def test_wrong_gradients_in_low_precision_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"recipe.optimizer.precision fp16: .*backbone.encoder.1.0.* set it to float32"):
         MRETrainer(tiny_plan(precision="fp16"), [tiny_case()], folder=tmp_path, device=CPU)
     assert MRETrainer(tiny_plan(), [tiny_case()], folder=tmp_path, device=CPU).precision.name == "float32"
+
+
+FUSED = replace(TINY, embedding_dim=48)
+
+
+def test_the_fused_head_makes_its_scores_in_float32_under_autocast():
+    """Features that are exact in bfloat16: the scores, and the gradients that come through them, are float32's. What is
+    left is |e|, the mean of many roundings."""
+    torch.manual_seed(0)
+    spec = replace(TINY, embedding_dim=300, mixing_dim=24, prototypes_per_class=3)
+    head, fusion = PrototypeHead(spec, 300), nn.Conv3d(96, 300, 1)
+    features, weights = torch.randn(2, 64, 4, 8, 8).bfloat16(), torch.randn(2, 3, 4, 8, 8)
+    pooled = torch.randn(2, 32).bfloat16().float()
+    found = []
+    for low in (False, True):
+        given = features if low else features.float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = fused_logits(given, pooled, fusion, head)
+        gradients = torch.autograd.grad((logits * weights).sum(), head.mixer.parameters())
+        found.append((logits.detach(), *gradients))
+    for exact, ours in zip(*found, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).norm() < 2e-3 * exact.norm()
+
+
+def test_the_check_of_gradients_covers_the_fused_head(monkeypatch):
+    network = build(FUSED)
+    assert network.fused
+    assert gradient_gap(network, tiny_plan(FUSED), None)[0] == 0
+    assert gradient_gap(network, tiny_plan(FUSED), torch.bfloat16)[0] < TOLERANCE
+
+    def wrong(features, pooled, fusion, head):
+        logits = fused_logits(features, pooled, fusion, head)
+        return 2 * logits - logits.detach() if torch.is_autocast_enabled("cpu") else logits
+
+    monkeypatch.setattr("mre_lowshot.trainers.precision.fused_logits", wrong)
+    gap, where = gradient_gap(network, tiny_plan(FUSED), torch.bfloat16)
+    assert where == "head"
+    assert gap > 0.9
+
+
+def test_auto_takes_float32_where_the_check_finds_wrong_gradients(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise UserError("layer x is wrong")
+
+    monkeypatch.setattr("mre_lowshot.trainers.precision.chosen", lambda name, device: "bf16")
+    monkeypatch.setattr("mre_lowshot.trainers.precision.check_gradients", refuse)
+    trainer = MRETrainer(tiny_plan(precision="auto"), [tiny_case()], folder=tmp_path, device=CPU)
+    assert trainer.precision.name == "float32"
+    assert "trained in float32: layer x is wrong" in trainer.training_log.path.read_text()
+    with pytest.raises(UserError, match="layer x is wrong"):
+        MRETrainer(tiny_plan(precision="bf16"), [tiny_case()], folder=tmp_path, device=CPU)
 
 
 @pytest.mark.parametrize("spec", [TINY, TINY_2D, replace(TINY, norm="instance", image_level_norm=False)])

@@ -29,7 +29,7 @@ LEAST_SCALE = 2.0**-10  # below this scale an overflow is not caused by the scal
 
 
 def chosen(name: str, device: torch.device) -> str:
-    """``float32``, ``tf32``, ``bf16`` or ``fp16``; ``auto`` selects bf16 on CUDA devices that support it, else float32."""
+    """``float32``, ``tf32``, ``bf16`` or ``fp16``; ``auto``: bf16 on CUDA devices that support it, else float32."""
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -119,9 +119,10 @@ def check_gradients(network: nn.Module, plan: Plan, low: torch.dtype, device: to
     except RuntimeError as problem:
         gap, where = float("inf"), f"({str(problem).splitlines()[0]})"
     if not gap <= TOLERANCE:
+        where_run = "GPU" if device.type == "cuda" else "CPU"
         raise UserError(
-            f"recipe.optimizer.precision {name}: on this {'GPU' if device.type == 'cuda' else 'CPU'} torch "
-            f"{torch.__version__} gives wrong gradients for this network (layer {where}: relative error {gap:.2g}); set it to float32 or auto"
+            f"recipe.optimizer.precision {name}: on this {where_run} torch {torch.__version__} gives wrong gradients "
+            f"for this network (layer {where}: relative error {gap:.2g}); set it to float32 or auto"
         )
 
 

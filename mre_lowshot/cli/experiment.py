@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--workers",
         type=int,
-        default=0,
-        help="data-loading processes (default: %(default)s, the training process loads)",
+        help="data-loading processes; 0: the training process loads (default: on CUDA up to 4, one less than the cores "
+        "of a process; else 0). The result is the same with any number",
     )
     made.add_argument("--reference", metavar="ROW", help="row to compare the others with (default: the table's)")
     made.add_argument(

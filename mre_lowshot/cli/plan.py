@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GB",
         help="GPU memory to plan for (default: the GPU's; without a GPU it has no effect)",
     )
+    made.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs that will train a fold together with torchrun: each holds its share of a mini-batch (default: "
+        "%(default)s)",
+    )
     made.add_argument("--keep_plan", action="store_true", help="use the existing plan, perhaps edited by hand")
     made.add_argument("--overwrite", action="store_true", help="replace an existing plan that differs")
     made.add_argument("--no_pp", action="store_true", help="plan only, do not preprocess")
@@ -94,6 +102,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             preprocess=not options.no_pp,
             device=options.device,
             memory_gb=options.memory,
+            gpus=options.gpus,
             workspace=options.workspace,
             reporter=Console(),
         )

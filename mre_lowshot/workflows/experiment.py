@@ -68,7 +68,7 @@ class _Run:
     folds: Sequence[int] | None
     cohort: str | None
     cohorts_file: Path | None
-    workers: int
+    workers: int | None
     device: str
     space: Workspace
     reporter: Reporter
@@ -88,7 +88,7 @@ def experiment(
     statistics: Method = "default",
     labels: Sequence[str] | None = None,
     only_print: bool = False,
-    workers: int = 0,
+    workers: int | None = None,
     cohort: str | None = None,
     cohorts_file: str | Path | None = None,
     device: str = "auto",
@@ -112,7 +112,7 @@ def experiment(
         statistics: ``default`` (sign-flip permutation, Holm) or ``paper`` (paired t, Bonferroni).
         labels: to score; ``["paper"]``: those that the paper scores in its two datasets; None: all.
         only_print: train nothing.
-        workers: data-loading processes; 0: this process loads.
+        workers: data-loading processes; 0: this process loads; None: on CUDA up to four, else 0.
         cohort, cohorts_file: name of a cohort of cases, and its file.
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/.
@@ -217,7 +217,8 @@ def _run_fold(run: _Run, row: Row, job: FoldJob) -> int:
     progress: Callable[..., Any] = partial(
         training_progress, job, reporter=run.reporter, title=f"{row.name}, fold {job.fold}"
     )
-    trainer = train_fold(job, workers=run.workers, progress=progress)
+    workers = devices.loader_processes(job.device) if run.workers is None else run.workers
+    trainer = train_fold(job, workers=workers, progress=progress)
     with run.reporter.bar(len(split["val"]), description="validate", unit="scan") as bar:
         summary = validate(
             job,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
-from mre_lowshot.config.check import require_number, require_path, require_plans_name
+from mre_lowshot.config.check import require_number, require_path, require_plans_name, require_whole
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
@@ -32,6 +32,7 @@ from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.workflows.reporting import Reporter
 
 DEFAULT_NAME = "MREPlans"
+MAX_GPUS = 1024  # that train a fold together
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def plan(
     preprocess: bool = True,
     device: str = "auto",
     memory_gb: float | None = None,
+    gpus: int = 1,
     workspace: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> PlanResult:
@@ -79,6 +81,7 @@ def plan(
         preprocess: write the preprocessed cases too.
         device: to plan for.
         memory_gb: of the GPU, instead of what it has.
+        gpus: that will train a fold together (``torchrun``); each needs memory for its share of a mini-batch only.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         reporter: receives progress and messages.
 
@@ -87,7 +90,7 @@ def plan(
     """
     reporter = reporter or Reporter()
     changes = _texts(changes or {})
-    _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb)
+    _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb, gpus=gpus)
     require_path("-d", str(dataset))
     space = Workspace.resolve(workspace)
     raw = space.find(str(dataset), "raw")
@@ -96,7 +99,7 @@ def plan(
     if keep_plan and not (folder / f"{plans_name}.json").is_file():
         load_plan(folder / f"{plans_name}.json")  # refuses before every scan was read
     target = devices.resolve(device)
-    planned_for = Device(target.type, memory_gb or devices.memory_gb(target))
+    planned_for = Device(target.type, memory_gb or devices.memory_gb(target), gpus)
     first, rest = split_changes(changes)
     chosen = preset_with(recipe, first)
     with planning(folder, plans_name):
@@ -189,7 +192,13 @@ def _texts(changes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_options(
-    plans_name: str, changes: Mapping[str, str], *, keep_plan: bool, overwrite: bool, memory_gb: float | None
+    plans_name: str,
+    changes: Mapping[str, str],
+    *,
+    keep_plan: bool,
+    overwrite: bool,
+    memory_gb: float | None,
+    gpus: int,
 ) -> None:
     if changes and plans_name == DEFAULT_NAME:
         raise UserError("--set makes another plan; give it its own name with -p NAME (not MREPlans)")
@@ -197,6 +206,7 @@ def _check_options(
         raise UserError("--keep_plan uses the existing plan; leave out --set and --overwrite")
     if memory_gb is not None:
         require_number("--memory", memory_gb, 0.1, 1e5)
+    require_whole("--gpus", gpus, 1, MAX_GPUS)
     require_plans_name("-p", plans_name)
 
 

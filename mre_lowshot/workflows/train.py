@@ -66,7 +66,7 @@ def train(
     seed: int | None = None,
     mode: Mode = "new",
     score: bool = True,
-    workers: int = 0,
+    workers: int | None = None,
     cohort: str | None = None,
     cohorts_file: str | Path | None = None,
     pretrained_weights: str | Path | None = None,
@@ -89,7 +89,7 @@ def train(
         mode: ``new`` refuses a fold that was trained before, ``continue`` goes on from its latest checkpoint,
             ``overwrite`` trains it again, ``validate`` only scores it.
         score: predict and score the fold's other cases.
-        workers: data-loading processes; 0: this process loads.
+        workers: data-loading processes; 0: this process loads; None: on CUDA up to four, else 0.
         cohort, cohorts_file: name of a cohort of cases to restrict the level to, and its file.
         pretrained_weights: checkpoint, or folder of a fold, whose weights the training begins with, with a new
             optimizer; of the same network, channels and labels.
@@ -118,6 +118,7 @@ def train(
     if deterministic:
         devices.make_deterministic()
     with connected_processes(device) as (processes, found):
+        workers = devices.loader_processes(found, processes.count) if workers is None else workers
         reporter = reporter if processes.first else Silent()
         request = _Request(
             dataset=str(dataset),
@@ -181,7 +182,7 @@ def _pretrained(path: str | Path | None, mode: Mode) -> Path | None:
     return Path(path)
 
 
-def check_options(*, iterations: int | None, seed: int | None, workers: int) -> None:
+def check_options(*, iterations: int | None, seed: int | None, workers: int | None) -> None:
     """Refuse numbers that no training can use, before anything is written.
 
     Raises:
@@ -191,7 +192,8 @@ def check_options(*, iterations: int | None, seed: int | None, workers: int) -> 
         require_whole("--iterations", iterations, 1, MAX_ITERATIONS)
     if seed is not None:
         require_whole("--seed", seed, 0, 2**32 - 1)
-    require_whole("--workers", workers, 0, max(64, 4 * (os.cpu_count() or 1)))
+    if workers is not None:
+        require_whole("--workers", workers, 0, max(64, 4 * (os.cpu_count() or 1)))
 
 
 @contextmanager
