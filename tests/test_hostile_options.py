@@ -54,6 +54,7 @@ LONG, DIGITS = "x" * 5000, "9" * 400
         ("plan", ["-device", "hpu"], "-device hpu"),
         ("plan", ["-device", "cpu:5"], "-device cpu:5"),
         ("plan", ["-device", ""], "-device "),
+        ("plan", ["--gpus", "0"], "--gpus 0: must be at least 1"),
         ("plan", ["-device", "cuda:-1"], "-device cuda:-1"),
         ("plan", ["-device", "cuda:99"], "-device cuda:99: not available"),
         ("plan", ["-device", "cuda:" + DIGITS], "not a device"),

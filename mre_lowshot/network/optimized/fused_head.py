@@ -52,7 +52,7 @@ def fused_logits(features: Tensor, pooled: Tensor | None, fusion: Any, head: Pro
     """Class logits; values and gradients equal ``head(fusion(joined(features, pooled)))`` up to rounding.
 
     Under autocast the features keep the autocast type, in which |e| is computed; the scores, the mixer and all later
-    steps are computed in float32. (In bfloat16 the gradient of the mixer is 12 to 15 % off.)
+    steps are computed in float32.
 
     Args:
         features: v (B, V, *size), the first V input channels of the fusion.
