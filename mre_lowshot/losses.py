@@ -17,7 +17,13 @@ from mre_lowshot.transfers import counts_of, positions, to_device, to_host
 
 
 def hard_example_mask(
-    nll: Tensor, target: Tensor, *, majority: Sequence[int], ohem_ratio: int, min_kept: int
+    nll: Tensor,
+    target: Tensor,
+    *,
+    majority: Sequence[int],
+    ohem_ratio: int,
+    min_kept: int,
+    numbers: tuple[int, int] | None = None,
 ) -> Tensor:
     """The voxels that the loss keeps: all of the minority classes, and the hardest of the majority classes.
 
@@ -27,35 +33,27 @@ def hard_example_mask(
         majority: class numbers of the majority group; all others are minority.
         ohem_ratio: N_Lg, majority voxels kept per minority voxel.
         min_kept: majority voxels kept when the batch holds no minority voxel.
+        numbers: of minority and of majority voxels in ``target``; None: they are read from the device.
 
     Returns:
         A boolean mask of the same shape. Ties are broken by position, so the number kept is exact.
     """
-    large = _is_one_of(target, majority)
+    large = torch.zeros_like(target, dtype=torch.bool)
+    for label in majority:
+        large |= target == label
     keep = (target != IGNORE) & ~large
-    minority, available = (int(n) for n in to_host(torch.stack([keep.sum(), large.sum()]))[0])
-    return _with_hardest(keep, nll, large, count=majority_kept(minority, available, ohem_ratio, min_kept))
-
-
-def majority_kept(minority: int, available: int, ohem_ratio: int, min_kept: int) -> int:
-    """How many of the ``available`` majority voxels OHEM keeps beside ``minority`` minority voxels."""
-    return min(ohem_ratio * minority if minority else min_kept, available)
-
-
-def _is_one_of(target: Tensor, labels: Sequence[int]) -> Tensor:
-    found = torch.zeros_like(target, dtype=torch.bool)
-    for label in labels:
-        found |= target == label
-    return found
-
-
-def _with_hardest(keep: Tensor, nll: Tensor, large: Tensor, count: int) -> Tensor:
-    """``keep`` and the ``count`` voxels of ``large`` with the largest ``nll``."""
+    minority, available = numbers or to_host(torch.stack([keep.sum(), large.sum()]))[0].tolist()
+    count = majority_kept(minority, available, ohem_ratio, min_kept)
     if not count:
         return keep
     ranked = nll.detach().masked_fill(~large, -torch.inf).flatten()
     chosen = torch.topk(ranked, count, sorted=False).indices
     return keep.flatten().index_fill(0, chosen, True).view_as(keep)
+
+
+def majority_kept(minority: int, available: int, ohem_ratio: int, min_kept: int) -> int:
+    """How many of the ``available`` majority voxels OHEM keeps beside ``minority`` minority voxels."""
+    return min(ohem_ratio * minority if minority else min_kept, available)
 
 
 def per_category_cross_entropy(
@@ -126,13 +124,17 @@ class MRELoss:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         counts = to_host(counts_of(target, self.classes))[0].tolist() if counts is None else counts
         nll = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
-        keep, number = target != IGNORE, sum(counts)
+        number, majority = sum(counts), self.majority
         if config.ohem:
-            large = _is_one_of(target, self.majority)
-            available = sum(counts[k] for k in set(self.majority))
-            number -= available
-            count = majority_kept(number, available, config.ohem_ratio, config.ohem_min_kept)
-            keep, number = _with_hardest(keep & ~large, nll, large, count), number + count
+            ratio, least = config.ohem_ratio, config.ohem_min_kept
+            available = sum(counts[k] for k in set(majority))
+            minority = number - available
+            keep = hard_example_mask(
+                nll, target, majority=majority, ohem_ratio=ratio, min_kept=least, numbers=(minority, available)
+            )
+            number = minority + majority_kept(minority, available, ratio, least)
+        else:
+            keep = target != IGNORE
         loss = per_category_cross_entropy(
             nll, target, kept=positions(keep, number), classes=self.classes, class_balance=config.class_balance
         )

@@ -10,8 +10,8 @@ import numpy as np
 PAPER_PATCH_VOXELS = 12 * 36 * 36  # of the paper's patch
 PAPER_GRID_VOXELS = 72 * 324 * 396  # of its CT; 14 classes' probabilities on it are 0.5 GB, and prediction keeps a few
 # Of one patch in a training step of the paper's network in float32: GB with stored, and with recomputed activations.
-# Stored for the backward pass are .384 and .21 GB (U-Net .081 and .035 GB; tests/test_without_gpu.py counts them); a
-# third is added for what only lives during the backward pass.
+# Stored for the backward pass are .384 and .21 GB (U-Net .081 and .035 GB; tests/test_without_gpu.py counts them); the
+# rest is an estimate of what only lives during the backward pass.
 PATCH_GB = {"mre_net": (0.54, 0.39), "unet": (0.12, 0.08)}
 FIXED_GB = 1.0  # weights, gradients, Adam's state, moving average, and the CUDA context
 USABLE = 0.9  # share of a GPU's memory that is planned for

@@ -179,7 +179,7 @@ def kept_gb(network: NetworkConfig, recompute: bool, size: tuple[int, ...] = (12
     return sum(storage.nbytes() for storage in kept.values()) / 2e9
 
 
-def test_the_planned_memory_of_a_patch_is_what_the_network_keeps_and_a_third_more():
+def test_the_planned_memory_of_a_patch_is_above_what_the_network_keeps():
     for name, network in (("mre_net", PAPER), ("unet", replace(PAPER, **UNET_NETWORK))):
         for planned, recompute in zip(PATCH_GB[name], (False, True), strict=True):
             assert 1.3 < planned / kept_gb(network, recompute) < 2.4
