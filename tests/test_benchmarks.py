@@ -235,6 +235,7 @@ class TestAgainstNnunet:
         assert not [p for p in (tmp_path / "others").iterdir() if p.name.startswith(scan)]
         assert json.loads((job.raw / "dataset.json").read_text())["numTraining"] == 1
 
+    @pytest.mark.slow
     def test_steps_are_timed_once_and_summarised(self, trained, tmp_path, monkeypatch):
         scan, *rest = self.cases(trained)
         job, ran, real = self.job(trained, tmp_path, scan), [], against_nnunet.steps

@@ -45,10 +45,10 @@ def rewritten(good, out, change, *, compress=zipfile.ZIP_STORED):
 
 
 def refused(path, *parts):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(UserError) as problem:
         load_model(path, None, CPU)
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
     message = str(problem.value)
     assert path.name in message
     assert "\n" not in message

@@ -110,7 +110,8 @@ PLANS = {
 }
 
 
-@counts(2, 26)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [26])
 def test_planning_killed_at_any_moment_leaves_no_cases_of_two_plans(space, kills):
     """Two plans of one name in turn, so that cases of both lie in the folder after a kill."""
     runs = Runs(space, seed=1)
