@@ -66,10 +66,10 @@ def refused(path, tmp_path, *parts):
         lambda: Predictor.load(path, device="cpu"),
         lambda: mre_lowshot.install_model(path, workspace=place, overwrite=True),
     ):
-        begun = time.monotonic()
+        begun = time.process_time()
         with pytest.raises(UserError) as problem:
             action()
-        assert time.monotonic() - begun < 10
+        assert time.process_time() - begun < 10
         message = str(problem.value)
         assert path.name in message
         assert "\n" not in message
