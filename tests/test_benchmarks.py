@@ -206,6 +206,7 @@ def test_wrong_use_is_reported_in_one_line(arguments, message, capsys, tmp_path,
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_a_case_can_be_given(trained, capsys):
     """The plain network with the checkpoint's weights agrees with ours on the case."""
     model = trained.model() / "fold_0/checkpoint_final.pth"
@@ -282,6 +283,7 @@ class TestAgainstNnunet:
         assert "--iterations 0: must be at least 1" in errors[2]
 
 
+@pytest.mark.slow
 def test_the_prediction_of_a_large_ct_reports_its_peak_memory():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-m", "benchmarks.large_ct", "--quick"], cwd=root, capture_output=True,
@@ -306,6 +308,7 @@ def test_warnings_are_counted_for_each_scan_that_gives_the_ranges(trained, tmp_p
     assert "spacing_z: 4, for example phantom_00" in shown  # with the others, and they with it
 
 
+@pytest.mark.slow
 def test_the_steps_after_the_network_equal_their_plain_reference():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-m", "benchmarks.refinement", "--quick", "--repeats", "1"], cwd=root,

@@ -97,6 +97,7 @@ def test_any_failure_is_reported_once_and_the_prediction_is_that_of_the_uncompil
     assert "much more" not in line
 
 
+@pytest.mark.slow
 def test_the_most_frequent_shapes_run_compiled_and_the_others_uncompiled(monkeypatch):
     ran, networks, messages = Counter(), folds(), []
 

@@ -300,6 +300,7 @@ def test_the_reader_refuses_what_is_no_seg(tmp_path):
         seg_reader.read_seg(path)
 
 
+@pytest.mark.slow
 def test_from_dicom_to_predictions(tmp_path):
     """mre_import, plan, train and predict, from DICOM to a DICOM SEG that is read back by pydicom alone."""
     shape, space = (20, 36, 44), Space(tmp_path / "w")

@@ -235,6 +235,7 @@ def one_error(text: str, *words: str) -> None:
         assert word in errors[0], text
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_full_while_planning_is_one_error(space):
     runs = Runs(space, seed=0)
     before = (space.model() / "fold_0/checkpoint_final.pth").read_bytes()

@@ -151,6 +151,7 @@ def test_a_mirrored_atlas_registers_to_a_new_scan():
     assert all(dice(warped.argmax(0) == 2, new.label == 2) > 0.7 for warped in (direct, flipped, both, weighted))
 
 
+@pytest.mark.slow
 def test_a_continued_training_keeps_the_decision(brains, tmp_path, monkeypatch):
     """Another machine may round the registration differently; a training begun with mirrored atlases keeps them."""
     common = ("901", "1shot", "fold1", "-p", "Tiny", "--workspace", brains, "-device", "cpu")

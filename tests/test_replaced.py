@@ -100,6 +100,7 @@ def test_a_kill_while_files_are_moved_loses_none(space, monkeypatch):
     assert not list(space.root.rglob(".mre-*"))
 
 
+@pytest.mark.slow
 def test_the_earlier_plan_of_the_model_comes_back_with_its_results(space, monkeypatch, capsys):
     model = space.model()
     shutil.copytree(model / "fold_0", model / "fold_1")

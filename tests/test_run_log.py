@@ -43,6 +43,7 @@ def test_the_lines_hold_the_checkpoints_history(trained):
         assert [row[name] for row in found] == [v if v == v else None for v in history[key]]
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_continued_training_has_each_iteration_once(space, monkeypatch):
     folder = space.model() / "fold_0"
     interrupt_after(monkeypatch, 4)

@@ -152,6 +152,7 @@ def test_a_changed_plan_does_not_mix_with_older_results(space, capsys):
     assert learning_rate(space.model() / "plans.json") == 0.25
 
 
+@pytest.mark.slow
 def test_all_folds_continue_where_they_were_interrupted(space, monkeypatch, capsys):
     assert space.train("--no_val", "--seed", "3", fold="1") == 0
     assert space.train("--c", "--no_val", fold="1") == 0  # uses the seed of the training
@@ -231,6 +232,7 @@ def test_one_annotated_case_can_be_trained_and_leaves_none_to_score(space, capsy
     assert "phantom_003 is the only labelled case" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cohort_is_trained_and_tested_alone(space, tmp_path, capsys):
     listed = tmp_path / "mine.json"
     listed.write_text(json.dumps({"two": NAMES[:2]}))
