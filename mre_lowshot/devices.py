@@ -154,8 +154,12 @@ def loader_processes(device: torch.device, processes: int = 1) -> int:
     the ``processes`` that train on this machine; elsewhere none, because they would take cores from the training."""
     if device.type != "cuda":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_LOADERS, cores // processes - 1))
+    return max(0, min(MOST_LOADERS, usable_cores() // processes - 1))
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:

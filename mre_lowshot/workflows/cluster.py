@@ -241,7 +241,7 @@ class ClusterPredictor:
         seen = [self.path, *(image for case in cases[:1] for image in case.images)]
         files = [(path, path.stat().st_size) for path in seen if path.exists()]
         try:
-            marker.write_text(content, encoding="utf-8")
+            marker.write_text(content, encoding="utf-8", newline="")
             begun = time.monotonic()
             while True:
                 found = self._on_workers(examine, files, marker, content)

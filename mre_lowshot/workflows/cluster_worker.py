@@ -78,7 +78,7 @@ def examine(
             problem = problem or f"{UNSEEN} the output folder {marker.parent}"
         if not problem:
             own = marker.parent / partial_name(marker)
-            own.write_text(content, encoding="utf-8")
+            own.write_text(content, encoding="utf-8", newline="")
             own.unlink()
     except OSError as failure:
         problem = not_written(marker.parent, failure)

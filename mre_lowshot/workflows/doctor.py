@@ -135,14 +135,10 @@ def _machine() -> dict[str, str]:
     memory = psutil.virtual_memory()
     return {
         "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "cores": f"{os.cpu_count()}, {_usable_cores()} usable",
+        "cores": f"{os.cpu_count()}, {devices.usable_cores()} usable",
         "threads of torch": str(torch.get_num_threads()),
         "memory": f"{limits.bytes_text(memory.total)}, {limits.bytes_text(memory.available)} free",
     }
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _devices() -> dict[str, str]:
