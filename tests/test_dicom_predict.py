@@ -125,6 +125,7 @@ def test_formats_that_cannot_be_written_are_refused_before_the_work(trained, hu,
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_rules_of_the_output_folder_hold_for_every_format(trained, hu, tmp_path, capsys):
     write_scan(tmp_path / "in", hu, "axial")
     out = tmp_path / "out"

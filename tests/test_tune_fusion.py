@@ -195,6 +195,7 @@ def test_a_network_with_non_finite_output_is_not_final(tmp_path, monkeypatch):
     assert not (tmp_path / checkpoint.FINAL).is_file()
 
 
+@pytest.mark.slow
 def test_through_the_commands(brains, tmp_path, capsys, monkeypatch):
     """Tuned at the end of training, kept when it continues, used in validation and by `mre_predict`."""
     root = tmp_path / "space"
