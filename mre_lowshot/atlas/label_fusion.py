@@ -86,16 +86,15 @@ class AtlasPrior:
         an atlas's edge cuts a structure, its continuation is unknown: every class has the same share, and atlases
         that reach further decide.
         """
+        if self.count == 1:  # its weight does not matter
+            return self._warped_shares(*next(self._positions(coordinates)))[0]
         own = None
-        if image is not None and self.scans and self.count > 1:
+        if image is not None and self.scans:
             own = normalize_locally(image.mean(axis=0))
-        total, weights = None, np.zeros(coordinates.shape[1:], dtype=np.float32)
+        total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
+        weights = np.zeros(coordinates.shape[1:], dtype=np.float32)
         for number, (label, positions) in enumerate(self._positions(coordinates)):
-            shares = self._warped_shares(label, positions)
-            outside = outside_volume(np.rint(positions), label.shape)
-            shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
-            if self.count == 1:
-                return shares  # its weight does not matter
+            shares, outside = self._warped_shares(label, positions)
             base = 1 if number < self.count - self.mirrored_count else MIRRORED_WEIGHT
             weight = np.full(weights.shape, base, dtype=np.float32)
             if own is not None:
@@ -103,20 +102,24 @@ class AtlasPrior:
                 weight *= local_similarity(own, normalize_locally(warped))
             weight[outside] *= OUTSIDE_WEIGHT
             shares *= weight
-            total = shares if total is None else np.add(total, shares, out=total)
+            total += shares
             weights += weight
-        assert total is not None
         total /= weights
         return total
 
-    def _warped_shares(self, label: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Class shares (K, *patch) of a label map at voxel positions, interpolated linearly."""
+    def _warped_shares(self, label: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class shares (K, *patch) of a label map at voxel positions, interpolated linearly; and which positions lie
+        outside it (*patch)."""
         unknown = label == UNKNOWN
-        if not unknown.any():
-            return sample_shares(label, positions, self.classes)
-        shares = sample_shares(np.where(unknown, self.classes, label), positions, self.classes + 1)
-        shares[:-1] += shares[-1] / self.classes
-        return shares[:-1]
+        if unknown.any():
+            shares = sample_shares(np.where(unknown, self.classes, label), positions, self.classes + 1)
+            shares[:-1] += shares[-1] / self.classes
+            shares = shares[:-1]
+        else:
+            shares = sample_shares(label, positions, self.classes)
+        outside = outside_volume(np.rint(positions), label.shape)
+        shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
+        return shares, outside
 
 
 def build_prior(atlases: Sequence[Atlas], classes: int) -> AtlasPrior:
