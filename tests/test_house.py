@@ -229,10 +229,10 @@ print(image.shape, forward_labels(np.ones((8, 9, 9), int), transform).min())
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_fast_and_loads_nothing_heavy(command):
     code = f"""
-import sys
-from {COMMANDS[command]} import main
+import runpy, sys
+sys.argv = ["{command}", "-h"]
 try:
-    main(["-h"])
+    runpy.run_module("{COMMANDS[command]}", run_name="__main__")  # as python -m starts it
 except SystemExit as left:
     heavy = sorted({{"torch", "SimpleITK", "scipy", "skimage", "matplotlib", "numpy"}} & set(sys.modules))
     print("exit", left.code, heavy)

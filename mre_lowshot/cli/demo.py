@@ -128,3 +128,7 @@ def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> in
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_demo``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -37,3 +37,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_install_model``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -112,3 +112,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_plan_and_preprocess``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

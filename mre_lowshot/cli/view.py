@@ -57,3 +57,7 @@ def _has_screen() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``mre_view``."""
     return common.run(_main, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

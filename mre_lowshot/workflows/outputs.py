@@ -105,7 +105,7 @@ class OutputFolder:
         if not path.is_file():
             return ""
         found = self.record.entry_of(path, case.name)
-        pictures: set[Path] = set()  # that `corrected` draws without a prediction
+        pictures: set[Path] = set()  # that `corrected_pictures` draws without a prediction
         if found is None or not self._data_is_own(path, case):
             pictures = {self.root / folder / f"{case.name}.png" for folder in self.request.pictures}
             if self.record.is_own(path, case.name) and self._data_is_own(path, case):

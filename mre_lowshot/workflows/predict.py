@@ -126,8 +126,7 @@ def predict(
     loading: dict[str, Any] = {"folds": fold_numbers(folds), "checkpoint_name": checkpoint_name, **options}
     predictor: Predictor | ClusterPredictor
     if scheduler is None:
-        log = lambda line: reporter.warning(f"note: {line}")  # noqa: E731
-        predictor = Predictor.load(folder, device=device, log=log, **loading)
+        predictor = Predictor.load(folder, device=device, log=lambda line: reporter.warning(f"note: {line}"), **loading)
     else:
         predictor = ClusterPredictor(scheduler, folder, device=device, options=loading, reporter=reporter)
     _report_model(predictor, how, reporter)

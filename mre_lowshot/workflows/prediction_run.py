@@ -20,7 +20,7 @@ from mre_lowshot.inference.statistics_table import StatisticsTable
 from mre_lowshot.workflows.case_files import Statistics, add_missing_statistics, label_digest
 from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase, described, listed_box
 from mre_lowshot.workflows.cluster import ClusterPredictor
-from mre_lowshot.workflows.corrected import refresh_corrected
+from mre_lowshot.workflows.corrected_pictures import refresh_corrected
 from mre_lowshot.workflows.label_files import write_label_files
 from mre_lowshot.workflows.outputs import OutputFolder
 from mre_lowshot.workflows.reporting import Reporter
