@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,3 +311,14 @@ def test_a_stored_checksum_is_the_content_s(good):
 def test_state_dicts_keep_their_order(good):
     assert isinstance(torch.load(good, weights_only=True)["weights"], OrderedDict)
     assert list(read_claims(good)["weights"]) == list(torch.load(good, weights_only=True)["weights"])
+
+
+def test_a_checkpoint_that_is_moved_while_it_is_read_is_not_called_damaged(good, monkeypatch):
+    """mre_train --overwrite sets a fold aside between the test for the file and its reading."""
+
+    def moved(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "open", moved)
+    with pytest.raises(UserError, match="moved or deleted while it was read"):
+        read_claims(good)

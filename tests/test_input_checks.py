@@ -10,6 +10,7 @@ from references import tiny_plan
 from mre_lowshot.config import ChannelNormalization, PatchConfig
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.synthetic import make_subject
+from mre_lowshot.data.verification import copied_channels
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.input_checks import differences_from_training, refuse_input
@@ -139,3 +140,26 @@ def test_a_refusal_at_prediction_offers_no_fix_of_planning():
     array = np.random.default_rng(0).random((9, 9, 9))
     with pytest.raises(UserError, match=r"a range that no CT has; undo its scaling$"):
         refuse_input(Volume.from_array(array, (1, 1, 1)), replace(plan("clip"), channel_names=("CT",)))
+
+
+def test_a_channel_that_is_a_copy_of_another_is_named():
+    """T2 given as a copy of T1 would be segmented without a word; a grey picture stored in colour is no copy."""
+    one = scan().array
+    both = np.concatenate([one, one + 1, one])
+    assert copied_channels(("T1", "T2", "FLAIR"), both) == [
+        "channels 'T1' and 'FLAIR' hold the same voxels; is one file a copy of the other?"
+    ]
+    assert copied_channels(("R", "G", "B"), np.concatenate([one] * 3)) == []
+    made = plan()
+    channels = made.preprocessing.normalization * 2
+    made = replace(
+        made,
+        channel_names=("T1", "T2"),
+        network=replace(made.network, in_channels=2),
+        preprocessing=replace(made.preprocessing, normalization=channels),
+    )
+    image = replace(scan(), array=np.concatenate([one, one]))
+    (found,) = (d for d in differences_from_training(image, made) if d.name == "copied_channel")
+    assert "'T1' and 'T2'" in found
+    other = replace(scan(), array=np.concatenate([one, one + 1]))
+    assert not [d for d in differences_from_training(other, made) if d.name == "copied_channel"]

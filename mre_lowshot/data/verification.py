@@ -132,6 +132,22 @@ def _image(case: Case, dataset: Dataset, found: list[str]) -> Volume | None:
     return Volume(np.concatenate([v.array for v in volumes]), first.geometry, first.path, merged_notes(volumes))
 
 
+_COLOURS = {"r", "g", "b", "red", "green", "blue"}  # a grey picture stored in colour
+
+
+def copied_channels(names: Sequence[str], image: np.ndarray) -> list[str]:
+    """A sentence for each channel of an image (C, D, H, W) that holds the voxels of an earlier one: one of the two
+    files is a copy of the other, under a wrong name. Colour channels may be equal."""
+    found = []
+    for number, name in enumerate(names):
+        twin = next((n for n in range(number) if np.array_equal(image[n], image[number])), None)
+        if twin is not None and name.strip().lower() not in _COLOURS:
+            found.append(
+                f"channels {names[twin]!r} and {name!r} hold the same voxels; is one file a copy of the other?"
+            )
+    return found
+
+
 def _intensities(name: str, channel: np.ndarray) -> list[str]:
     """Problems with the intensities of one channel (D, H, W)."""
     low, high = float(channel.min()), float(channel.max())

@@ -80,6 +80,10 @@ def read_claims(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
         raise
     except PermissionError:
         raise UserError(f"{path}: may not be read (permission denied); change its permissions") from None
+    except FileNotFoundError:  # it was there a moment ago
+        raise UserError(
+            f"{path}: was moved or deleted while it was read, as by mre_train --overwrite; repeat"
+        ) from None
     except MemoryError:
         raise UserError(f"{path}: needs more memory than there is; use a machine with more memory") from None
     except Exception as problem:  # the description can fail in as many ways as there are operations

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mre_lowshot.config import Plan
+from mre_lowshot.data.verification import copied_channels
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import as_slices
@@ -119,6 +120,8 @@ def differences_from_training(image: Volume, plan: Plan) -> tuple[Difference, ..
                 training_range=ranges["outliers"],
             )
         )
+    copied = copied_channels(plan.channel_names, image.array)
+    found += [Difference(line, name="copied_channel", value=1, training_range=(0, 0)) for line in copied]
     for index, channel in enumerate(inner):
         if index < len(ranges.get("channels", ())):
             found += _channel_differences(channel, index, plan)

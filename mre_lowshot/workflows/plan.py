@@ -15,7 +15,7 @@ from mre_lowshot.config.check import require_number, require_path, require_plans
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
-from mre_lowshot.data.verification import raise_problems, verify
+from mre_lowshot.data.verification import copied_channels, raise_problems, verify
 from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.data.workspace import Workspace
@@ -166,6 +166,7 @@ def verified_cases(dataset: Dataset, reporter: Reporter) -> dict[str, dict[str, 
         for name, channel in zip(dataset.channel_names, image.array, strict=True):
             if problem := hu_rule(name, hu_histogram(channel) if is_ct(name) else None):
                 (not_hu if problem.certain else notes).append(f"case {case.name}: {problem.sentence}")
+        notes.extend(f"case {case.name}: {line}" for line in copied_channels(dataset.channel_names, image.array))
         for what, volume in (("", image), ("label map: ", label)):
             notes.extend(f"case {case.name}: {what}{note}" for note in getattr(volume, "notes", ()))
 
