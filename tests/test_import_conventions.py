@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +191,40 @@ def test_damaged_dicom_seg(tmp_path, record_property):
             assert set(np.unique(array)) <= {0, 1}
     assert refused > 20
     record_property("damaged DICOM SEG tried", 150)
+
+
+def test_dicom_seg_whose_types_of_values_are_damaged(tmp_path, record_property):
+    """pydicom converts a value when it is asked for: no access to a header may raise anything but the refusal."""
+    pytest.importorskip("pydicom")
+    from mre_lowshot.data.dicom import seg_check, seg_reader
+    from mre_lowshot.data.dicom.series import find_series
+    from tests.dicom_series import write_series
+    from tests.test_import_dicom import STORED, make_seg
+
+    write_series(tmp_path / "in", STORED)
+    (series,) = find_series(tmp_path / "in")
+    good = make_seg(tmp_path / "seg").read_bytes()
+
+    def read_all(path: Path) -> None:
+        seg = seg_reader.read_seg(path)
+        seg_reader.read_on(seg, series.geometry, dict.fromkeys(seg.segments, 1))
+
+    kinds = rb"(?:AS|CS|DA|DS|IS|LO|OB|OW|PN|SH|SQ|TM|UI|UL|US|UT)"
+    places = [match.start() + 4 for match in re.finditer(rb"[\x02-\x7f]\0..(?=" + kinds + rb")", good[132:], re.DOTALL)]
+    refusals: list[str] = []
+    for place in places:
+        made = bytearray(good)
+        made[132 + place : 132 + place + 2] = b"U\xaf"
+        (tmp_path / "bad").write_bytes(bytes(made))
+        for reads in (read_all, seg_check.check_seg, seg_check.referred_series):
+            try:
+                reads(tmp_path / "bad")
+            except UserError as problem:
+                refusals.append(str(problem))
+    assert len(places) > 60
+    assert len(refusals) > 20
+    assert all(str(tmp_path / "bad") in text for text in refusals)
+    record_property("damaged DICOM SEG tried", len(places))
 
 
 def test_damaged_segmentations_of_slicer(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mre_lowshot.data.dicom.files import is_directory, quiet, read_header
+from mre_lowshot.data.dicom.files import is_directory, read_header, reading
 from mre_lowshot.data.dicom.frames import Frame, frames_of, unsuitable
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import sha256
@@ -56,13 +56,8 @@ def read_entry(path: Path) -> Entry | None:
     header = read_header(path)
     if is_directory(header):
         return None
-    try:
-        with quiet():
-            return _entry(path, header)
-    except UserError:
-        raise
-    except Exception as problem:  # pydicom raises many kinds for values that violate the standard
-        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+    with reading(path):
+        return _entry(path, header)
 
 
 def _entry(path: Path, header: Dataset) -> Entry:

@@ -63,6 +63,24 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Refuse a file that pydicom fails on, whatever it raises. It converts a value when the value is asked for, so that
+    every access to a header with ``everything`` belongs inside.
+
+    Raises:
+        UserError: as raised inside, with the path before it; or says that the header cannot be read.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError as problem:
+        text = str(problem)
+        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    except Exception as problem:  # pydicom raises many kinds for damaged files and values that violate the standard
+        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+
+
 def find_files(folder: Path, ignore: Sequence[Path] = ()) -> tuple[list[Path], int]:
     """The DICOM files of a folder and its subfolders, whatever their names, and how many other files there are. A file
     that several links lead to counts once. ``folder`` may also be one file. Folders in ``ignore`` are left out.
@@ -153,26 +171,22 @@ def is_directory(header: Dataset) -> bool:
 
 
 def read_header(path: Path, everything: bool = False) -> Dataset:
-    """The header of a DICOM file without its pixels: what `find_series` needs, or ``everything``.
+    """The header of a DICOM file without its pixels: what `find_series` needs, or ``everything``, whose values are
+    converted when they are asked for: see `reading`.
 
     Raises:
         UserError: it cannot be read.
     """
     import pydicom
 
-    try:
-        with quiet():
-            _check_deflated(path)
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
-            )
-            if not everything:
-                for _ in (*header.file_meta, *header):  # converts every value
-                    pass
-    except UserError:
-        raise
-    except Exception as problem:  # pydicom raises many kinds for damaged files
-        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+    with reading(path):
+        _check_deflated(path)
+        header = pydicom.dcmread(
+            path, stop_before_pixels=True, force=True, specific_tags=None if everything else list(_TAGS)
+        )
+        if not everything:
+            for _ in (*header.file_meta, *header):  # converts every value
+                pass
     return header
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mre_lowshot.data.dicom.files import read_header, require_packages
+from mre_lowshot.data.dicom.files import read_header, reading, require_packages
 from mre_lowshot.errors import UserError
 
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
@@ -17,11 +17,11 @@ def check_seg(path: Path) -> None:
         UserError: says so.
     """
     require_packages()
-    header = read_header(path, everything=True)
-    if str(header.get("SOPClassUID")) not in _CLASSES:
-        raise UserError(f"{path}: is no DICOM SEG; move it away")
-    if not _has_all_pixels(path):
-        raise UserError(f"{path}: was cut off; predict the scan again")
+    with reading(path):
+        if str(read_header(path, everything=True).get("SOPClassUID")) not in _CLASSES:
+            raise UserError("is no DICOM SEG; move it away")
+        if not _has_all_pixels(path):
+            raise UserError("was cut off; predict the scan again")
 
 
 def _has_all_pixels(path: Path) -> bool:
@@ -43,5 +43,6 @@ def referred_series(path: Path) -> set[str]:
     Raises:
         UserError: its header cannot be read.
     """
-    header = read_header(path, everything=True)
-    return {str(item.get("SeriesInstanceUID")) for item in header.get("ReferencedSeriesSequence") or ()}
+    with reading(path):
+        header = read_header(path, everything=True)
+        return {str(item.get("SeriesInstanceUID")) for item in header.get("ReferencedSeriesSequence") or ()}

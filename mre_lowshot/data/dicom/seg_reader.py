@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mre_lowshot.data.dicom.codes import Code
-from mre_lowshot.data.dicom.files import quiet, read_header, require_packages
+from mre_lowshot.data.dicom.files import quiet, read_header, reading, require_packages
 from mre_lowshot.data.dicom.frames import Frame, frames_of
 from mre_lowshot.data.dicom.pixels import stored_frames
 from mre_lowshot.data.geometry import CORNER_TOLERANCE, Geometry
@@ -63,15 +63,8 @@ def read_seg(path: Path) -> Seg:
         UserError: it is none, holds fractions, or lacks what describes its segments or places its frames.
     """
     require_packages()
-    header = read_header(path, everything=True)
-    try:
-        with quiet():
-            return _described(path, header)
-    except UserError as problem:
-        text = str(problem)
-        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-    except Exception as problem:  # pydicom raises many kinds for values that violate the standard
-        raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
+    with reading(path):
+        return _described(path, read_header(path, everything=True))
 
 
 def _described(path: Path, header: Dataset) -> Seg:
@@ -200,12 +193,13 @@ class _Frames:
 
     def __init__(self, seg: Seg) -> None:
         self.path, self.shape, self.count = seg.path, seg.frames[0].shape, len(seg.frames)
-        header = read_header(seg.path, everything=True)
-        syntax = header.file_meta.get("TransferSyntaxUID")
-        encapsulated = syntax is not None and syntax.is_encapsulated
-        if syntax == "1.2.840.10008.1.2.2" and not encapsulated:  # its words of two bytes may hold bits in two orders
-            raise UserError(f"{seg.path}: is stored as Explicit VR Big Endian; export it as Little Endian")
-        self.bits = None if encapsulated or int(header.get("BitsAllocated") or 0) != 1 else self._packed()
+        with reading(seg.path):
+            header = read_header(seg.path, everything=True)
+            syntax = header.file_meta.get("TransferSyntaxUID")
+            encapsulated = syntax is not None and syntax.is_encapsulated
+            if syntax == "1.2.840.10008.1.2.2" and not encapsulated:  # its words of two bytes may hold bits both ways
+                raise UserError("is stored as Explicit VR Big Endian; export it as Little Endian")
+            self.bits = None if encapsulated or int(header.get("BitsAllocated") or 0) != 1 else self._packed()
 
     def _packed(self) -> np.ndarray:
         import pydicom
