@@ -1,0 +1,1 @@
+"""Methods that the paper compares MRE-Net with, one file each."""

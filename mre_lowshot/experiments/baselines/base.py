@@ -1,0 +1,66 @@
+"""What a baseline is: a function that learns from the scans of a fold and returns a function that segments a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mre_lowshot.config import Plan
+from mre_lowshot.preprocessing.store import PreparedCase
+
+Segmenter = Callable[[PreparedCase], np.ndarray]
+"""Class probabilities (K, D, H, W), float32, on the grid of a prepared case; it must not look at the case's label."""
+
+
+@dataclass(frozen=True)
+class BaselineFold:
+    """What a baseline may learn from.
+
+    Attributes:
+        plan: of the row; its grid and normalisation are those of the cases.
+        train: labelled cases.
+        unlabelled: other cases, whose labels are set to the ignored value. They may be test cases (their images only).
+        classes: K, with background.
+        device: to compute on.
+        seed: of everything random.
+        iterations: of training, if the user gave a number; None: the baseline's own.
+        folder: for checkpoints and other files of the fold.
+        log: receives a line of progress.
+    """
+
+    plan: Plan
+    train: tuple[PreparedCase, ...]
+    unlabelled: tuple[PreparedCase, ...]
+    classes: int
+    device: torch.device
+    seed: int
+    iterations: int | None
+    folder: Path
+    log: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method of the literature, as a row of a table runs it.
+
+    Attributes:
+        name: of the row.
+        title: one line for tables and for --list.
+        source: the publication, and the section of the paper that compares with it.
+        fit: learns from a fold.
+        recipe: whose preprocessing it uses.
+        package: that it needs beyond the core, as in an extra; empty for none.
+        axes: numbers of spatial axes that it works on.
+    """
+
+    name: str
+    title: str
+    source: str
+    fit: Callable[[BaselineFold], Segmenter]
+    recipe: str = "paper_small"
+    package: str = ""
+    axes: tuple[int, ...] = (2, 3)
