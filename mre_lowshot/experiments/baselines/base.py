@@ -13,7 +13,7 @@ from mre_lowshot.config import Plan
 from mre_lowshot.preprocessing.store import PreparedCase
 
 Segmenter = Callable[[PreparedCase], np.ndarray]
-"""Class probabilities (K, D, H, W), float32, on the grid of a prepared case; it must not look at the case's label."""
+"""Class probabilities (K, D, H, W), float32, on the grid of a prepared case, which has no label."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class BaselineFold:
     Attributes:
         plan: of the row; its grid and normalisation are those of the cases.
         train: labelled cases.
-        unlabelled: other cases, whose labels are set to the ignored value. They may be test cases (their images only).
+        unlabelled: other cases, without labels. They may be test cases (their images only).
         classes: K, with background.
         device: to compute on.
         seed: of everything random.
