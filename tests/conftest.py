@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -105,6 +105,37 @@ def pytest_terminal_summary(terminalreporter) -> None:
                     counts[name] = counts.get(name, 0) + value
     if counts:
         terminalreporter.write_line("counts: " + ", ".join(f"{name}: {value}" for name, value in counts.items()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_parts() -> Iterator[tuple[float, ...]]:
+    """Two parts that take most of the time of tiny scans: of the ten starts of an affine registration two are tried
+    (`all_starts` tries all), and progress.png is drawn once in a session and copied afterwards."""
+    from mre_lowshot.atlas.registration import affine
+    from mre_lowshot.trainers import training_log
+
+    drawn: list[bytes] = []
+    starts = affine.STARTS
+    draw = training_log.draw_progress
+
+    def copied(path: Path, history: Mapping[str, Sequence[float]]) -> None:
+        if not drawn:
+            draw(path, history)
+            drawn.append(path.read_bytes())
+        path.write_bytes(drawn[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(affine, "STARTS", (0.0,))
+        patch.setattr(training_log, "draw_progress", copied)
+        yield starts
+
+
+@pytest.fixture
+def all_starts(quick_parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every start of an affine registration is tried, as for users."""
+    from mre_lowshot.atlas.registration import affine
+
+    monkeypatch.setattr(affine, "STARTS", quick_parts)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def test_a_known_affine_transform_is_recovered(kind):
     assert dice(prior[1] > 0, truth == 2) > max(0.9, dice(start[1] > 0, truth == 2))
 
 
+@pytest.mark.usefixtures("all_starts")
 def test_a_body_of_another_size_in_a_scan_of_another_length_is_registered():
     """Twice as wide and deep, and the scan extends further below: no start of equal size converges there."""
     image, label = head()

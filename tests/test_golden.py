@@ -7,7 +7,7 @@ import pytest
 from golden.make import STAGES, VALUES
 
 
-@pytest.mark.usefixtures("one_thread_only")
+@pytest.mark.usefixtures("one_thread_only", "all_starts")
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_gives_its_golden_values(stage):
     compute, absolute, relative = STAGES[stage]

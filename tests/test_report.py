@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command, edit
-from report_folder import SHAPE, reference_array, write_folder
+from report_folder import SHAPE, SPACING, reference_array, write_folder
 from test_colours import VISION, lab
 
 import mre_lowshot
 from mre_lowshot.data.colours import rgb
 from mre_lowshot.data.geometry import Geometry
-from mre_lowshot.data.volume import Volume
+from mre_lowshot.data.volume import Volume, write_volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.report.content import CaseContent, Label, LabelScore, Report, ordered
 from mre_lowshot.report.findings import with_findings
@@ -241,6 +241,24 @@ def test_damaged_records_and_label_maps_are_survived(tmp_path):
     result = mre_lowshot.write_report(folder)
     assert any("label map" in line for line in result.missing["b"])
     assert any("label map is not there" in line for line in result.missing["c"])  # never a file of another folder
+
+
+def test_an_unreadable_record_and_label_values_without_a_name_are_reported(tmp_path, capsys):
+    folder = write_folder(tmp_path, names=("a",))
+    labels = reference_array()
+    labels[0, 0, :3] = (7, 9, 7)
+    write_volume(folder / "case0.nii.gz", labels, Geometry(SHAPE, SPACING))
+    (case,) = mre_lowshot.write_report(folder).content.cases
+    assert case.warnings == ("label map case0.nii.gz: 2 label value(s) without a name (7, 9), drawn in white",)
+    (folder / "run.json").write_text('{"cases": ')
+    (folder / "case0.nii.gz").rename(folder / "a.nii.gz")
+    assert command("report", folder) == 1  # the scan is not known
+    shown = capsys.readouterr().err
+    assert f"note: {folder / 'run.json'}: is damaged, or not a record of mre_predict" in shown
+    (tmp_path / "other").mkdir()
+    write_volume(tmp_path / "other/b.nii.gz", labels, Geometry(SHAPE, SPACING))
+    with pytest.raises(UserError, match=r"-ref .*other: none of its 1 label maps has the name of a case .* example a\)"):
+        mre_lowshot.write_report(folder, reference=tmp_path / "other")
 
 
 def test_findings_without_reference_name_unusual_volumes():

@@ -21,7 +21,7 @@ def load_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         raise UserError(f"plan {path} is missing; run mre_plan_and_preprocess first (-p names another plan)")
-    plan = from_json(Plan, read_json(path, "plan"), path.name)
+    plan = from_json(Plan, read_json(path, "plan"), str(path))
     if path.name != "plans.json" and plan.plans_name != path.stem:
         raise UserError(
             f"{path.name}: plans_name is {plan.plans_name!r}, whose preprocessed cases and results it would use; "

@@ -68,7 +68,15 @@ class Reading:
         if files.prediction is None:
             missing.append("the label map is not there")
         reference = self._label_map(files.reference, scan or prediction, case, "reference", missing)
-        content = replace(files.content, missing=(*files.content.missing, *missing))
+        unnamed = [
+            *self._unlisted(prediction, f"label map {files.prediction and files.prediction.name}"),
+            *self._unlisted(reference, f"reference {files.reference and files.reference.name}"),
+        ]
+        content = replace(
+            files.content,
+            missing=(*files.content.missing, *missing),
+            warnings=(*files.content.warnings, *unnamed),
+        )
         try:
             content = replace(content, labels=self._scores(files, prediction, reference))
             if self.max_size and (prediction is not None or reference is not None or scan is not None):
@@ -112,6 +120,17 @@ class Reading:
         except Exception as problem:
             missing.append(f"{what}: {describe_failure(problem)}")
             return None
+
+    def _unlisted(self, volume: Volume | None, what: str) -> list[str]:
+        """Label values that are not in the list of labels."""
+        if volume is None:
+            return []
+        listed = {0, self.ignore_label, *(label.value for label in self.labels)}
+        others = [int(value) for value in np.unique(volume.array) if value not in listed]
+        if not others:
+            return []
+        some = ", ".join(map(str, others[:5])) + (", ..." if len(others) > 5 else "")
+        return [f"{what}: {len(others)} label value(s) without a name ({some}), drawn in white"]
 
     def _scores(self, files: CaseFiles, prediction: Volume | None, reference: Volume | None) -> tuple[LabelScore, ...]:
         """Volumes of each label, and metrics where there is a reference."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 METRICS = ("Dice", "NSD", "HD95")  # of a summary, as far as it holds them
@@ -204,7 +205,7 @@ class Report:
     rows: tuple[Row, ...] = ()
     rows_title: str = ""
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that any case has."""
         found = {name for case in self.cases for score in case.labels for name in score.metrics}

@@ -63,15 +63,13 @@ def label_plot(
         title: of the horizontal axis.
         highest: end of the axis; None: the largest value.
     """
-    rows = []
-    for label in labels:
-        points = []
-        for number, case in enumerate(cases):
-            for score in case.labels:
-                value = score.quality if metric == "quality" else score.metrics.get(metric, math.nan)
-                if score.value == label.value and not math.isnan(value):
-                    points.append((value, number, f"{case.name} {case.group}".strip()))
-        rows.append((label.name, label.colour, points))
+    points: dict[int, list[tuple[float, int, str]]] = {label.value: [] for label in labels}
+    for number, case in enumerate(cases):
+        for score in case.labels:
+            value = score.quality if metric == "quality" else score.metrics.get(metric, math.nan)
+            if score.value in points and not math.isnan(value):
+                points[score.value].append((value, number, f"{case.name} {case.group}".strip()))
+    rows = [(label.name, label.colour, points[label.value]) for label in labels]
     return _dots(rows, title=title, highest=highest)
 
 

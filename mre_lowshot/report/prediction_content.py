@@ -34,6 +34,7 @@ def prediction_report(folder: Path, sources: Sources) -> Report:
     qualities, problems = stored.quality_rows(folder)
     if not records and not qualities:
         raise UserError(f"{folder}: holds no run.json and no quality.csv of mre_predict; give a folder that it wrote")
+    problems += stored.unreadable_records(folder)
     entries = {name: stored.table(entry) for record in records for name, entry in record["cases"].items()}
     runs = [stored.table(run) for record in records for run in record["runs"].values()]
     run = max(runs, key=lambda found: stored.text(found.get("started")), default={})
@@ -42,6 +43,12 @@ def prediction_report(folder: Path, sources: Sources) -> Report:
     summary = stored.json_of(folder / SUMMARY) if sources.reference is None else {}
     labels = _labels(folder, model, summary, qualities)
     references = label_files(sources.reference) if sources.reference is not None else {}
+    if references and not set(references) & {*entries, *qualities}:
+        names = f"(for example {next(iter(entries or qualities))})" if entries or qualities else "(it has none)"
+        raise UserError(
+            f"-ref {sources.reference}: none of its {len(references)} label maps has the name of a case of {folder} "
+            f"{names}; give the matching folder"
+        )
     files = []
     for name in dict.fromkeys([*entries, *qualities]):
         found = _case(folder, name, entries.get(name, {}), qualities.get(name, {}), labels)
@@ -58,7 +65,7 @@ def prediction_report(folder: Path, sources: Sources) -> Report:
         labels=labels,
         cases=cases,
         facts=facts.headline(cases, labels),
-        warnings=(*problems, *_warnings(runs), *_unmatched(references, entries or qualities)),
+        warnings=(*problems, *_warnings(runs)),
     )
     folds = [n for n in stored.items(described.get("folds")) if isinstance(n, int)]
     return with_model(made, model, folds)
@@ -87,7 +94,8 @@ def _case(
             if not math.isnan(seconds := stored.number(value))
         },
     )
-    inputs = [Path(stored.text(stored.table(one).get("file"))) for one in stored.items(entry.get("inputs"))]
+    named = [stored.text(stored.table(one).get("file")) for one in stored.items(entry.get("inputs"))]
+    inputs = [Path(file) for file in named if file and "\0" not in file]
     scan = tuple(path for path in inputs if path.suffix.lower() not in (".raw", ".zraw") or not inputs[1:])
     return CaseFiles(content, scan=scan, prediction=prediction)
 
@@ -161,9 +169,3 @@ def _warnings(runs: list[Mapping[str, Any]]) -> list[str]:
             found.append(f"the run of {stored.text(run.get('started'))} is {stored.text(run.get('status'))}")
         found += [stored.text(problem) for problem in stored.items(run.get("problems"))]
     return found
-
-
-def _unmatched(references: Mapping[str, list[Path]], cases: Mapping[str, object]) -> list[str]:
-    if references and not set(references) & set(cases):
-        return ["no reference has the name of a case; -ref names another folder"]
-    return []

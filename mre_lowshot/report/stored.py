@@ -16,6 +16,7 @@ from mre_lowshot.data.label_table import DSEG
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
 from mre_lowshot.inference.quality import read_rows
+from mre_lowshot.inference.record import read_record
 
 MOST_TEXT = 2000  # letters of a sentence
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\Z")
@@ -73,6 +74,16 @@ def quality_rows(folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
         except UserError as problem:
             problems.append(str(problem))
     return rows, problems
+
+
+def unreadable_records(folder: Path) -> list[str]:
+    """What cannot be read of the records of predictions in a folder."""
+    paths = [folder / "run.json", *sorted(folder.glob("run_part*.json"))]
+    return [
+        f"{path}: is damaged, or not a record of mre_predict; scans, times and warnings of its cases are not known"
+        for path in paths
+        if path.is_file() and read_record(path) is None
+    ]
 
 
 def cell(row: Mapping[str, str], column: str) -> float:

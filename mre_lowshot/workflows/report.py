@@ -91,6 +91,10 @@ def write_report(
     )
     content = make(folder, sources)
     size = write_page(content, target)
+    for line in content.warnings[:10]:
+        reporter.warning(f"note: {line}")
+    if len(content.warnings) > 10:
+        reporter.warning(f"note: and {len(content.warnings) - 10} more, on the page")
     missing = {f"{case.name} {case.group}".strip(): case.missing for case in content.cases if case.missing}
     for name, lines in list(missing.items())[:10]:
         reporter.warning(f"note: case {name}: not shown: {'; '.join(lines)}")
