@@ -43,6 +43,9 @@ def test_a_scan_is_laid_on_both_ends_of_the_other_and_in_between(monkeypatch):
     affine.affine(one, other)
     *starts, last = tried
     assert last is starts[0]  # of equal ones the first is refined
-    found = {(tuple(np.diag(np.reshape(s.GetMatrix(), (3, 3)))), round(s.TransformPoint((9.5, 4.5, 19.5))[2], 3)) for s in starts}
+    found = {
+        (tuple(np.diag(np.reshape(s.GetMatrix(), (3, 3)))), round(s.TransformPoint((9.5, 4.5, 19.5))[2], 3))
+        for s in starts
+    }
     middle, scales = 39.5, [(1.0, 1.0, 1.0), (0.5, 3.0, 1.5**0.5)]
     assert found == {(s, round(middle + part * 40, 3)) for s in scales for part in (-0.4, -0.2, 0.0, 0.2, 0.4)}

@@ -257,7 +257,9 @@ def test_an_unreadable_record_and_label_values_without_a_name_are_reported(tmp_p
     assert f"note: {folder / 'run.json'}: is damaged, or not a record of mre_predict" in shown
     (tmp_path / "other").mkdir()
     write_volume(tmp_path / "other/b.nii.gz", labels, Geometry(SHAPE, SPACING))
-    with pytest.raises(UserError, match=r"-ref .*other: none of its 1 label maps has the name of a case .* example a\)"):
+    with pytest.raises(
+        UserError, match=r"-ref .*other: none of its 1 label maps has the name of a case .* example a\)"
+    ):
         mre_lowshot.write_report(folder, reference=tmp_path / "other")
 
 

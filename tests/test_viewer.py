@@ -95,6 +95,28 @@ def test_labels_come_from_dataset_json_or_the_label_map_where_there_is_no_table(
     assert len({*more.colours.values()}) == 3
 
 
+def test_a_missing_label_map_and_a_damaged_record_are_named(tmp_path):
+    made = write_folder(tmp_path)
+    (made / "bad.nii.gz").unlink()
+    cases = {case.name: case.problems for case in find_cases(made)}
+    assert cases == {
+        "broken": {},
+        "good": {},
+        "middle": {},
+        "bad": {"prediction": "its label map is not in the folder any more"},
+    }
+    (made / "run.json").write_text("{")
+    assert "run.json is damaged, so the scan is not known" in find_cases(made)[0].problems["scan"]
+
+
+def test_the_label_maps_of_a_validation_are_shown_on_the_scans_of_the_dataset(trained):
+    cases = find_cases(trained.model() / "fold_0/validation")
+    assert {case.name for case in cases} == {"phantom_002", "phantom_003"}
+    for case in cases:
+        assert case.problems == {}
+        assert [path.resolve() for path in case.scan] == [trained.raw / f"imagesTr/{case.name}_0000.nii.gz"]
+
+
 # The volumes.
 
 

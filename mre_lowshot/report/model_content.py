@@ -154,8 +154,8 @@ def _case_files(fold: Path, plan: Plan, group: str, labels: Sequence[Label], sou
             score = LabelScore(label.value, quality=stored.cell(row, column))
             scores.append(with_metrics(score, stored.table(metrics.get(str(label.value)))))
         reference = Path(stored.text(entry.get("reference_file")) or "?")
-        if record is None and reference.parent.name == REFERENCES:
-            record = _record(plan, reference.parent.parent)
+        if record is None:
+            record = record_beside(reference, plan)
         shown = given[name][0] if name in given else reference
         missing = (
             () if shown.is_file() else (f"reference: {shown} is not there any more; -ref FOLDER names the folder",)
@@ -171,7 +171,7 @@ def _case_files(fold: Path, plan: Plan, group: str, labels: Sequence[Label], sou
         found.append(
             CaseFiles(
                 content,
-                scan=_scan(record, reference.parent.parent, name),
+                scan=raw_scan(record, reference.parent.parent, name),
                 prediction=find_image(fold / "validation", name),
                 reference=shown if shown.is_file() else None,
                 scored=True,
@@ -181,19 +181,40 @@ def _case_files(fold: Path, plan: Plan, group: str, labels: Sequence[Label], sou
     return found + [CaseFiles(CaseContent(name, group, failed=stored.text(why))) for name, why in failed.items()]
 
 
-def _record(plan: Plan, prepared: Path) -> Record | None:
+def record_beside(reference: Path, plan: Plan) -> Record | None:
+    """The record of the preprocessed cases beside a reference that was scored against; None where there is none."""
+    if reference.parent.name != REFERENCES:
+        return None
     try:
-        return read_record(plan, prepared)
+        return read_record(plan, reference.parent.parent)
     except (UserError, OSError):
         return None
 
 
-def _scan(record: Record | None, prepared: Path, name: str) -> tuple[Path, ...]:
+def raw_scan(record: Record | None, prepared: Path, name: str) -> tuple[Path, ...]:
     """The files of a preprocessed case's scan."""
     raw = record.raw_folder(prepared) if record else None
     if record is None or raw is None or name not in record.cases:
         return ()
     return tuple(raw / file.file for file in record.cases[name].images)
+
+
+def validation_scans(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The scans of the label maps in a fold's ``validation``, by case, where its dataset is still there."""
+    summary = stored.json_of(folder / "summary.json")
+    found: dict[str, tuple[Path, ...]] = {}
+    try:
+        plan = load_plan(folder.parent / "plans.json")
+    except UserError:
+        return found
+    record = None
+    for entry in map(stored.table, stored.items(summary.get("metric_per_case"))):
+        name, reference = stored.text(entry.get("case")), Path(stored.text(entry.get("reference_file")) or "?")
+        record = record or record_beside(reference, plan)
+        files = raw_scan(record, reference.parent.parent, name)
+        if files and all(path.is_file() for path in files):
+            found[name] = files
+    return found
 
 
 def training(fold: Path, plan: Plan, name: str) -> Training:

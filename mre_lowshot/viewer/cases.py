@@ -14,6 +14,7 @@ from mre_lowshot.files import printable
 from mre_lowshot.inference.formats import ENDINGS
 from mre_lowshot.inference.quality import read_rows
 from mre_lowshot.inference.record import FileState, read_record
+from mre_lowshot.report.model_content import validation_scans
 
 _ORDER = (*READABLE_ENDINGS, *ENDINGS)  # of two label maps of a case the one earlier in this list is shown
 _CHANNEL = re.compile(r"(.+)_(\d{4})$")
@@ -71,10 +72,10 @@ def find_cases(folder: Path, reference: Path | None = None, scans: Path | None =
             "names"
         )
     references = _of_folder("--reference", reference)
-    listed = _scans_in(_require_folder("--scans", scans)) if scans is not None else None
+    known = _known_scans(folder, scans, recorded=bool(entries))
     rows = _rows(folder)
     found = [
-        _case(name, maps.get(name), references.get(name), entries.get(name), rows.get(printable(name), {}), listed)
+        _case(name, maps.get(name), references.get(name), entries.get(name), rows.get(printable(name), {}), known)
         for name in sorted({*maps, *entries})
     ]
     if reference is not None and not any(case.reference for case in found):
@@ -143,6 +144,31 @@ def _rows(folder: Path) -> dict[str, dict[str, str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class _Scans:
+    """Where scans are looked for before run.json.
+
+    Attributes:
+        found: files by case.
+        only: whether run.json is not asked.
+        reason: what is said of a case whose scan is not known.
+    """
+
+    found: Mapping[str, tuple[Path, ...]]
+    only: bool
+    reason: str
+
+
+def _known_scans(folder: Path, scans: Path | None, *, recorded: bool) -> _Scans:
+    if scans is not None:
+        found = _scans_in(_require_folder("--scans", scans))
+        return _Scans(found, True, "the folder of --scans has no file of this case")
+    record = folder / "run.json"
+    damaged = record.is_file() and read_record(record) is None
+    reason = "run.json is damaged, so the scan is not known" if damaged else "run.json does not name the scan"
+    return _Scans({} if recorded else validation_scans(folder), False, f"{reason}; name its folder with --scans")
+
+
 def _scans_in(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The scans of a folder by case: ``name_0000.ext``, ``name_0001.ext``, ..., or ``name.ext``."""
     found: dict[str, list[Path]] = {}
@@ -162,11 +188,14 @@ def _case(
     reference: Path | None,
     entry: Mapping[str, Any] | None,
     row: Mapping[str, str],
-    listed: Mapping[str, tuple[Path, ...]] | None,
+    known: _Scans,
 ) -> ViewerCase:
     entry = entry or {}
-    scan, states, problem = _scan_of(name, entry, listed)
+    scan, states, problem = _scan_of(name, entry, known)
     failed = entry.get("status") == "failed"
+    problems = {"scan": problem} if problem else {}
+    if label is None and not failed:
+        problems["prediction"] = "its label map is not in the folder any more"
     given = entry.get("warnings")
     warnings = [text for text in (given if isinstance(given, list) else ()) if isinstance(text, str)]
     if not warnings and row.get("warnings"):
@@ -184,23 +213,20 @@ def _case(
         row.get("basis", ""),
         tuple(([reason] if failed and isinstance(reason, str) else []) + warnings),
         failed,
-        {"scan": problem} if problem else {},
+        problems,
     )
 
 
-def _scan_of(
-    name: str, entry: Mapping[str, Any], listed: Mapping[str, tuple[Path, ...]] | None
-) -> tuple[tuple[Path, ...], tuple[FileState, ...], str]:
+def _scan_of(name: str, entry: Mapping[str, Any], known: _Scans) -> tuple[tuple[Path, ...], tuple[FileState, ...], str]:
     """The files of a case's scan, their recorded states, and why they are not there."""
-    if listed is not None:
-        if name in listed:
-            return listed[name], (), ""
-        return (), (), "the folder of --scans has no file of this case"
+    if name in known.found or known.only:
+        files = known.found.get(name, ())
+        return files, (), "" if files else known.reason
     inputs = entry.get("inputs")
     given = [item["file"] for item in (inputs if isinstance(inputs, list) else ()) if _is_named(item)]
     given = [file for file in given if not file.lower().endswith((".raw", ".zraw"))]  # voxels of a .mhd file
     if not given:
-        return (), (), "run.json does not name the scan; name its folder with --scans"
+        return (), (), known.reason
     found = [_resolved(file, str(entry.get("input") or "")) for file in given]
     if None in found:
         missing = given[found.index(None)]
