@@ -67,11 +67,9 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, one_thread_only) -> Run:
-    from mre_lowshot.data.synthetic import write_dataset
-
+def run(trained, tmp_path_factory, one_thread_only) -> Run:
     space = Space(tmp_path_factory.mktemp("python"))
-    write_dataset(space.root / "raw", subjects=3, shape=(20, 36, 44), spacing=(8.0, 8.0, 8.0))
+    shutil.copytree(trained.raw, space.raw)
     options = {"workspace": space.root, "device": "cpu"}
     with redirect_stdout(io.StringIO()) as printed:
         planned = mre_lowshot.plan("900", plans_name="Tiny", changes=CHANGES, **options)

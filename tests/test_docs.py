@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from docs_tools import GENERATED
+from mre_lowshot.planners import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")]
@@ -28,8 +30,10 @@ def anchor(heading):
 
 
 @pytest.fixture
-def demo_folder(trained, tmp_path, no_settings):
-    """The present folder, with what ``make demo`` leaves: scans, references, a trained model."""
+def demo_folder(trained, tmp_path, no_settings, monkeypatch):
+    """The present folder, with what ``make demo`` leaves: scans, references, a trained model. Networks are tiny."""
+    small = replace(hardware.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2)
+    monkeypatch.setattr(hardware, "SMALL_SIZE", replace(small, patch_voxels=1024))
     root = tmp_path / "mre_demo"
     shutil.copytree(trained.raw, root / "raw/Dataset900_Synthetic")
     shutil.copytree(trained.model(), root / "results/Dataset900_Synthetic/MRETrainer__MREPlans__1shot")

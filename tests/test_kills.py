@@ -260,8 +260,7 @@ def test_a_disk_that_becomes_full_while_training_is_one_error_and_the_fold_can_b
     assert runs.run(*arguments) == 0, runs.output
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
-def test_a_checkpoint_that_cannot_be_replaced_stays(space, monkeypatch, capfd, number):
+def test_a_checkpoint_that_cannot_be_replaced_stays(space, monkeypatch, capfd):
     from mre_lowshot.trainers import trainer
 
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
@@ -271,13 +270,13 @@ def test_a_checkpoint_that_cannot_be_replaced_stays(space, monkeypatch, capfd, n
         if Path(target).name == checkpoint.LATEST:
             done.append(target)
             if len(done) == 3:
-                raise OSError(number, os.strerror(number), str(source), None, str(target))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
         replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", failing)
         assert space.train("--no_val", fold="1") == 2
-    one_error(capfd.readouterr().err, f"checkpoint_latest.pth: cannot be written ({os.strerror(number)}")
+    one_error(capfd.readouterr().err, f"checkpoint_latest.pth: cannot be written ({os.strerror(errno.ENOSPC)}")
     assert checkpoint.load(space.model() / "fold_1" / checkpoint.LATEST, CPU)[1]["training"]["iteration"] == 2
     assert leftovers(space.root) == []
     assert space.train("--c", "--no_val", fold="1") == 0

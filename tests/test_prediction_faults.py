@@ -143,6 +143,8 @@ def python(space, code, *arguments, limit=""):
     """Run mre_predict in a process of its own, after ``code``."""
     script = f"""
 import resource, signal, sys
+from mre_lowshot.atlas.registration import affine
+affine.STARTS = (0.0,)
 {code}
 from mre_lowshot.cli.predict import main
 {limit}

@@ -99,11 +99,11 @@ def test_empty_flat_and_thin_volumes_are_drawn(tmp_path):
 
 @pytest.mark.slow
 def test_names_of_any_length_and_many_labels(tmp_path):
-    labels = np.arange(125).reshape(5, 5, 5)
-    names = {"background": 0, **{f"$x^{n} a name {'that is long ' * (n % 9)}": n for n in range(1, 125)}}
+    labels = np.arange(64).reshape(4, 4, 4)
+    names = {"background": 0, **{f"$x^{n} a name {'that is long ' * (n % 9)}": n for n in range(1, 64)}}
     geometry = Geometry(labels.shape, (1.0, 1.0, 1.0))
     scan = Volume(np.zeros((1, *labels.shape), np.float32), geometry)
-    colours = dict.fromkeys(range(1, 125), "#ff0000")
+    colours = dict.fromkeys(range(1, 64), "#ff0000")
     draw_preview(tmp_path / "a.png", scan, Volume(labels, geometry), label_names=names, colours=colours)
     picture = matplotlib.image.imread(tmp_path / "a.png")
     assert max(picture.shape) < 4000

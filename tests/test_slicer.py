@@ -61,6 +61,7 @@ class SlicerNNUnet:
         return next((self.folder / "output").rglob(f"*{self.ending}"))
 
 
+@pytest.mark.usefixtures("all_starts")  # as in the other process
 def test_the_extension_starts_mre_predict_and_finds_its_result(trained, tmp_path):
     extension = SlicerNNUnet(trained.model().parent, tmp_path / "temporary")
     scan = trained.raw / "imagesTr/phantom_002_0000.nii.gz"
