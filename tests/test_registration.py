@@ -23,7 +23,7 @@ def texture(size, seed=0, sigma=1.5) -> np.ndarray:
 
 
 def test_features_are_mind_ssc_as_defined():
-    image = texture((7, 8, 9))
+    image = texture((5, 6, 7))
     found = self_similarity(torch.from_numpy(image), 1, 2).numpy()
     # Differences of two neighbours' patches, each the mean over a 3 x 3 x 3 patch; beyond the edge, the edge voxel.
     neighbours = [(a, s) for a in range(3) for s in (-2, 2)]
