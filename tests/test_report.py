@@ -336,7 +336,8 @@ def test_an_experiment_shows_its_rows(tmp_path):
     compared = {"default": {"Dice": {"difference": -0.1, "low": -0.2, "high": -0.05, "p_corrected": 0.03}}}
     rows = [
         {"name": "a", "label": "without <b>", "plan": "t_a", "runs": [run], "against_reference": compared},
-        {"name": "e", "label": "full", "plan": "t_e", "runs": [{**run, "Dice": 0.6}]},
+        {"name": "e", "label": "full", "plan": "t_e", "runs": [{**run, "Dice": 0.6, "NSD": 0.7}]},
+        {"name": "f", "label": "later", "plan": "t_f", "runs": []},
     ]
     data = {"table": "table2", "title": "ablation", "dataset": "Dataset900_Synthetic", "reference": "e", "rows": rows,
             "setting": {"level": "1shot", "base": "small"}}  # fmt: skip
@@ -345,5 +346,8 @@ def test_an_experiment_shows_its_rows(tmp_path):
     text = page_of(result)
     assert "-0.1000 [-0.2000, -0.0500], p 0.03" in text
     assert "without &lt;b&gt;" in text
+    assert "Not run yet: f" in text
+    assert "later" not in text
+    assert text.count("NSD of each run") == 2  # title of the axis, title for screen readers
     assert Page(text).problems == []
     assert result.cases == 0  # the models of the rows are not there

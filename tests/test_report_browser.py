@@ -12,7 +12,7 @@ from report_folder import write_folder
 import mre_lowshot
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.volume import Volume
-from mre_lowshot.report.content import CaseContent, Label, LabelScore, Report
+from mre_lowshot.report.content import CaseContent, Fact, Label, LabelScore, Report
 from mre_lowshot.report.page import write_page
 from mre_lowshot.report.samples import make_images
 
@@ -75,6 +75,64 @@ def test_the_worst_case_is_open_beside_its_reference(page):
     kinds = page.eval_on_selector_all("#planes canvas", "all => all.map(c => c.dataset.kind + ' ' + c.dataset.plane)")
     assert len(kinds) == 9
     assert len(set(kinds)) == 9
+
+
+def test_opening_a_page_or_a_case_does_not_scroll_it(browser, tmp_path):
+    """The list is far below the top of a page on an experiment."""
+    facts = tuple(Fact(f"fact {n}", "1", "a note that takes some lines " * 9) for n in range(40))
+    cases = tuple(CaseContent(f"case {n:03d}", quality=n / 100) for n in range(100))
+    write_page(Report("prediction", "long", facts=facts, cases=cases), tmp_path / "a.html")
+    opened = browser.new_page(viewport=LAPTOP)
+    opened.goto((tmp_path / "a.html").as_uri())
+    opened.wait_for_selector('#list button[aria-current="true"]')
+    assert opened.evaluate("window.scrollY") == 0
+    opened.evaluate("document.getElementById('viewer').scrollIntoView()")
+    before = opened.evaluate("window.scrollY")
+    opened.keyboard.press("End")
+    assert name(opened) == "case 099"
+    list_box, box = (opened.locator(s).bounding_box() for s in ("#list", '#list button[aria-current="true"]'))
+    assert list_box["y"] <= box["y"] <= box["y"] + box["height"] <= list_box["y"] + list_box["height"] + 1
+    opened.keyboard.press("Home")
+    list_box, box = (opened.locator(s).bounding_box() for s in ("#list", '#list button[aria-current="true"]'))
+    assert list_box["y"] < box["y"] < list_box["y"] + 60
+    assert opened.evaluate("window.scrollY") == before
+    opened.close()
+
+
+# The text whose colour differs least from what is behind it: contrast as WCAG defines it, and the element.
+LEAST_CONTRAST = r"""() => {
+  const TEXTS = "p, td, th, li, b, span, h1, h2, h3, nav a, label, li button, #list button, svg text";
+  const rgb = (text) => text.match(/[\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const found = rgb(getComputedStyle(at).backgroundColor);
+      if (found.length < 4 || found[3] > 0) return found;
+    }
+    return [255, 255, 255];
+  };
+  let least = [99, ""];
+  for (const node of document.querySelectorAll(TEXTS)) {
+    if (!node.textContent.trim() || !node.getClientRects().length) continue;
+    const style = getComputedStyle(node);
+    const pair = [light(rgb(node.closest("svg") ? style.fill : style.color)), light(behind(node))].sort();
+    const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (ratio < least[0]) least = [ratio, node.outerHTML.slice(0, 200)];
+  }
+  return [...least, light(behind(document.body))];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_stand_out_in_light_and_dark_mode(browser, made, scheme):
+    opened = browser.new_page(viewport=LAPTOP, color_scheme=scheme)
+    opened.goto(made.path.as_uri())
+    opened.wait_for_selector(AXIAL)
+    contrast, where, background = opened.evaluate(LEAST_CONTRAST)
+    assert (background < 0.05) == (scheme == "dark")
+    assert contrast >= 4.5, where
+    opened.close()
 
 
 def test_slider_wheel_and_keys_change_the_slice(page):

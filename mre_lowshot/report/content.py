@@ -167,6 +167,7 @@ class Row:
     label: str
     dice: tuple[float, ...]  # one value a run
     hd95: tuple[float, ...]
+    nsd: tuple[float, ...]
     difference: str  # to the reference row, with interval and p
     is_reference: bool = False
 

@@ -45,8 +45,8 @@ def experiment_report(folder: Path, sources: Sources) -> Report:
         kind="experiment",
         title=title,
         about=tuple((name, value) for name, value in about if value),
-        rows=rows,
-        rows_title=f"Dice and HD95 of each row: mean (SD over runs); difference to row {reference}",
+        rows=tuple(row for row in rows if row.dice),
+        rows_title=_rows_title(rows, reference),
         warnings=_failures(data),
     )
     chosen = next(
@@ -56,7 +56,11 @@ def experiment_report(folder: Path, sources: Sources) -> Report:
     model = results_folder(folder.parents[2], named["dataset"], named["plan"], stored.text(setting.get("level")))
     numbers = {stored.table(run).get("fold") for run in stored.items(chosen.get("runs"))}
     folds = [fold for fold in folds_of(model) if int(fold.name[5:]) in numbers]
-    counted = Fact("runs", str(sum(len(row.dice) for row in rows)), f"in {len(rows)} rows")
+    counted = Fact(
+        "runs",
+        str(sum(len(row.dice) for row in rows)),
+        f"in {len(made.rows)} of {len(rows)} rows; the other figures are those of row {reference}",
+    )
     if not folds:
         return replace(made, facts=(counted,))
     try:
@@ -76,6 +80,13 @@ def experiment_report(folder: Path, sources: Sources) -> Report:
     )
 
 
+def _rows_title(rows: tuple[Row, ...], reference: str) -> str:
+    waiting = ", ".join(row.name for row in rows if not row.dice)
+    return f"Mean (SD over runs) of each row; difference in Dice to row {reference}" + (
+        f". Not run yet: {waiting}" if waiting else ""
+    )
+
+
 def _row(row: Mapping[str, Any], reference: str) -> Row:
     runs = [stored.table(run) for run in stored.items(row.get("runs"))]
     name = stored.text(row.get("name"))
@@ -84,6 +95,7 @@ def _row(row: Mapping[str, Any], reference: str) -> Row:
         stored.text(row.get("label")),
         tuple(stored.number(run.get("Dice")) for run in runs),
         tuple(stored.number(run.get("HD95")) for run in runs),
+        tuple(stored.number(run.get("NSD")) for run in runs),
         _difference(row),
         is_reference=name == reference,
     )
@@ -104,8 +116,6 @@ def _failures(data: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for row in map(stored.table, stored.items(data.get("rows"))):
         runs = [stored.table(run) for run in stored.items(row.get("runs"))]
-        if not runs:
-            found.append(f"row {stored.text(row.get('name'))}: no run yet")
         for run in runs:
             reasons = map(stored.text, stored.items(run.get("failed")))
             found += [f"row {stored.text(row.get('name'))}, fold {stored.text(run.get('fold'))}: {r}" for r in reasons]

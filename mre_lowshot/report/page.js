@@ -40,12 +40,20 @@
     return cache.get(index);
   }
 
+  // In the list, without moving the page.
+  function reveal(button) {
+    const [list, box] = [$("list").getBoundingClientRect(), button.getBoundingClientRect()];
+    const head = $("list").firstElementChild.offsetHeight;
+    if (box.top < list.top + head) $("list").scrollTop -= list.top + head - box.top;
+    else if (box.bottom > list.bottom) $("list").scrollTop += box.bottom - list.bottom;
+  }
+
   async function open(index, { focus = false } = {}) {
     index = Math.min(Math.max(index, 0), data.cases.length - 1);
     current = index;
     const one = data.cases[index];
     buttons.forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
-    buttons[index].scrollIntoView({ block: "nearest" });
+    reveal(buttons[index]);
     if (focus) buttons[index].focus({ preventScroll: true });
     $("case-name").textContent = one.name;
     $("case-group").textContent = [

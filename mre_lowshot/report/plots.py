@@ -77,10 +77,10 @@ def row_plot(rows: Sequence[Row], metric: str, *, title: str, highest: float | N
     """The runs of each row of an experiment as dots."""
     listed = []
     for number, row in enumerate(rows):
-        values = row.dice if metric == "Dice" else row.hd95
+        values = {"Dice": row.dice, "HD95": row.hd95, "NSD": row.nsd}[metric]
         points = [(v, -1, f"run {n}") for n, v in enumerate(values) if not math.isnan(v)]
         mark = " (reference)" if row.is_reference else ""
-        listed.append((f"{row.name}{mark} {row.label}", LINES[number % len(LINES)], points))
+        listed.append((f"{row.name}{mark}", LINES[number % len(LINES)], points))
     return _dots(listed, title=title, highest=highest)
 
 

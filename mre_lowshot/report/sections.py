@@ -46,7 +46,9 @@ def sections(report: Report) -> list[Section]:
 
 def _facts(report: Report) -> str:
     facts = "".join(
-        f'<div class="fact">{text(f.name)}<b>{text(f.value)}</b><span>{text(f.note)}</span></div>' for f in report.facts
+        f'<div class="fact" title="{text(f.note)}">{text(f.name)}<b>{text(f.value)}</b>'
+        f"<span>{text(f.note)}</span></div>"
+        for f in report.facts
     )
     return f'<div class="facts">{facts}</div>'
 
@@ -198,8 +200,8 @@ def _training(report: Report) -> str:
         return ""
     head = "<tr><th>fold</th><th>iterations</th><th>time</th><th>status</th><th class='text'>trained on</th></tr>"
     rows = "".join(
-        f"<tr><td>{text(t.name)}</td><td>{t.iterations[-1]}</td><td>{_time(t.seconds)}</td><td>{text(t.status)}</td>"
-        f'<td class="text">{text(", ".join(t.cases))}</td></tr>'
+        f"<tr><td>{text(t.name)}</td><td>{t.iterations[-1]}</td><td>{_time(t.seconds)}</td>"
+        f'<td>{text(t.status or "-")}</td><td class="text">{text(", ".join(t.cases))}</td></tr>'
         for t in report.trainings
     )
     return f"<table>{head}{rows}</table>{plots.training_plot(report.trainings)}"
@@ -239,18 +241,20 @@ def _rows(report: Report) -> str:
     for row in report.rows:
         cells = [
             "-" if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(sd) else f" ({sd:.{digits}f})")
-            for (mean, sd), digits in ((spread(row.dice), 4), (spread(row.hd95), 2))
+            for (mean, sd), digits in ((spread(row.dice), 4), (spread(row.hd95), 2), (spread(row.nsd), 4))
         ]
         name = f"<b>{text(row.name)}</b>" if row.is_reference else text(row.name)
         lines.append(
             f'<tr><td>{name}</td><td class="text">{text(row.label)}</td><td>{len(row.dice)}</td><td>{cells[0]}</td>'
-            f"<td>{cells[1]}</td><td>{text(row.difference)}</td></tr>"
+            f"<td>{cells[1]}</td><td>{cells[2]}</td><td>{text(row.difference)}</td></tr>"
         )
     head = "".join(
-        f"<th>{name}</th>"
-        for name in ("row", "label", "runs", "Dice", "HD95 mm", "Dice difference [95 %], p corrected")
+        f"<th{' class=text' if name == 'label' else ''}>{name}</th>"
+        for name in ("row", "label", "runs", "Dice", "HD95 mm", "NSD", "Dice difference [95 %], p corrected")
     )
     drawn = plots.row_plot(report.rows, "Dice", title="Dice of each run")
+    if any(not math.isnan(value) for row in report.rows for value in row.nsd):
+        drawn += plots.row_plot(report.rows, "NSD", title="NSD of each run")
     drawn += plots.row_plot(report.rows, "HD95", title="HD95 of each run, mm", highest=None)
     return (
         f'<p class="note">{text(report.rows_title)}</p><table><tr>{head}</tr>{"".join(lines)}</table>'
