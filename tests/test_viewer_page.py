@@ -175,6 +175,21 @@ def test_the_page_with_keys_and_mouse(browser, tmp_path):
 
 
 @pytest.mark.slow
+def test_keys_that_are_pressed_while_a_case_is_loaded_do_no_harm(browser, tmp_path):
+    folder = write_folder(tmp_path)
+    with view(folder, reference=tmp_path / "references") as running:
+        page = Page(browser, running.url)
+        for key in ("n", "s", "ArrowRight", "d", "n", "s", "n", "v", "v"):
+            page.page.keyboard.press(key)
+        page.wait_for("good")
+        page.page.wait_for_selector('#layer button[value="both"][aria-pressed="true"]')
+        page.page.wait_for_timeout(2000)
+        assert "cannot be shown" not in page.text("#messages")
+        assert like(page.pixels("two"), "#00c389") > 100
+        assert page.problems == []
+
+
+@pytest.mark.slow
 def test_right_and_left_are_where_the_page_states_them(browser, tmp_path):
     """The label at the patient's right is on the left of the axial plane."""
     folder = write_folder(tmp_path)

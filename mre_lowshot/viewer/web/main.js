@@ -106,8 +106,10 @@ async function draw(isNew) {
   const { info, number } = state;
   const both = state.layer === "both";
   $("two").classList.toggle("away", !both);
-  panels.one.together(both ? panels.two : null);
-  panels.two.together(both ? panels.one : null);
+  for (const panel of [panels.one, panels.two]) {
+    panel.together(null);
+    panel.arrange(both);
+  }
   const scan = has("scan-0") ? `scan-${state.channel}` : info.files[0];
   for (const panel of shownPanels()) {
     const layer = layerOf(panel);
@@ -122,6 +124,10 @@ async function draw(isNew) {
     }
     if (has(layer)) await panel.openLabels(`${number}/${layer}.nii`, rowsOf(layer), layer !== "difference");
     else panel.closeLabels();
+  }
+  if (both) {
+    panels.one.together(panels.two);
+    panels.two.together(panels.one);
   }
   fillLabels();
   applyDisplay();

@@ -44,7 +44,8 @@ export class Panel {
       crosshairColor: [1, 1, 1, 0.45],
       crosshairGap: 12,
       isOrientCube: true,
-      fontColor: [1, 0.85, 0.35, 1],
+      fontColor: [0.95, 0.45, 0.05, 1], // stands out from white and from black
+      fontMinPx: 17,
       dragAndDropEnabled: false,
       smoothDrawing: 1,
       loadingText: "",
@@ -154,15 +155,20 @@ export class Panel {
   }
 
   goTo(mm) {
+    if (!this.nv.volumes.length) return; // not loaded yet: niivue cannot tell a position
     this.nv.scene.crosshairPos = this.nv.mm2frac(mm);
     this.nv.createOnLocationChange();
     this.nv.drawScene();
   }
 
-  // Move with another panel, or with none.
+  // Move with another panel, which must have its scan, or with none.
   together(other) {
-    this.nv.broadcastTo(other ? [other.nv] : []);
-    this.nv.opts.multiplanarLayout = other ? MULTIPLANAR_TYPE.ROW : MULTIPLANAR_TYPE.GRID;
+    this.nv.broadcastTo(other?.nv.volumes.length ? [other.nv] : []);
+  }
+
+  // The planes beside each other, or two by two.
+  arrange(inRow) {
+    this.nv.opts.multiplanarLayout = inRow ? MULTIPLANAR_TYPE.ROW : MULTIPLANAR_TYPE.GRID;
   }
 
   // Take position, zoom, window and direction of view from another panel.
@@ -176,6 +182,7 @@ export class Panel {
   }
 
   step(slices, axis) {
+    if (!this.nv.volumes.length) return;
     const move = [0, 0, 0];
     move[axis] = slices;
     this.nv.moveCrosshairInVox(...move);
