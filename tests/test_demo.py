@@ -26,6 +26,7 @@ def test_the_demo_trains_predicts_scores_and_draws(tmp_path, capsys):
     assert str(pictures[0]) in output
     assert pictures[0].read_bytes().startswith(b"\x89PNG")
     assert str(folder / "predictions/report.html") in output
+    assert f"mre_view {folder / 'predictions'} --reference {folder / 'new_scans_reference'}" in output
     assert (folder / "predictions/report.html").read_text().count('type="text/plain" id="reference-') == 6
 
 

@@ -121,6 +121,9 @@ def _run_demo(options: argparse.Namespace, note_files: Callable[[], None]) -> in
     print(f"  scans        {scans}\n  predictions  {predictions}\n  model        {results}")
     print(f"  scores       {predictions / 'summary.json'} (and summary.csv)\n  overlay      {picture}")
     print(f"  report       {page} (open it with a browser)")
+    view = shlex.join(["mre_view", str(predictions), "--reference", str(references)])
+    print(f"Look at the scans in the browser: {view}")
+    print("Your own scans: docs/first_steps.md, or mre_import -h")
     print(common.DISCLAIMER)
     return 0
 
