@@ -204,9 +204,11 @@ def test_scans_that_are_gone_are_named_and_found_elsewhere(tmp_path, capsys):
 def test_wrong_folders_and_options_are_refused(tmp_path):
     folder = write_folder(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "model.zip").touch()
     for wrong, message in (
         ({"folder": tmp_path / "empty"}, "neither a trained model"),
         ({"folder": tmp_path / "none"}, "is not a folder"),
+        ({"folder": tmp_path / "model.zip"}, "install the model with mre_install_model"),
         ({"folder": folder, "max_size": 5}, "--max_size 5"),
         ({"folder": folder, "reference": tmp_path / "empty"}, "holds no label maps"),
         ({"folder": folder, "images": tmp_path / "none"}, "is not a folder"),

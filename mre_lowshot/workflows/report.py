@@ -123,6 +123,8 @@ def require_replaceable(path: Path, *, overwrite: bool) -> None:
 
 def _kind(folder: Path) -> Callable[[Path, Sources], Report]:
     """The function that makes the content for a folder."""
+    if folder.is_file() and folder.suffix.lower() == ".zip":
+        raise UserError(f"{folder}: is a file; install the model with mre_install_model, and give its folder")
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; give the folder of a model, of label maps, or of an experiment")
     if is_experiment(folder):
