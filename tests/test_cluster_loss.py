@@ -27,6 +27,7 @@ def cases_in(out: Path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_starts")  # as in the workers
 def test_sixty_scans_survive_the_loss_of_a_worker(trained, tmp_path, capsys):
     """None is lost, none is done twice in the record, and the label maps are those of a local run."""
     scans, out = tmp_path / "in", tmp_path / "out"
