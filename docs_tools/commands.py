@@ -44,7 +44,7 @@ def _command(name: str, parser: argparse.ArgumentParser) -> list[str]:
     formatter = argparse.HelpFormatter(parser.prog, width=86)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     usage = formatter.format_help().strip().splitlines()
-    lines = [f"## {name}", "", parser.description or "", "", "```text", *usage, "```", ""]
+    lines = [f"## {name}", "", parser.description or "", "", "``` { .text .usage }", *usage, "```", ""]
     lines += ["| option | value | meaning |", "|---|---|---|"]
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction | argparse._VersionAction):
@@ -52,7 +52,7 @@ def _command(name: str, parser: argparse.ArgumentParser) -> list[str]:
     # the epilog is laid out for a terminal; the disclaimer at its end is on the start page
     epilog = (parser.epilog or "").rpartition("\n\n")[0]
     if epilog:
-        lines += ["", "```text", *epilog.splitlines(), "```"]
+        lines += ["", "``` { .text .usage }", *epilog.splitlines(), "```"]
     return lines
 
 

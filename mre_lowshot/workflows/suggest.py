@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,8 +121,22 @@ def suggest(
     if len(cases) < len(found.cases):
         reporter.info(f"{len(found.cases) - len(cases)} scans of {inputs} are annotated and left out")
     failed = list(found.problems)
-    reference = next(iter(annotated.scans.values()))
-    comparison = Comparison(*reference)
+    known, vectors = _features(cases, annotated, failed, reporter) if cases else ([], {})
+    for line in failed:
+        reporter.warning(f"failed: {line}")
+    if not vectors:
+        raise UserError(f"{inputs}: holds no scan that can be ranked; give the folder of the unlabelled scans")
+    made = _suggestions(list(annotated.scans), known, vectors, qualities)
+    files = _write(Path(output), made, failed) if output is not None else ()
+    return SuggestResult(tuple(made), files, tuple(failed))
+
+
+def _features(
+    cases: Sequence[Case], annotated: _Annotated, failed: list[str], reporter: Reporter
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """The vectors that are compared, of the annotated scans and of ``cases`` by name; ``failed`` gets a line for each
+    scan without one."""
+    comparison = Comparison(*next(iter(annotated.scans.values())))
     known = [comparison.features(image, spacing) for image, spacing in annotated.scans.values()]
     vectors: dict[str, np.ndarray] = {}
     for case in reporter.iterate(cases, description="compare", unit="scan"):
@@ -131,13 +145,7 @@ def suggest(
         except Exception as problem:  # whatever one scan fails with, the others are ranked
             log_unexpected(problem, reporter.warning)
             failed.append(describe_failure(problem, case.name))
-    for line in failed:
-        reporter.warning(f"failed: {line}")
-    if not vectors:
-        raise UserError(f"{inputs}: holds no scan that can be ranked; give the folder of the unlabelled scans")
-    made = _suggestions(list(annotated.scans), known, vectors, qualities)
-    files = _write(Path(output), made, failed) if output is not None else ()
-    return SuggestResult(tuple(made), files, tuple(failed))
+    return known, vectors
 
 
 def _annotated(model: str, plans_name: str, workspace: str | Path | None) -> _Annotated:
