@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs_tools import GENERATED
+from mre_lowshot.config import presets
 from mre_lowshot.planners import hardware
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +32,17 @@ def anchor(heading):
 
 @pytest.fixture
 def demo_folder(trained, tmp_path, no_settings, monkeypatch):
-    """The present folder, with what ``make demo`` leaves: scans, references, a trained model. Networks are tiny."""
+    """The present folder, with what ``make demo`` leaves: scans, references, a trained model. Networks are tiny, and
+    scans are registered once, by an affine transform."""
     small = replace(hardware.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2)
     monkeypatch.setattr(hardware, "SMALL_SIZE", replace(small, patch_voxels=1024))
+    default = presets.DEFAULT
+    quick = replace(
+        default,
+        atlas=replace(default.atlas, registration="affine"),
+        refinement=replace(default.refinement, reregister_below=0.0),
+    )
+    monkeypatch.setitem(presets.PRESETS, "default", quick)
     root = tmp_path / "mre_demo"
     shutil.copytree(trained.raw, root / "raw/Dataset900_Synthetic")
     shutil.copytree(trained.model(), root / "results/Dataset900_Synthetic/MRETrainer__MREPlans__1shot")
