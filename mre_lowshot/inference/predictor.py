@@ -339,7 +339,8 @@ class Predictor:
             posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
         except NumericalError as problem:
             raise NumericalError(describe_failure(problem, scan.prepared.name)) from None
-        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped))
+        quality = estimate_quality(posterior, warped, self.plan.lesion_classes)
+        return NetworkOutput(scan, image, posterior, warped, quality)
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
         """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
@@ -367,8 +368,8 @@ class Predictor:
 
     def export(self, refined: RefinedScan) -> Prediction:
         """The label map on the scan's own grid."""
-        single, model = self.settings.single_component, self.model
-        return export_scan(refined, self.plan.labels, single, colours=model.colours, codes=model.codes)
+        single, lesions, model = self.settings.single_component, self.settings.lesions, self.model
+        return export_scan(refined, self.plan.labels, single, lesions=lesions, colours=model.colours, codes=model.codes)
 
     def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
         """The stages network, refine and export."""
