@@ -198,7 +198,8 @@ DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 
 
 def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, str]:
-    """Whether training patches are mirrored left-right: in MRI only (paper, IV-C), and where no label has a side."""
+    """Whether training patches are mirrored left-right: in MRI (the paper: MRBrainS18 only, IV-C) where no label has a
+    side (our reading)."""
     sided = [name for name in labels if contralateral(name)]
     if sided:
         return False, f"not mirrored: {', '.join(sided[:4])} would get the wrong side"

@@ -194,12 +194,12 @@ def test_symmetry_is_that_of_the_organs():
 def test_a_lesion_keeps_all_components_and_connects_what_it_divides():
     label = np.zeros((4, 6, 20), np.int16)
     label[1:3, 1:5, 1:12], label[1:3, 1:5, 12:14], label[1:3, 1:5, 14:17] = 1, LESION, 1
-    label[0, 0, 19], label[3, 5, 19] = LESION, 1  # a second lesion; a stray voxel of the organ
+    label[0, 0, 19], label[3, 5, 19] = LESION, 1  # a second lesion; a scattered voxel of the organ
     assert single_component_rule([label], 4)[0] == ()
     assert single_component_rule([label], 4, (LESION,))[0] == (1,)
     found, alone = label.copy(), label.copy()
     keep_largest_component(found, (1,), (LESION,))
-    assert (found != label).sum() == 1  # the stray voxel
+    assert (found != label).sum() == 1  # the scattered voxel
     assert found[3, 5, 19] == 0
     keep_largest_component(alone, (1,))
     assert not alone[1:3, 1:5, 14:17].any()
