@@ -339,8 +339,7 @@ class Predictor:
             posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
         except NumericalError as problem:
             raise NumericalError(describe_failure(problem, scan.prepared.name)) from None
-        quality = estimate_quality(posterior, warped, self.plan.lesion_classes)
-        return NetworkOutput(scan, image, posterior, warped, quality)
+        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped, self.settings.lesions))
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
         """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
