@@ -295,15 +295,14 @@ class Predictor:
             doubts = refuse_input(volume, self.plan)
         except UserError as problem:
             raise UserError(describe_failure(problem, name)) from None
-        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
-        require_prediction_memory(
-            name,
-            prepared.transform,
-            channels=len(channels),
-            classes=self.plan.network.classes,
-            atlases=sum(map(len, self.model.atlases)),
-        )
-        differences = differences_from_training(volume, self.plan)
+        differences: list[Difference] = []
+
+        def compare(corrected: np.ndarray) -> None:
+            differences.extend(differences_from_training(volume, self.plan, corrected=corrected))
+
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop, inspect=compare)
+        classes, atlases = self.plan.network.classes, sum(map(len, self.model.atlases))
+        require_prediction_memory(name, prepared.transform, channels=len(channels), classes=classes, atlases=atlases)
         notes = dict.fromkeys((*(doubt.for_prediction for doubt in doubts), *volume.notes))
         return replace(prepared, warnings=(*map(Difference, notes), *differences))
 
