@@ -45,12 +45,12 @@ MAX_UNDERSHOOT = 0.05  # share of the maximum that interpolation leaves below 0;
 
 
 def corrected_rule(channels: Sequence[str], labels: Sequence[str], stated: bool | None) -> str:
-    """Why the scans' bias field counts as corrected already; empty where nothing tells so. ``stated``:
+    """Why the scans' bias field counts as corrected already; empty where nothing states it. ``stated``:
     ``bias_field_corrected`` of dataset.json, which overrides the names of channels and labels."""
     if stated is not None:
         return "dataset.json has bias_field_corrected: true" if stated else ""
     if named := [name for name in channels if is_corrected(name)]:
-        return f"the name of channel {', '.join(named)} tells so"
+        return f"the name of channel {', '.join(named)} states it"
     known = groups_of(labels)
     if known is not None and known.bias_field_corrected:
         return f"labels are those of {known.dataset}, whose scans were corrected with N4 (paper, IV-A)"

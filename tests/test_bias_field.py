@@ -146,7 +146,7 @@ def test_scans_that_were_corrected_before_are_not_corrected_again():
     names = ["background", *BTCV]
     for channels, labels, stated, words in (
         (("T1",), names, None, ""),
-        (("T1", "T2_N4"), names, None, "the name of channel T2_N4 tells so"),
+        (("T1", "T2_N4"), names, None, "the name of channel T2_N4 states it"),
         (("T1",), list(MRBRAINS), None, "MRBrainS18, whose scans were corrected with N4 (paper, IV-A)"),
         (("T1",), names, True, "dataset.json has bias_field_corrected: true"),
         (("T2_N4",), list(MRBRAINS), False, ""),

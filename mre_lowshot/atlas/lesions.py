@@ -1,7 +1,7 @@
 """Lesions among organs (`Plan.lesions`): what the atlases contribute is anatomy without them.
 
 The position of a lesion in a labelled scan does not predict its position in the next. So an atlas is used as if its
-lesions were the tissue around them, and what a prediction says about lesions does not guide registration.
+lesions were the tissue around them, and the predicted lesions do not guide registration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects
 
-MIN_ORGANS = 1e-6  # probability of all organs and background together below which it does not tell one from another
+MIN_ORGANS = 1e-6  # probability of all other classes together, below which they count as equally likely
 
 
 def without_lesions(label: np.ndarray, lesions: Sequence[int], spacing: Sequence[float]) -> np.ndarray:

@@ -28,7 +28,7 @@ def is_mri(channel: str) -> bool:
 
 
 def is_corrected(channel: str) -> bool:
-    """Whether the channel's name tells that its bias field was corrected."""
+    """Whether the channel's name states that its bias field was corrected."""
     return any(word in N4_WORDS for word in re.findall(r"[a-z0-9]+", channel.lower()))
 
 
