@@ -27,8 +27,8 @@ def fuse_posteriors(
         warped: class probabilities (K, *size) warped from the atlases; None where there are none.
         weight: w of one registration against the network.
         registrations: r, how often each labelled scan is registered (`registrations_per_scan`).
-        lesions: classes about which the atlases have no information. They keep the network's probability, and the rest is
-            divided among the other classes.
+        lesions: classes about which the atlases have no information. They keep the network's probability, and the rest
+            is divided among the other classes.
 
     Returns:
         (K, *size): a new array, or ``posterior`` itself where there is nothing to fuse. Where the warped labels carry
