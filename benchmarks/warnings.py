@@ -21,7 +21,7 @@ from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.data.volume import Volume, read_channels
 from mre_lowshot.inference.input_checks import differences_from_training
-from mre_lowshot.planners.decisions import DatasetFacts
+from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan

@@ -54,8 +54,9 @@ def voxel_positions(corner: Sequence[int], patch: Sequence[int]) -> np.ndarray:
 
 
 def coordinate_maps(positions: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Cartesian coordinates of voxel ``positions`` (axes, *patch): each axis runs from -1 to 1 over the whole volume of
-    ``size`` voxels and continues linearly outside it (paper, III-C); 0 along an axis of one voxel. Float32, same shape.
+    """Cartesian coordinates of voxel ``positions`` (axes, *patch): each axis runs from -1 to 1 (paper, III-C) over the
+    whole volume of ``size`` voxels and continues linearly outside it (our reading); 0 along an axis of one voxel.
+    Float32, same shape.
     """
     last = np.asarray(size).reshape(-1, *[1] * (positions.ndim - 1)) - 1
     maps: np.ndarray = ((2 * positions - last) / np.maximum(last, 1)).astype(np.float32)

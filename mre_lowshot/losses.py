@@ -1,4 +1,5 @@
-"""The per-category normalised cross-entropy with online hard-example mining (paper, III-E; equation 5), and Dice.
+"""The per-category normalised cross-entropy with online hard-example mining (paper, III-E; equation 5), and beyond it
+Dice.
 
 Targets hold class numbers; `grid.IGNORE` marks voxels without a target (the ignore label, and padding).
 """

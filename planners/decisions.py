@@ -17,8 +17,10 @@ from mre_lowshot.config import NetworkConfig, PatchConfig, PreprocessingConfig, 
 from mre_lowshot.config.presets import UNET_NETWORK, for_images
 from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.vocabulary import is_ct
+from mre_lowshot.errors import UserError
 from mre_lowshot.grid import nominal_spacing
 from mre_lowshot.planners import hardware, rules
+from mre_lowshot.planners.facts import N4, DatasetFacts
 from mre_lowshot.planners.fingerprint import constant_background, content_shape
 from mre_lowshot.preprocessing.pipeline import grid_size
 
@@ -28,30 +30,20 @@ PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wid
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """What the plan takes from dataset.json, and whether a crops.json lies beside it."""
-
-    name: str
-    channel_names: tuple[str, ...]
-    labels: dict[str, int]
-    ignore_label: int | None
-    file_ending: str
-    has_crops: bool = False
-
-
-@dataclass(frozen=True)
 class Draft:
-    """An unfinished plan: the inputs (``facts``, ``fingerprint``, ``device``) and the decisions so far."""
+    """An unfinished plan: the inputs (``facts``, ``fingerprint``, ``device``, ``n4``) and the decisions so far."""
 
     facts: DatasetFacts
     fingerprint: dict[str, Any]
     device: hardware.Device
     recipe: Recipe
+    n4: N4 = "auto"
     reasons: dict[str, str] = field(default_factory=dict)
     preprocessing: PreprocessingConfig = field(default=_NOTHING_DECIDED)
     size: hardware.NetworkSize = hardware.SMALL_SIZE
     patch: PatchConfig = field(default_factory=PatchConfig)
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(1, 2))
+    lesions: tuple[str, ...] = ()
 
     def decided(self, changes: dict[str, Any], **reasons: str) -> Draft:
         """The draft with fields replaced and reasons added."""
@@ -140,7 +132,9 @@ def decide_crop(draft: Draft) -> Draft:
     if draft.recipe.is_literal and not draft.is_2d:
         if draft.is_ct and draft.facts.has_crops:
             crop, reason = "given", f"recipe {draft.recipe.name!r}: boxes of crops.json"
-        elif not draft.is_ct and crop != "nonzero":
+        elif draft.is_ct:
+            reason = f"{rules.NO_CROPS}; used here: {reason}"
+        elif crop != "nonzero":
             crop, reason = "centre", f"recipe {draft.recipe.name!r}: MRI, the central 100 % x 90 % x 90 %"
     margin = round(margin, 4) if margin >= MIN_ROUNDED_MM else margin
     config = replace(draft.preprocessing, crop=crop, crop_margin_mm=margin)
@@ -148,17 +142,37 @@ def decide_crop(draft: Draft) -> Draft:
 
 
 def decide_bias_field(draft: Draft) -> Draft:
-    """Whether an MRI's bias field is corrected (adaptive planning)."""
-    if draft.recipe.planning != "adaptive" or draft.is_2d or draft.is_ct:
+    """Whether an MRI's bias field is corrected: by the rule with adaptive planning, or as ``n4`` demands."""
+    adaptive = draft.recipe.planning == "adaptive"
+    if draft.n4 == "on":
+        _require_n4(draft)
+        return _corrected(draft, "corrected (N4): --n4 on", inside=adaptive)
+    if draft.n4 == "off":
+        return draft.decided({}, bias_field="not corrected: --n4 off")
+    if not adaptive or draft.is_2d or draft.is_ct:
         return draft
     extents = np.array([nominal_spacing(c["spacing"]) for c in draft.cases]) * draft.shapes
     channels = [channel for c in draft.cases for channel in c["channels"]]
     lowest = min(c["percentile_00_5"] / max(abs(c["percentile_99_5"]), 1e-6) for c in channels)
-    correct, reason = rules.bias_field_rule(draft.facts.channel_names, draft.stripped, extents, lowest)
-    config = draft.preprocessing
-    if correct:
-        inside = tuple(replace(channel, foreground_only=True) for channel in config.normalization)
-        config = replace(config, normalization=inside, bias_field=True)
+    names, facts = draft.facts.channel_names, draft.facts
+    corrected = rules.corrected_rule(names, draft.label_names, facts.bias_field_corrected)
+    correct, reason = rules.bias_field_rule(names, draft.stripped, extents, lowest, corrected=corrected)
+    return _corrected(draft, reason, inside=True) if correct else draft.decided({}, bias_field=reason)
+
+
+def _require_n4(draft: Draft) -> None:
+    """Refuse ``--n4 on`` for what has no bias field: 2D images, and channels in HU."""
+    if draft.is_2d or any(channel.scheme != "zscore" for channel in draft.preprocessing.normalization):
+        kind = "2D images" if draft.is_2d else f"channel {', '.join(draft.facts.channel_names)}"
+        raise UserError(f"--n4 on: N4 corrects MRI volumes, found {kind}; leave --n4 out")
+
+
+def _corrected(draft: Draft, reason: str, *, inside: bool) -> Draft:
+    """With the bias field corrected, and z-scores taken ``inside`` the patient or over the whole crop."""
+    config = replace(draft.preprocessing, bias_field=True)
+    if inside:
+        channels = tuple(replace(channel, foreground_only=True) for channel in config.normalization)
+        config = replace(config, normalization=channels)
     return draft.decided({"preprocessing": config}, bias_field=reason)
 
 
@@ -271,6 +285,16 @@ def decide_registration(draft: Draft) -> Draft:
     return draft.decided({"recipe": recipe, "network": network}, **reasons)
 
 
+def decide_lesions(draft: Draft) -> Draft:
+    """Which labels are lesions among organs, where a step beyond the paper asks."""
+    recipe = draft.recipe
+    registered = recipe.atlas.registration != "none"
+    if not (registered or recipe.refinement.largest_component or recipe.refinement.min_hu):
+        return draft
+    lesions, reason = rules.lesions_rule(draft.label_names, registered=registered)
+    return draft.decided({"lesions": lesions}, lesions=reason) if lesions else draft
+
+
 def decide_architecture(draft: Draft) -> Draft:
     """MRE-Net, or the plain U-Net: the recipe's, or (adaptive planning) for volumes of lesions."""
     recipe, reasons = draft.recipe, {}
@@ -305,7 +329,7 @@ def decide_ohem_groups(draft: Draft) -> Draft:
         return draft
     if recipe.planning == "paper" and (groups := groups_of(draft.label_names)):
         loss = replace(recipe.loss, majority=tuple(groups.majority(draft.label_names)), ohem_ratio=groups.ohem_ratio)
-        reason = f"labels are those of {groups.dataset}: {groups.reason}, N_Lg {groups.ohem_ratio} (paper, IV-C)"
+        reason = f"labels are those of {groups.dataset}: {groups.reason}, N_Lg {groups.ohem_ratio} (paper, Table I)"
         return draft.decided({"recipe": replace(recipe, loss=loss)}, ohem_groups=reason)
     reason = "the majority group is derived from the labels of each fold's training scans"
     return draft.decided({}, ohem_groups=reason)
@@ -349,6 +373,7 @@ DECISIONS: tuple[Decision, ...] = (
     decide_patch,
     decide_network,
     decide_registration,
+    decide_lesions,
     decide_architecture,
     decide_refinement,
     decide_ohem_groups,

@@ -39,21 +39,26 @@ def ohem_groups_rule(counts: np.ndarray) -> tuple[tuple[int, ...], str]:
     return tuple(int(k) for k in np.flatnonzero(large)), reason
 
 
-def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[tuple[int, ...], str]:
+def single_component_rule(
+    labels: Sequence[np.ndarray], classes: int, lesions: Sequence[int] = ()
+) -> tuple[tuple[int, ...], str]:
     """Classes whose largest connected component has nearly all of their voxels in every training scan that has them.
 
-    Ignored voxels count as if they were a second component.
+    Ignored voxels count as if they were a second component. The classes ``lesions`` are none of them, and connect what
+    they divide (`refinement.components`).
     """
     from skimage.measure import label as components
 
     single = []
     hidden = [int(np.count_nonzero(label == IGNORE)) for label in labels]
+    between = [np.isin(label, lesions) if len(lesions) else None for label in labels]
     for k in range(1, classes):
         shares = []
-        for label, unknown in zip(labels, hidden, strict=True):
+        for label, unknown, lesion in zip(labels, hidden, between, strict=True):
             mask = label == k
-            if mask.any():
-                sizes = np.bincount(components(mask, connectivity=mask.ndim).ravel())[1:]
+            if mask.any() and k not in lesions:
+                parts = components(mask if lesion is None else mask | lesion, connectivity=mask.ndim)
+                sizes = np.bincount(parts[mask])[1:]
                 shares.append(sizes.max() / (sizes.sum() + unknown))
         if shares and min(shares) >= SINGLE_COMPONENT_SHARE:
             single.append(k)
@@ -64,7 +69,11 @@ def single_component_rule(labels: Sequence[np.ndarray], classes: int) -> tuple[t
 
 
 def min_hu_rule(
-    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int, windows: Sequence[ChannelNormalization]
+    images: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    classes: int,
+    windows: Sequence[ChannelNormalization],
+    lesions: Sequence[int] = (),
 ) -> tuple[tuple[MinHu, ...], str]:
     """For each class and CT channel the HU below which no voxel belongs to the class.
 
@@ -73,6 +82,7 @@ def min_hu_rule(
         labels: their label maps (*size).
         classes: K.
         windows: the channels' normalisation. A limit at or below a window's lower end has no effect and is left out.
+        lesions: classes without a limit: one lesion does not show how dark the next one is.
     """
     limits = []
     for channel, window in enumerate(windows):
@@ -81,7 +91,7 @@ def min_hu_rule(
         grey = [smoothed(image[channel]) for image in images]
         for k in range(1, classes):
             inside = [values[label == k] for values, label in zip(grey, labels, strict=True) if (label == k).any()]
-            if not inside:
+            if not inside or k in lesions:
                 continue
             darkest = min(float(np.percentile(values, MIN_HU_PERCENTILE)) for values in inside)
             hu = round(min(window.lower + darkest * window.width - HU_MARGIN, MAX_LIMIT_HU), 1)
@@ -143,7 +153,8 @@ def decide_fold(
         reason = "given by recipe.loss.majority"
     else:
         majority, reason = ohem_groups_rule(counts)
-    single, single_reason = single_component_rule(labels, plan.network.classes)
+    lesions = plan.lesion_classes
+    single, single_reason = single_component_rule(labels, plan.network.classes, lesions)
     missing = [names[k] for k in range(1, len(counts)) if counts[k] == 0]
     reasons = {"majority": f"OHEM majority group {', '.join(names[k] for k in majority)}: {reason}"}
     if recipe.refinement.largest_component:
@@ -155,7 +166,8 @@ def decide_fold(
         )
     limits: tuple[MinHu, ...] = ()
     if recipe.refinement.min_hu and len(images):
-        limits, limit_reason = min_hu_rule(images, labels, plan.network.classes, plan.preprocessing.normalization)
+        windows = plan.preprocessing.normalization
+        limits, limit_reason = min_hu_rule(images, labels, plan.network.classes, windows, lesions)
         if limits:
             listed = ", ".join(f"{names[limit.label]} {limit.value:g}" for limit in limits)
             reasons["min_hu"] = f"lower HU limits {listed}: {limit_reason}"

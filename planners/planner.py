@@ -10,7 +10,8 @@ from mre_lowshot.config.json import all_changed
 from mre_lowshot.config.presets import preset
 from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
-from mre_lowshot.planners.decisions import DECISIONS, DatasetFacts, Draft
+from mre_lowshot.planners.decisions import DECISIONS, Draft
+from mre_lowshot.planners.facts import N4, DatasetFacts
 from mre_lowshot.planners.fingerprint import training_ranges
 from mre_lowshot.planners.hardware import Device
 
@@ -27,6 +28,7 @@ def facts_of(dataset: Dataset) -> DatasetFacts:
         ignore_label=dataset.ignore_label,
         file_ending=dataset.file_ending,
         has_crops=(dataset.folder / "crops.json").is_file(),
+        bias_field_corrected=dataset.bias_field_corrected,
     )
 
 
@@ -36,6 +38,7 @@ def make_plan(
     *,
     device: Device,
     recipe: str | Recipe = "default",
+    n4: N4 = "auto",
     plans_name: str = "MREPlans",
 ) -> Plan:
     """Decide everything that images and device determine. What labels determine is decided per fold (`planners.fold`).
@@ -45,13 +48,14 @@ def make_plan(
         fingerprint: of the images (`planners.fingerprint`).
         device: to plan for.
         recipe: a preset's name, or a recipe.
+        n4: whether the bias field of MRI is corrected: ``auto`` (by the rule), ``on`` or ``off``.
         plans_name: name of the plan.
 
     Raises:
-        UserError: no preset is called ``recipe``.
+        UserError: no preset is called ``recipe``, or ``n4`` is on for scans that are no MRI volumes.
     """
     chosen = preset(recipe) if isinstance(recipe, str) else recipe
-    draft = Draft(facts, fingerprint, device, chosen)
+    draft = Draft(facts, fingerprint, device, chosen, n4)
     for decide in DECISIONS:
         draft = decide(draft)
     return Plan(
@@ -67,6 +71,7 @@ def make_plan(
         reasons=draft.reasons,
         training_ranges=training_ranges(fingerprint),
         ignore_label=facts.ignore_label,
+        lesions=draft.lesions,
     )
 
 

@@ -10,12 +10,15 @@ import numpy as np
 from mre_lowshot.config import ChannelNormalization, PatchConfig, RefinementConfig
 from mre_lowshot.config.plan import CropRule
 from mre_lowshot.config.recipe import Registration
+from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.vocabulary import (
     QUANTITATIVE_WORDS,
     contralateral,
+    is_corrected,
     is_ct,
     is_known_channel,
     is_mri,
+    lesions_among_organs,
     lesions_of,
     only_lesions,
 )
@@ -41,7 +44,22 @@ BIAS_FIELD_MM = 100.0  # in a smaller image anatomy varies as smoothly as a bias
 MAX_UNDERSHOOT = 0.05  # share of the maximum that interpolation leaves below 0; z-scored images reach further
 
 
-def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndarray, lowest: float) -> tuple[bool, str]:
+def corrected_rule(channels: Sequence[str], labels: Sequence[str], stated: bool | None) -> str:
+    """Why the scans' bias field counts as corrected already; empty where nothing states it. ``stated``:
+    ``bias_field_corrected`` of dataset.json, which overrides the names of channels and labels."""
+    if stated is not None:
+        return "dataset.json has bias_field_corrected: true" if stated else ""
+    if named := [name for name in channels if is_corrected(name)]:
+        return f"the name of channel {', '.join(named)} states it"
+    known = groups_of(labels)
+    if known is not None and known.bias_field_corrected:
+        return f"labels are those of {known.dataset}, whose scans were corrected with N4 (paper, IV-A)"
+    return ""
+
+
+def bias_field_rule(
+    channels: Sequence[str], stripped: bool, extents_mm: np.ndarray, lowest: float, *, corrected: str = ""
+) -> tuple[bool, str]:
     """Whether the bias field is corrected: for MRI of a body or a head.
 
     Args:
@@ -49,9 +67,12 @@ def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndar
         stripped: the background is constant. Such scans have been corrected already (docs/LOG.md, 2026-11-26).
         extents_mm: (n, 3), of the scans.
         lowest: the least of their 0.5th percentiles, as a share of the 99.5th.
+        corrected: why they were corrected already (`corrected_rule`); empty: they were not, as far as is known.
     """
     if not all(is_mri(name) and not any(word in name.lower() for word in QUANTITATIVE_WORDS) for name in channels):
         return False, f"not corrected: not all channels are MRI with bias field ({', '.join(channels)})"
+    if corrected:
+        return False, f"not corrected again: {corrected}; --n4 on corrects"
     if stripped:
         return False, "not corrected: the background is constant, so the scans were preprocessed before"
     sides = np.sort(np.median(extents_mm, axis=0))[::-1]
@@ -62,6 +83,13 @@ def bias_field_rule(channels: Sequence[str], stripped: bool, extents_mm: np.ndar
         reason = f"the lowest intensities are {lowest:.0%} of the maximum, so the scans were normalised before"
         return False, f"not corrected: {reason}"
     return True, "MRI of a body or head: corrected (N4), then z-score inside the patient, without the surrounding air"
+
+
+# Of the paper's recipes on CT without a crops.json
+NO_CROPS = (
+    "NOTE the paper crops each CT to coordinates given with another work (IV-A, its reference 39), which is another "
+    "task: write such boxes to crops.json beside dataset.json, or compare with its figures only if scans were cropped"
+)
 
 
 def crop_rule(is_ct: bool, stripped: bool, body_ratio: float, is_2d: bool) -> tuple[CropRule, str]:
@@ -170,7 +198,8 @@ DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 
 
 def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, str]:
-    """Whether training patches are mirrored left-right: in MRI only (paper, IV-C), and where no label has a side."""
+    """Whether training patches are mirrored left-right: in MRI (the paper: MRBrainS18 only, IV-C) where no label has a
+    side (our reading)."""
     sided = [name for name in labels if contralateral(name)]
     if sided:
         return False, f"not mirrored: {', '.join(sided[:4])} would get the wrong side"
@@ -219,17 +248,29 @@ def registration_rule(
     wanted: Registration, labels: Sequence[str], median_size: tuple[int, ...]
 ) -> tuple[Registration, str]:
     """Whether scans are registered to the labelled ones: as the recipe wants, but not 2D images or a few slices, and
-    not for lesions, whose position differs from scan to scan."""
+    not where every label is a lesion, whose position differs from scan to scan."""
     if wanted == "none":
         return "none", "none in this recipe: coordinates run over each scan's own volume"
     if len(median_size) < 3 or min(median_size) < MIN_SLICES:
         size = " x ".join(map(str, median_size))
         return "none", f"none: images of {size} voxels are 2D or have fewer than {MIN_SLICES} voxels along an axis"
-    lesions = lesions_of(labels)
-    if lesions:
-        return "none", f"none: labels {', '.join(lesions)} are lesions, whose position differs from scan to scan"
+    if only_lesions(labels):
+        named = ", ".join(lesions_of(labels))
+        return "none", f"none: labels {named} are lesions, whose position differs from scan to scan"
     reason = "registration to the training scans; their labels are input channels of the network (atlas prior)"
     return wanted, f"{wanted} {reason}"
+
+
+def lesions_rule(labels: Sequence[str], *, registered: bool) -> tuple[tuple[str, ...], str]:
+    """The labels of lesions among organs, by their names, and what they take no part in. ``registered``: whether scans
+    are registered."""
+    named = lesions_among_organs(labels)
+    if not named:
+        return (), ""
+    atlas = "no atlas prior, no fusion with warped labels, " if registered else ""
+    reason = f"{', '.join(named)}: position and number of lesions differ from scan to scan, so they have {atlas}"
+    reason += "no HU limit, and small components are kept"
+    return tuple(named), reason + ("; the other labels are treated as without them" if registered else "")
 
 
 EM_FACTOR = 2  # times the recipe's em_weight, in CT and for lesions
@@ -239,9 +280,10 @@ def refinement_rule(
     wanted: RefinementConfig, labels: Sequence[str], *, is_2d: bool, is_ct: bool
 ) -> tuple[RefinementConfig, str]:
     """Weights of the EM step and the CRF: the recipe's, with twice the EM weight in CT, whose intensities depend on the
-    tissue alone (in MRI and ultrasound also on shading), and for lesions in volumes, whose position is unknown."""
+    tissue alone (in MRI and ultrasound also on shading), and where every label of volumes is a lesion, whose position
+    is unknown."""
     if not (wanted.em_weight or wanted.crf_weight):
         return wanted, "no EM step and no CRF in this recipe"
-    why = " (doubled for CT)" if is_ct else " (doubled for lesions)" if lesions_of(labels) and not is_2d else ""
+    why = " (doubled for CT)" if is_ct else " (doubled for lesions)" if only_lesions(labels) and not is_2d else ""
     chosen = replace(wanted, em_weight=wanted.em_weight * (EM_FACTOR if why else 1))
     return chosen, f"EM step with weight {chosen.em_weight:g}{why}; CRF with weight {chosen.crf_weight:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +95,15 @@ def grid_size(shape: tuple[int, ...], spacing: tuple[float, ...], config: Prepro
 
 
 def forward(
-    image: np.ndarray, spacing: tuple[float, ...], config: PreprocessingConfig, given: Box | None = None
+    image: np.ndarray,
+    spacing: tuple[float, ...],
+    config: PreprocessingConfig,
+    given: Box | None = None,
+    *,
+    inspect: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, GridTransform]:
-    """Preprocess an LPS image (C, D, H, W): float32 (C, *size), and the transform for the inverse.
+    """Preprocess an LPS image (C, D, H, W): float32 (C, *size), and the transform for the inverse. ``inspect`` is
+    called with the result of `correct_faults`.
 
     Raises:
         UserError: non-finite voxels, a constant channel, a wrong channel count, a bad given box.
@@ -105,6 +112,8 @@ def forward(
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
     image = correct_faults(image, config.is_ct)
+    if inspect is not None:
+        inspect(image)
     box = find_box(image, spacing, config, given)
     check_grid(box, grid_size(tuple(high - low for low, high in box), spacing, config), config)
     cropped, inside = image[(slice(None), *as_slices(box))], None

@@ -58,15 +58,22 @@ def read_crops(folder: Path) -> dict[str, Box]:
 
 
 def prepare_case(
-    name: str, image: Volume, label: Volume | None, *, plan: Plan, crop: Box | None = None
+    name: str,
+    image: Volume,
+    label: Volume | None,
+    *,
+    plan: Plan,
+    crop: Box | None = None,
+    inspect: Callable[[np.ndarray], None] | None = None,
 ) -> PreparedCase:
-    """Preprocess one scan and, where there is one, its label map (the ignore label becomes `grid.IGNORE`).
+    """Preprocess one scan and, where there is one, its label map (the ignore label becomes `grid.IGNORE`). ``inspect``
+    receives the scan with its faults corrected (`pipeline.forward`).
 
     Raises:
         UserError: the scan does not fit the plan; the message begins with the case's name.
     """
     try:
-        array, transform = forward(image.array, image.geometry.spacing, plan.preprocessing, crop)
+        array, transform = forward(image.array, image.geometry.spacing, plan.preprocessing, crop, inspect=inspect)
     except UserError as problem:
         raise UserError(f"case {name}: {problem}") from None
     target = None

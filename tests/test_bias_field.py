@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_planners import case, planned
+from test_planners import BRAIN, BTCV, CT, MRBRAINS, ULTRASOUND, case, planned
 from test_preprocessing import ball
 
 from mre_lowshot.config import ChannelNormalization, PreprocessingConfig
@@ -140,3 +140,35 @@ def test_the_bias_field_is_corrected_in_mri_of_a_body_or_a_head_only():
         wanted, reason = rules.bias_field_rule(channels, stripped, np.array(extents, float), lowest)
         assert words in reason
         assert wanted == (words == "corrected (N4)")
+
+
+def test_scans_that_were_corrected_before_are_not_corrected_again():
+    names = ["background", *BTCV]
+    for channels, labels, stated, words in (
+        (("T1",), names, None, ""),
+        (("T1", "T2_N4"), names, None, "the name of channel T2_N4 states it"),
+        (("T1",), list(MRBRAINS), None, "MRBrainS18, whose scans were corrected with N4 (paper, IV-A)"),
+        (("T1",), names, True, "dataset.json has bias_field_corrected: true"),
+        (("T2_N4",), list(MRBRAINS), False, ""),
+    ):
+        reason = rules.corrected_rule(channels, labels, stated)
+        assert (words in reason) if words else reason == ""
+    plan = planned(BRAIN, ("T1", "T1IR", "FLAIR"), labels=MRBRAINS)
+    assert not plan.preprocessing.bias_field
+    assert plan.reasons["bias_field"].startswith("not corrected again: labels are those of MRBrainS18")
+    assert not any(channel.foreground_only for channel in plan.preprocessing.normalization)
+
+
+def test_the_user_decides_on_the_correction():
+    asked = planned(BRAIN, ("T1", "T1IR", "FLAIR"), labels=MRBRAINS, n4="on")
+    assert asked.preprocessing.bias_field
+    assert asked.preprocessing == planned(BRAIN, ("T1", "T1IR", "FLAIR")).preprocessing
+    assert asked.reasons["bias_field"] == "corrected (N4): --n4 on"
+    off = planned(BRAIN, n4="off")
+    assert (off.preprocessing.bias_field, off.reasons["bias_field"]) == (False, "not corrected: --n4 off")
+    paper, raw = (planned(BRAIN, recipe="paper", n4=n4).preprocessing for n4 in ("auto", "on"))
+    assert raw == replace(paper, bias_field=True)  # z-scores as in the paper
+    assert "bias_field" not in planned(BRAIN, recipe="paper").reasons
+    for scans, channel, words in ((CT, "CT", "found channel CT"), (ULTRASOUND, "US", "found 2D images")):
+        with pytest.raises(UserError, match=f"--n4 on: N4 corrects MRI volumes, {words}"):
+            planned(scans, (channel,), n4="on")

@@ -96,6 +96,7 @@ def test_the_old_key_modality_is_read_as_channel_names(raw):
         ({}, ["numTraining"], r"key 'numTraining' is missing; add it \(found: channel_names, file_ending, labels\)"),
         ({"file_ending": "nii.gz"}, [], "file_ending 'nii.gz' is not supported; did you mean '.nii.gz'"),
         ({"numTraining": "3"}, [], "numTraining is '3'; must be the number"),
+        ({"bias_field_corrected": "yes"}, [], "bias_field_corrected is 'yes'; must be true or false"),
         ({"channel_names": {"1": "CT"}}, [], "channel_names is {'1': 'CT'}; must number the channels from 0"),
         ({"channel_names": ["CT"]}, [], "must number the channels from 0"),
         ({"labels": {"0": "background"}}, [], "label '0' is 'background'; swap name and value"),

@@ -16,7 +16,7 @@ from mre_lowshot.experiments.report import RowResult, Run
 from mre_lowshot.experiments.runner import Setting, plan_row, prepare_row
 from mre_lowshot.experiments.tables import TABLES, named, plan_name
 from mre_lowshot.planners import hardware
-from mre_lowshot.planners.decisions import DatasetFacts
+from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.fingerprint import dataset_fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")

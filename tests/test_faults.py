@@ -1,12 +1,20 @@
 """Constant slices and regions of extreme intensity hardly change the network's input; clean scans keep every bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from references import tiny_plan
 from test_not_tissue import SPACING, ct, cut_out, head, planned, stripped
 
-from mre_lowshot.data.volume import read_image
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.volume import Volume, read_image
+from mre_lowshot.inference import input_checks
+from mre_lowshot.inference.models import Model
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.preprocessing import pipeline
 from mre_lowshot.preprocessing.faults import correct_faults, faulty_planes
 from mre_lowshot.preprocessing.pipeline import forward
 
@@ -95,3 +103,20 @@ def test_a_slice_of_another_scale_is_interpolated(factor):
     first = cut_out()
     first[0, 0] *= 20
     assert np.array_equal(correct_faults(first)[0, 0], first[0, 1])
+
+
+def test_prediction_corrects_a_scan_once(monkeypatch):
+    image, calls = np.random.default_rng(0).normal(100, 10, (1, 12, 16, 16)).astype(np.float32), []
+    for module in (pipeline, input_checks):
+        monkeypatch.setattr(module, "correct_faults", lambda *given: calls.append(given) or correct_faults(*given))
+    plan = tiny_plan()
+    ranges = {"outliers": [0, 0], "shape": [[12, 16, 16]] * 2, "channels": []}
+    plan = replace(plan, training_ranges=ranges)
+    predictor = Predictor(Model(Path(), (0,), (plan,), (torch.nn.Identity(),), ((),)), device=torch.device("cpu"))
+    image[0, 5, 3, 3] = image[0, 5, 9, 9] = image[0, 7, 9, 9] = 1e6
+    volume = Volume(image, Geometry((12, 16, 16), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), "LPS"))
+    prepared = predictor.preprocess(volume, name="scan")
+    assert len(calls) == 1
+    assert any("3 voxels have extreme intensities" in warning for warning in prepared.warnings)
+    assert prepared.warnings == input_checks.differences_from_training(volume, plan)
+    assert len(calls) == 2

@@ -10,7 +10,7 @@ from mre_lowshot.config import ChannelNormalization, PreprocessingConfig
 from mre_lowshot.data.synthetic import LABELS, make_subject
 from mre_lowshot.data.volume import read_image
 from mre_lowshot.grid import nominal_spacing
-from mre_lowshot.planners.decisions import DatasetFacts
+from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan

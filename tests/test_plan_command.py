@@ -110,6 +110,8 @@ def test_a_second_set_does_not_undo_the_first(space):
         (["-p", "New__er"], "-p 'New__er'"),
         (["--recipe", "papper"], "did you mean 'paper'?"),
         (["--keep_plan", "--overwrite"], "leave out --set and --overwrite"),
+        (["--keep_plan", "--n4", "off"], "leave out --n4"),
+        (["--n4", "on"], "--n4 on: N4 corrects MRI volumes, found channel CT"),
         (["--keep_plan", "-p", "Absent"], "Absent.json is missing"),
         (["--memory", "-1"], "--memory -1.0"),
         (["-d", "Nothing"], "dataset 'Nothing' is not in"),

@@ -9,7 +9,8 @@ from references import with_settings
 from mre_lowshot.config import AugmentationConfig, ChannelNormalization, Recipe
 from mre_lowshot.config.presets import PRESETS
 from mre_lowshot.errors import UserError
-from mre_lowshot.planners.decisions import DECISIONS, DatasetFacts, Draft
+from mre_lowshot.planners.decisions import DECISIONS, Draft
+from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.fingerprint import dataset_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
@@ -52,9 +53,9 @@ def facts_and_fingerprint(cases, channels=("MRI",), labels=LABELS, crops=False):
     return facts, dataset_fingerprint(facts.name, {str(n): c for n, c in enumerate(cases)})
 
 
-def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False, labels=LABELS):
+def planned(cases, channels=("MRI",), device=CPU, recipe="default", crops=False, labels=LABELS, n4="auto"):
     facts, fingerprint = facts_and_fingerprint(cases, channels, labels, crops)
-    return make_plan(facts, fingerprint, device=Device(*device), recipe=recipe)
+    return make_plan(facts, fingerprint, device=Device(*device), recipe=recipe, n4=n4)
 
 
 # the scans, channels, device, recipe -> crop, grid, its spacing or size, patch, centre, strides, dilations
@@ -215,19 +216,6 @@ MRBRAINS = numbered(
 )
 
 
-@pytest.mark.parametrize("recipe", ["paper", "paper_small"])
-def test_the_papers_ohem_groups_are_used_on_the_papers_datasets(recipe):
-    ct = planned(CT, ("CT",), recipe=recipe, labels=BTCV)
-    assert set(ct.labels) - set(ct.recipe.loss.majority) == {"gallbladder", "esophagus"}
-    assert (ct.recipe.loss.ohem_ratio, "BTCV" in ct.reasons["ohem_groups"]) == (4, True)
-    brain = planned(BRAIN, ("T1", "T1IR", "FLAIR"), recipe=recipe, labels=MRBRAINS)
-    assert brain.recipe.loss.majority == ("background", "Cortical gray matter", "White matter", "Ventricles")
-    assert brain.recipe.loss.ohem_ratio == 6
-    other = planned(CT, ("CT",), recipe=recipe, labels={k: v for k, v in BTCV.items() if v < 4})
-    assert (other.recipe.loss.majority, other.recipe.loss.ohem_ratio) == ((), 6)  # derived in each fold
-    assert planned(CT, ("CT",), labels=BTCV).recipe.loss.majority == ()
-
-
 @pytest.mark.parametrize(
     ("channels", "labels", "mirrored"),
     [
@@ -310,11 +298,6 @@ def test_dilations_may_be_given_by_name():
     assert "network.dilations=patch" in by_patch.reasons["set"]
     with pytest.raises(UserError, match=r"network\.dilations: is 'papr'"):
         with_changes(plan, {"network.dilations": "papr"})
-
-
-def test_given_crops_are_used_by_the_paper_recipe_only():
-    assert planned(CT, ("CT",), recipe="paper", crops=True).preprocessing.crop == "given"
-    assert planned(CT, ("CT",), crops=True).preprocessing.crop == "body"
 
 
 def test_an_unknown_channel_name_and_recipe_are_reported():

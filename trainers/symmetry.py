@@ -9,6 +9,7 @@ import numpy as np
 
 from mre_lowshot.atlas.alignment import align
 from mre_lowshot.atlas.atlas import Atlas
+from mre_lowshot.atlas.lesions import without_lesions
 from mre_lowshot.atlas.mirrored import mirrored
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
@@ -21,7 +22,7 @@ MAX_SCANS = 3  # with more, there are enough atlases
 
 def left_right_dice(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str, float]]:
     """For each training scan, Dice of each class (by name) between the scan's labels and the labels of its mirror image
-    after affine registration, where neither is ignored.
+    after affine registration, where neither is ignored. Lesions (`Plan.lesions`) are no classes here.
 
     A scan's entry is empty where this cannot be measured: the mirror image cannot be registered, or all of a class lies
     where the mirror image is ignored. The list is empty where the recipe uses no mirrored atlases, or there are more
@@ -31,7 +32,8 @@ def left_right_dice(cases: Sequence[TrainingCase], plan: Plan) -> list[dict[str,
     if not (fused and plan.recipe.atlas.mirrored_atlases) or len(cases) > MAX_SCANS:
         return []
     affine = replace(plan, recipe=replace(plan.recipe, atlas=replace(plan.recipe.atlas, registration="affine")))
-    return [_dice(case, affine) for case in cases]
+    organs = (replace(c, label=without_lesions(c.label, plan.lesion_classes, c.spacing)) for c in cases)
+    return [_dice(case, affine) for case in organs]
 
 
 def _dice(case: TrainingCase, plan: Plan) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mre_lowshot.atlas.atlas import Atlas, Atlases
+from mre_lowshot.atlas.lesions import organ_shares, without_lesions
 from mre_lowshot.atlas.registration.affine import affine, nearest_affine
 from mre_lowshot.atlas.registration.deformable import Classes, deformable
 from mre_lowshot.atlas.registration.images import (
@@ -73,7 +74,7 @@ def align(
         spacing: mm, one value per axis.
         plan: for the kind of registration.
         previous: the registration starts from the affine transform nearest to the previous one, and matches the
-            predicted classes to the atlas's labels besides the image to the atlas's image.
+            predicted classes to the atlas's labels besides the image to the atlas's image (`Plan.lesions` apart).
 
     Returns:
         Coordinates (atlases * 3, *size) of the scan's voxels in each atlas, each axis from -1 to 1 over the atlas; None
@@ -88,7 +89,7 @@ def align(
     passes = previous.of_each_atlas(len(atlases)) if previous else [None] * len(atlases)
     try:
         pairs = zip(atlases, passes, strict=True)
-        return np.concatenate([_register(atlas, image, spacing, kind, its) for atlas, its in pairs])
+        return np.concatenate([_register(atlas, image, spacing, plan=plan, previous=its) for atlas, its in pairs])
     except RuntimeError as problem:  # SimpleITK gives the reason in its last line
         reason = str(problem).strip().splitlines()[-1]
         if min(image.shape[1:]) < MIN_VOXELS:
@@ -104,7 +105,7 @@ def align(
 
 
 def _register(
-    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], kind: str, previous: PreviousPass | None
+    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], *, plan: Plan, previous: PreviousPass | None
 ) -> np.ndarray:
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
@@ -116,8 +117,10 @@ def _register(
         transform = transform if unit == 1 else scaled_affine(transform, unit)
     else:
         transform = nearest_affine(atlas_positions(atlas, previous.coordinates, fixed), fixed)
-        classes = Classes(previous.shares, label_image(atlas.label, atlas.spacing))
-    if kind == "deformable":
+        lesions = plan.lesion_classes
+        label = without_lesions(atlas.label, lesions, atlas.spacing)
+        classes = Classes(organ_shares(previous.shares, lesions), label_image(label, atlas.spacing))
+    if plan.recipe.atlas.registration == "deformable":
         transform = deformable(fixed, moving, transform, classes)
     return atlas_coordinates(atlas, transform, fixed, image.shape[1:])
 

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 
 from mre_lowshot.atlas.atlas import Atlas, Atlases
+from mre_lowshot.atlas.lesions import without_lesions
 from mre_lowshot.atlas.similarity import local_similarity, normalize_locally
 from mre_lowshot.config import Plan
 from mre_lowshot.grid import IGNORE, outside_volume, sample_image, sample_label, sample_shares
@@ -122,15 +123,16 @@ class AtlasPrior:
         return shares, outside
 
 
-def build_prior(atlases: Sequence[Atlas], classes: int) -> AtlasPrior:
-    """The prior of several atlases over ``classes`` classes."""
+def build_prior(atlases: Sequence[Atlas], classes: int, lesions: Sequence[int] = ()) -> AtlasPrior:
+    """The prior of several atlases over ``classes`` classes; the classes ``lesions`` take no part in it."""
     mirrored = sum(atlas.mirrored for atlas in atlases)
     scans = tuple(atlas.image.mean(axis=0) for atlas in atlases) if len(atlases) > 1 else ()
-    return AtlasPrior(tuple(atlas.label for atlas in atlases), classes, mirrored, scans)
+    labels = tuple(without_lesions(atlas.label, lesions, atlas.spacing) for atlas in atlases)
+    return AtlasPrior(labels, classes, mirrored, scans)
 
 
 def atlas_prior_of(atlases: Atlases, plan: Plan) -> AtlasPrior | None:
     """The atlas prior of the plan's network; None where it has none."""
     if not atlases or not plan.network.atlas_prior:
         return None
-    return build_prior(atlases, plan.network.classes)
+    return build_prior(atlases, plan.network.classes, plan.lesion_classes)

@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--reference", metavar="ROW", help="row to compare the others with (default: the table's)")
     made.add_argument(
         "--statistics", choices=("default", "paper"), default="default",
-        help="default: sign-flip permutation and Holm; paper: paired t and Bonferroni (results.json has both)",
+        help="default: sign-flip permutation and Holm; paper: Bonferroni as in the paper, and the paired t test (the "
+        "paper names no test); results.json has both",
     )  # fmt: skip
     made.add_argument(
         "--labels", nargs="+", metavar="NAME",

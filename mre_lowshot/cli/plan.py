@@ -44,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     made.add_argument(
+        "--n4",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="correct the bias field of MRI: auto (recipes default and unet_default, unless the scans were corrected "
+        'before; "bias_field_corrected": true in dataset.json states it), on or off (default: %(default)s)',
+    )
+    made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change fields of the plan, for example recipe.optimizer.iterations=1000, network.prototypes_per_class=1 "
         "or network.dilations=paper (6, 12, 18) or =patch (fractions of the patch sides); give the changed plan its "
@@ -96,6 +103,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             dataset,
             plans_name=options.p,
             recipe=options.recipe,
+            n4=options.n4,
             changes=changes,
             keep_plan=options.keep_plan,
             overwrite=options.overwrite,

@@ -174,6 +174,9 @@ class Plan:
     reasons: dict[str, str]  # why each decision was taken
     training_ranges: dict[str, Any]  # spacing, extent and intensities of the planned scans; prediction warns outside
     ignore_label: int | None = None  # value of voxels that are not annotated
+    # Labels of lesions among organs, whose position and number differ from scan to scan: no atlas prior, no fusion with
+    # warped labels, no HU limit, all components kept. Empty where all labels are organs, or all are lesions.
+    lesions: tuple[str, ...] = ()
     fold: FoldDecisions | None = None  # in a fold's own plans.json only
     format_version: int = FORMAT_VERSION  # of plans and checkpoints; another is refused
 
@@ -212,10 +215,17 @@ class Plan:
             f"0 to {len(size) - 1}",
         )
         unknown = [name for name in recipe.loss.majority if name not in self.labels]
+        no_class = [name for name in self.lesions if not self.labels.get(name)]
         self._require_names()
         self._require_fold()
         _require_ranges(self.training_ranges, len(self.channel_names))
         require(not unknown, f"recipe.loss.majority names {unknown}, which are not labels; labels are {[*self.labels]}")
+        require(not no_class, f"lesions names {no_class}, which are not foreground labels; labels are {[*self.labels]}")
+
+    @property
+    def lesion_classes(self) -> tuple[int, ...]:
+        """The classes of `lesions`."""
+        return tuple(sorted({self.labels[name] for name in self.lesions}))
 
     def _require_names(self) -> None:
         """What becomes part of a path must not lead elsewhere; what is printed must fit on a line."""

@@ -15,7 +15,7 @@ MIN_STEP = 0.05  # at a step of 5 % of the patch side a voxel is already predict
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, its schedule and how a step is computed. Defaults: the paper (Table I, IV-C)."""
+    """Adam, its schedule and how a step is computed. Defaults: the paper (Table I); it does not state the precision."""
 
     iterations: int = 3000  # mini-batches of a training
     learning_rate: float = 1e-3  # initial one of Adam
@@ -47,7 +47,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Per-category cross-entropy with online hard-example mining (paper, III-E; equation 5), and Dice."""
+    """Per-category cross-entropy with online hard-example mining (paper, III-E; equation 5); beyond it, Dice."""
 
     ohem: bool = True  # keep the hardest voxels of the majority classes only
     ohem_ratio: int = 6  # N_Lg: majority voxels kept per minority voxel
@@ -69,7 +69,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Which patches make a mini-batch. Defaults: the paper (IV-C)."""
+    """Which patches make a mini-batch. Defaults: the paper (Table I, IV-C)."""
 
     batch_size: int = 24  # patches per mini-batch
     foreground_fraction: float = 0.0  # share of patches centred on a voxel of a random foreground class

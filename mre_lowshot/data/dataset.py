@@ -54,6 +54,7 @@ class Dataset:
     cases: tuple[Case, ...]  # of imagesTr; those without a file in labelsTr are unlabelled
     test_cases: tuple[Case, ...] = ()  # of imagesTs
     problems: tuple[str, ...] = field(default=(), compare=False)  # files that do not form a case, one line each
+    bias_field_corrected: bool | None = None  # whether the scans were corrected before; None: not stated
 
     @property
     def labelled(self) -> tuple[Case, ...]:
@@ -86,6 +87,9 @@ class Dataset:
         number = _needed(data, "numTraining", where)
         if not _is_count(number):
             raise UserError(f"{where}: numTraining is {number!r}; must be the number of training cases")
+        corrected = data.get("bias_field_corrected")
+        if corrected is not None and not isinstance(corrected, bool):
+            raise UserError(f"{where}: bias_field_corrected is {corrected!r}; must be true or false")
         cases, problems = _paired(folder, "Tr", len(channels), ending)
         tests, more = _test_cases(folder, len(channels), ending)
         both = sorted({case.name for case in cases} & {case.name for case in tests})
@@ -97,7 +101,7 @@ class Dataset:
                 f"least one case and save the label map as labelsTr/CASE{ending}{found}"
             )
         return cls(folder, folder.name, channels, labels, ignore, ending, number,
-                   tuple(cases), tuple(tests), tuple(problems))  # fmt: skip
+                   tuple(cases), tuple(tests), tuple(problems), corrected)  # fmt: skip
 
 
 def read_description(folder: Path) -> dict[str, Any]:

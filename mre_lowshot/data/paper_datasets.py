@@ -21,6 +21,7 @@ class PaperGroups:
     listed: tuple[tuple[str, ...], ...]
     scored: tuple[tuple[str, ...], ...]  # structures that the paper evaluates; a known dataset has all of them
     reason: str  # for the plan
+    bias_field_corrected: bool = False  # the published scans were corrected with N4 (IV-A)
 
     def majority(self, labels: Iterable[str]) -> list[str]:
         """The labels of OHEM's majority group, including background."""
@@ -53,7 +54,8 @@ MRBRAINS18 = PaperGroups(
         ("csf", "cerebrospinal fluid", "cerebrospinal fluid in the extracerebral space"), _VT, ("cb", "cerebellum"),
         ("bs", "brain stem", "brainstem"),
     ),
-    reason="majority background, GM, WM, VT",
+    reason="majority GM, WM, VT (paper, IV-C) and background",
+    bias_field_corrected=True,
 )  # fmt: skip
 
 BTCV = PaperGroups(
@@ -66,7 +68,7 @@ BTCV = PaperGroups(
         ("left kidney", "kidney left", "l kid", "l kidney"), ("gallbladder",), ("esophagus", "oesophagus"), ("liver",),
         ("stomach",), ("pancreas",),
     ),
-    reason="minority gallbladder and esophagus",
+    reason="minority gallbladder and esophagus (paper, IV-C)",
 )  # fmt: skip
 
 KNOWN = (MRBRAINS18, BTCV)

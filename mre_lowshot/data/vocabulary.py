@@ -10,6 +10,7 @@ MRI_WORDS = ("mri", "mr", "flair", "adc", "dwi", "pd", "pdw", "ir", "swi", "bold
              "tof", "stir", "bravo", "spgr")  # fmt: skip
 MRI_PREFIXES = ("t1", "t2")  # t1w, T1-IR, T1DUAL, T2SPIR, T2*
 OTHER_NAMES = ("us", "ultrasound", "pet", "r", "g", "b", "red", "green", "blue", "nonct", "zscore", "gray", "grey")
+N4_WORDS = ("n4", "n4itk", "biascorrected", "bfc")  # of channels whose bias field was corrected already
 QUANTITATIVE_WORDS = ("adc",)  # maps of a physical quantity: smooth variation in them is signal, not bias field
 
 
@@ -24,6 +25,11 @@ def is_mri(channel: str) -> bool:
     if any(word in CT_NAMES + OTHER_NAMES for word in words):
         return False
     return any(word in MRI_WORDS or word.startswith(MRI_PREFIXES) for word in words)
+
+
+def is_corrected(channel: str) -> bool:
+    """Whether the channel's name states that its bias field was corrected."""
+    return any(word in N4_WORDS for word in re.findall(r"[a-z0-9]+", channel.lower()))
 
 
 def is_known_channel(channel: str) -> bool:
@@ -59,6 +65,11 @@ LESION_WORDS = (
 def lesions_of(labels: Sequence[str]) -> list[str]:
     """The labels whose names contain a word for a lesion."""
     return [name for name in labels if any(word in name.lower() for word in LESION_WORDS)]
+
+
+def lesions_among_organs(labels: Sequence[str]) -> list[str]:
+    """The labels that are lesions by their names, where others are not; none where every label is one."""
+    return [] if only_lesions(labels) else lesions_of(labels)
 
 
 def only_lesions(labels: Sequence[str]) -> bool:

@@ -33,7 +33,8 @@ class Comparison:
 
 
 def paired_t(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t test (used by the paper); NaN for fewer than two runs or equal differences."""
+    """Two-sided p of the paired t test; NaN for fewer than two runs or equal differences. The paper names no test
+    (IV-B): this is our reading."""
     from scipy.stats import ttest_1samp
 
     values = np.asarray(differences, dtype=float)
@@ -128,7 +129,8 @@ def compare(
     Args:
         runs: per row, the differences to the reference, one per common run; NaN values are left out.
         pairs: per row, the differences (training scans, test scans), NaN for pairs without a value.
-        method: ``default`` (sign-flip permutation test, Holm) or ``paper`` (paired t test, Bonferroni).
+        method: ``default`` (sign-flip permutation test, Holm) or ``paper`` (Bonferroni as in the paper, IV-B, with the
+            paired t test).
         seed: of the random generators.
 
     Returns:

@@ -23,7 +23,7 @@ from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.tables import Base, Row, plan_name
 from mre_lowshot.files import copy, partial_name, write_json
-from mre_lowshot.planners.decisions import DatasetFacts
+from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_dataset

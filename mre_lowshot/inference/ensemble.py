@@ -20,6 +20,7 @@ def ensemble_settings(plans: Sequence[Plan], priors: Sequence[AtlasPrior | None]
         min_hu=ensemble_hu_limits(plans),
         single_component=ensemble_single_component(plans),
         registrations=registrations_per_scan(priors),
+        lesions=plans[0].lesion_classes,
     )
 
 

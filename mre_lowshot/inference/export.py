@@ -157,13 +157,14 @@ def export_scan(
     label_names: Mapping[str, int],
     single_component: tuple[int, ...] = (),
     *,
+    lesions: tuple[int, ...] = (),
     colours: Mapping[int, str] | None = None,
     codes: Mapping[str, Code] | None = None,
 ) -> Prediction:
     """The scan's label map on its own grid: argmax of the resampled probabilities, and the largest component only of
-    the classes in ``single_component``. An empty one adds a warning. ``colours`` and ``codes`` are as in
-    `Prediction`."""
-    labels = native_labels(refined.probabilities, refined.transform, single_component)
+    the classes in ``single_component``, which ``lesions`` connect. An empty one adds a warning. ``colours`` and
+    ``codes`` are as in `Prediction`."""
+    labels = native_labels(refined.probabilities, refined.transform, single_component, lesions)
     warnings = refined.warnings if labels.any() else (*refined.warnings, EMPTY)
     return Prediction(
         refined.name,
@@ -178,9 +179,12 @@ def export_scan(
 
 
 def native_labels(
-    probabilities: np.ndarray, transform: GridTransform, single_component: tuple[int, ...] = ()
+    probabilities: np.ndarray,
+    transform: GridTransform,
+    single_component: tuple[int, ...] = (),
+    lesions: tuple[int, ...] = (),
 ) -> np.ndarray:
     """Class probabilities (K, *size) to the label map (D, H, W) on the scan's own grid."""
     labels = inverse_labels(probabilities, transform)
-    keep_largest_component(labels, single_component)
+    keep_largest_component(labels, single_component, lesions)
     return labels

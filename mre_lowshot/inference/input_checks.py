@@ -97,13 +97,16 @@ def refuse_input(image: Volume, plan: Plan) -> list[HuProblem]:
     return doubts
 
 
-def differences_from_training(image: Volume, plan: Plan) -> tuple[Difference, ...]:
+def differences_from_training(
+    image: Volume, plan: Plan, *, corrected: np.ndarray | None = None
+) -> tuple[Difference, ...]:
     """Differences between the scan and the planned scans: spacing, extent, slices, padding, background, intensities.
 
-    What an older plan has no range for is not compared.
+    What an older plan has no range for is not compared. ``corrected`` is the result of `correct_faults`, where it has
+    been computed.
     """
     ranges, ct = plan.training_ranges, plan.preprocessing.is_ct
-    limited = correct_faults(image.array, ct)
+    limited = correct_faults(image.array, ct) if corrected is None else corrected
     outliers = 0 if limited is image.array else int(np.count_nonzero(limited != image.array))
     inner = limited
     if "shape" in ranges:  # an older plan's ranges are those of the whole scans

@@ -295,15 +295,14 @@ class Predictor:
             doubts = refuse_input(volume, self.plan)
         except UserError as problem:
             raise UserError(describe_failure(problem, name)) from None
-        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop)
-        require_prediction_memory(
-            name,
-            prepared.transform,
-            channels=len(channels),
-            classes=self.plan.network.classes,
-            atlases=sum(map(len, self.model.atlases)),
-        )
-        differences = differences_from_training(volume, self.plan)
+        differences: list[Difference] = []
+
+        def compare(corrected: np.ndarray) -> None:
+            differences.extend(differences_from_training(volume, self.plan, corrected=corrected))
+
+        prepared = prepare_case(name, volume, None, plan=self.plan, crop=crop, inspect=compare)
+        classes, atlases = self.plan.network.classes, sum(map(len, self.model.atlases))
+        require_prediction_memory(name, prepared.transform, channels=len(channels), classes=classes, atlases=atlases)
         notes = dict.fromkeys((*(doubt.for_prediction for doubt in doubts), *volume.notes))
         return replace(prepared, warnings=(*map(Difference, notes), *differences))
 
@@ -339,7 +338,7 @@ class Predictor:
             posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
         except NumericalError as problem:
             raise NumericalError(describe_failure(problem, scan.prepared.name)) from None
-        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped))
+        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped, self.settings.lesions))
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
         """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
@@ -367,8 +366,8 @@ class Predictor:
 
     def export(self, refined: RefinedScan) -> Prediction:
         """The label map on the scan's own grid."""
-        single, model = self.settings.single_component, self.model
-        return export_scan(refined, self.plan.labels, single, colours=model.colours, codes=model.codes)
+        single, lesions, model = self.settings.single_component, self.settings.lesions, self.model
+        return export_scan(refined, self.plan.labels, single, lesions=lesions, colours=model.colours, codes=model.codes)
 
     def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
         """The stages network, refine and export."""

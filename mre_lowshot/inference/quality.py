@@ -48,13 +48,16 @@ class Quality:
         return not all(math.isnan(value) for value in self.classes.values())
 
 
-def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None) -> Quality:
+def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None, lesions: Sequence[int] = ()) -> Quality:
     """Estimate from the network's posterior (K, *size) and the labels warped from the atlases (K, *size), None where
-    nothing was registered. Voxels where the warped labels carry no information are left out."""
+    nothing was registered. Voxels where the warped labels carry no information are left out, and so are the classes
+    ``lesions`` (`Plan.lesions`) from an agreement: the network's most probable other class is compared."""
     if warped is None or not (known := is_informative(warped)).any():
         values, basis = expected_dice(posterior), "expected_dice"
     else:
-        one, other = posterior.argmax(axis=0)[known], warped.argmax(axis=0)[known]
+        organs = np.array([k for k in range(len(posterior)) if k not in lesions])
+        shares = (posterior, warped) if not len(lesions) else (posterior[organs], warped[organs])
+        one, other = (organs[of.argmax(axis=0)[known]] for of in shares)
         values, basis = label_agreement(one, other, len(posterior)), "agreement"
     defined = [v for v in values.values() if not math.isnan(v)]
     return Quality(basis, float(np.mean(defined)) if defined else 0.0, values)

@@ -38,8 +38,8 @@ class Tile:
 
 
 def centre_tiles(size: tuple[int, ...], patch: tuple[int, ...], centre: tuple[int, ...]) -> Iterator[Tile]:
-    """Consecutive tiles whose kept parts cover the volume exactly once (paper, IV-C): the centre of each patch, and
-    at the volume's border the patch's border too. ``size`` must be at least ``patch``."""
+    """Consecutive tiles whose kept parts cover the volume exactly once: the centre of each patch (paper, IV-C), and at
+    the volume's border the patch's border too (our reading). ``size`` must be at least ``patch``."""
     axes = [_centre_axis(n, p, c) for n, p, c in zip(size, patch, centre, strict=True)]
     for parts in product(*axes):
         yield Tile(tuple(part[0] for part in parts), tuple(part[1] for part in parts))

@@ -13,7 +13,12 @@ ATLAS_FLOOR = 0.01  # added to every class of the warped labels, as registration
 
 
 def fuse_posteriors(
-    posterior: np.ndarray, warped: np.ndarray | None, weight: float, registrations: float = 1
+    posterior: np.ndarray,
+    warped: np.ndarray | None,
+    weight: float,
+    registrations: float = 1,
+    *,
+    lesions: Sequence[int] = (),
 ) -> np.ndarray:
     """p^(1-w) q^(w r), normalised, of the network's posterior p and the warped labels q.
 
@@ -22,6 +27,8 @@ def fuse_posteriors(
         warped: class probabilities (K, *size) warped from the atlases; None where there are none.
         weight: w of one registration against the network.
         registrations: r, how often each labelled scan is registered (`registrations_per_scan`).
+        lesions: classes about which the atlases have no information. They keep the network's probability, and the rest
+            is divided among the other classes.
 
     Returns:
         (K, *size): a new array, or ``posterior`` itself where there is nothing to fuse. Where the warped labels carry
@@ -29,17 +36,29 @@ def fuse_posteriors(
     """
     if warped is None or not weight:
         return posterior
-    fused = np.empty_like(posterior)
+    fused, kept = np.empty_like(posterior), list(lesions)
     for plane in range(posterior.shape[1]):  # a plane at a time, in the processor's cache
         scores = np.log(warped[:, plane] + ATLAS_FLOOR)
         scores *= weight * registrations
         with np.errstate(divide="ignore"):  # log 0 is -inf: the class stays impossible
             scores += (1 - weight) * np.log(posterior[:, plane])
         np.exp(scores, out=scores)
-        np.divide(scores, scores.sum(axis=0), out=fused[:, plane])
+        if kept:
+            _keep(scores, posterior[:, plane], kept, out=fused[:, plane])
+        else:
+            np.divide(scores, scores.sum(axis=0), out=fused[:, plane])
     unknown = ~is_informative(warped)
     fused[:, unknown] = posterior[:, unknown]
     return fused
+
+
+def _keep(scores: np.ndarray, posterior: np.ndarray, kept: list[int], *, out: np.ndarray) -> None:
+    """Normalise ``scores`` (K, *plane) of the classes that are not ``kept`` to what the kept ones leave of 1."""
+    scores[kept] = 0
+    total, rest = scores.sum(axis=0), 1 - posterior[kept].sum(axis=0)
+    # the kept classes alone are possible where the total is 0
+    np.multiply(scores, np.divide(rest, total, out=np.zeros_like(total), where=total > 0), out=out)
+    out[kept] = posterior[kept]
 
 
 def is_informative(warped: np.ndarray) -> np.ndarray:

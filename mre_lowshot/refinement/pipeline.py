@@ -35,6 +35,7 @@ class RefinementSettings:
     min_hu: tuple[MinHu, ...] = ()  # in units of the preprocessed image
     single_component: tuple[int, ...] = ()  # classes of which only the largest component is kept
     registrations: float = 1.0  # per labelled scan (`fusion.registrations_per_scan`)
+    lesions: tuple[int, ...] = ()  # classes of lesions among organs (`Plan.lesions`)
 
 
 def refine(
@@ -52,7 +53,9 @@ def refine(
         Class probabilities (K, *size).
     """
     config = settings.config
-    probabilities = fuse_posteriors(posterior, warped, config.atlas_weight, settings.registrations)
+    probabilities = fuse_posteriors(
+        posterior, warped, config.atlas_weight, settings.registrations, lesions=settings.lesions
+    )
     if probabilities is posterior:  # nothing to fuse; the next steps change their argument
         probabilities = posterior.copy()
     apply_min_hu(probabilities, image, settings.min_hu)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
 from mre_lowshot.config.check import require_number, require_path, require_plans_name, require_whole
-from mre_lowshot.config.json import to_json
+from mre_lowshot.config.json import suggest, to_json
 from mre_lowshot.config.plan_files import first_difference, load_plan
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.verification import copied_channels, raise_problems, verify
@@ -22,6 +22,7 @@ from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import write_json
 from mre_lowshot.plain import shown
+from mre_lowshot.planners.facts import N4
 from mre_lowshot.planners.fingerprint import case_fingerprint, dataset_fingerprint, write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.hounsfield import hu_histogram, hu_rule
@@ -59,6 +60,7 @@ def plan(
     *,
     plans_name: str = DEFAULT_NAME,
     recipe: str = "default",
+    n4: str = "auto",
     changes: Mapping[str, Any] | None = None,
     keep_plan: bool = False,
     overwrite: bool = False,
@@ -75,6 +77,7 @@ def plan(
         dataset: id (17), name (BTCV), full name or path.
         plans_name: name of the plan.
         recipe: name of a preset (`config.presets`).
+        n4: whether the bias field of MRI is corrected: ``auto`` (decided from the scans), ``on`` or ``off``.
         changes: fields of the plan to change, as ``{"recipe.optimizer.iterations": 1000}``; needs a ``plans_name``.
         keep_plan: use the existing plan, perhaps edited by hand.
         overwrite: replace an existing plan that differs.
@@ -90,6 +93,10 @@ def plan(
     """
     reporter = reporter or Reporter()
     changes = _texts(changes or {})
+    if n4 not in get_args(N4):
+        raise UserError(f"--n4 {shown(n4)}: {suggest(n4, get_args(N4))}")
+    if keep_plan and n4 != "auto":
+        raise UserError("--keep_plan uses the existing plan; leave out --n4")
     _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb, gpus=gpus)
     require_path("-d", str(dataset))
     space = Workspace.resolve(workspace)
@@ -110,7 +117,14 @@ def plan(
             made = load_plan(path)
             _check_kept_plan(made, path, found)
         else:
-            made = make_plan(facts_of(found), fingerprint, device=planned_for, recipe=chosen, plans_name=plans_name)
+            made = make_plan(
+                facts_of(found),
+                fingerprint,
+                device=planned_for,
+                recipe=chosen,
+                n4=cast(N4, n4),
+                plans_name=plans_name,
+            )
             made = with_changes(made, rest)
             _check_plan(made, path, overwrite=overwrite)
             write_json(path, to_json(made))
@@ -244,5 +258,6 @@ def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -
     more = f", {unlabelled} without labels" if unlabelled else ""
     reporter.info(f"  {len(dataset.labelled)} labelled scans{more}")
     for decision, reason in plan.reasons.items():
-        reporter.info(f"  {decision}: {reason}")
+        say = reporter.warning if reason.startswith("NOTE ") else reporter.info
+        say(f"  {decision}: {reason}")
     reporter.info(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")
