@@ -179,7 +179,9 @@ def test_keys_that_are_pressed_while_a_case_is_loaded_do_no_harm(browser, tmp_pa
     folder = write_folder(tmp_path)
     with view(folder, reference=tmp_path / "references") as running:
         page = Page(browser, running.url)
-        for key in ("n", "s", "ArrowRight", "d", "n", "s", "n", "v", "v"):
+        page.page.keyboard.press("n")
+        page.wait_for("bad")
+        for key in ("n", "s", "ArrowRight", "g", "n", "ArrowRight"):
             page.page.keyboard.press(key)
         page.wait_for("good")
         page.page.wait_for_selector('#layer button[value="both"][aria-pressed="true"]')
