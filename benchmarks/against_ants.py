@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.label_propagation import THREADS, Ants, environment, majority_vote
+from benchmarks.label_propagation import Ants
 from benchmarks.subprocess_env import environment_python
 from mre_lowshot.cli import common
 from mre_lowshot.data.dataset import Dataset
@@ -37,6 +37,7 @@ from mre_lowshot.data.volume import read_labels, write_volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import CaseResult, format_table, summarise, write_summary
+from mre_lowshot.experiments.baselines.ants_process import THREADS, AntsProcess, environment, majority_vote
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.workflows.experiment import labels_to_score
 
@@ -117,7 +118,7 @@ def _check_settings(ants: Ants, folder: Path) -> None:
     Raises:
         UserError: the label maps there were made with other settings.
     """
-    settings, path = ants.settings(), folder / "settings.json"
+    settings, path = ants.process.settings(), folder / "settings.json"
     if path.is_file() and (found := read_json(path, "settings")) != settings:
         raise UserError(f"{path}: the label maps there were made with {found}, not with {settings}; give another --out")
     write_json(path, settings)
@@ -167,7 +168,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     every = [name for name, value in raw.labels.items() if value]
     chosen = labels_to_score(options.labels, list(raw.labels))
     folder = options.out.resolve() / raw.name
-    ants = Ants(python, folder / "propagated")
+    ants = Ants(AntsProcess(python, "--ants_python"), folder / "propagated")
     _check_settings(ants, folder)
     if len(raw.channel_names) > 1:
         print(f"{len(raw.channel_names)} channels; only the first, {raw.channel_names[0]}, is registered")

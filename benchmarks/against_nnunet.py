@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.subprocess_env import environment_python, last_line
+from benchmarks.subprocess_env import environment_python
 from mre_lowshot.errors import UserError
+from mre_lowshot.experiments.baselines.ants_process import last_line
 from mre_lowshot.files import read_json, write_json
 
 TRAINER = Path(__file__).parent / "nnunet_trainer"

@@ -17,8 +17,3 @@ def environment_python(path: Path, option: str) -> Path:
     if not path.is_file():
         raise UserError(f"{option} {path}: is not a file; give the environment's bin/python")
     return path.absolute()
-
-
-def last_line(text: str) -> str:
-    """The last line of a program's output that is not blank."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

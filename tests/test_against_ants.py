@@ -1,6 +1,5 @@
 """The registration baseline, with a stand-in for ANTs that copies labels voxel by voxel."""
 
-import importlib
 import json
 import math
 import sys
@@ -11,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import edit
 
-from benchmarks import against_ants, label_propagation
+from benchmarks import against_ants
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.evaluation.metrics import dice
 from mre_lowshot.evaluation.summary import evaluate_folder
+from mre_lowshot.experiments.baselines import ants_process, ants_worker
 
 FAKE = """#!{python}
 import os, signal, sys
@@ -161,9 +161,9 @@ def test_a_pair_is_registered_once_for_all_folds_and_levels(trained, run, out, f
 
 def test_majority_vote_takes_the_first_scans_label_in_a_tie(trained, run, out):
     maps = [np.array(values) for values in ([1, 1, 0, 1, 3], [2, 1, 2, 2, 1], [2, 0, 0, 3, 1])]
-    assert label_propagation.majority_vote(maps).tolist() == [2, 1, 0, 1, 1]
-    assert label_propagation.majority_vote(maps[::-1]).tolist() == [2, 1, 0, 3, 1]
-    assert label_propagation.majority_vote([np.array([v]) for v in (0, 1, 2, 2, 1)]).tolist() == [1]
+    assert ants_process.majority_vote(maps).tolist() == [2, 1, 0, 1, 1]
+    assert ants_process.majority_vote(maps[::-1]).tolist() == [2, 1, 0, 3, 1]
+    assert ants_process.majority_vote([np.array([v]) for v in (0, 1, 2, 2, 1)]).tolist() == [1]
     assert run("--level", "2shot", "--folds", 0) == 0
     first, _, third = sorted(p.name[:-7] for p in (trained.raw / "labelsTr").iterdir())
     made = read_labels(out / f"2shot/fold_0/{third}.nii.gz").array
@@ -229,10 +229,10 @@ def test_label_maps_of_another_antspyx_are_rejected(run, tmp_path, capsys):
 
 
 def test_one_thread_unless_the_environment_sets_a_number(monkeypatch):
-    monkeypatch.delenv(label_propagation.THREADS, raising=False)
-    assert label_propagation.environment()[label_propagation.THREADS] == "1"
-    monkeypatch.setenv(label_propagation.THREADS, "3")
-    assert label_propagation.environment()[label_propagation.THREADS] == "3"
+    monkeypatch.delenv(ants_process.THREADS, raising=False)
+    assert ants_process.environment()[ants_process.THREADS] == "1"
+    monkeypatch.setenv(ants_process.THREADS, "3")
+    assert ants_process.environment()[ants_process.THREADS] == "3"
 
 
 def test_the_worker_passes_its_arguments_to_ants(monkeypatch, capsys):
@@ -245,9 +245,7 @@ def test_the_worker_passes_its_arguments_to_ants(monkeypatch, capsys):
         image_write=lambda *options: given.update(written=options),
     )
     monkeypatch.setitem(sys.modules, "ants", stand_in)
-    monkeypatch.delitem(sys.modules, "benchmarks.ants_worker", raising=False)
-    importlib.import_module("benchmarks.ants_worker").main("f", "m", "l", "out", "SyN", "genericLabel", "1")
-    monkeypatch.delitem(sys.modules, "benchmarks.ants_worker")
+    ants_worker.main(["f", "m", "l", "out", "SyN", "genericLabel", "1"])
     assert given["seed"] == {"on": False, "seed_value": 1}
     assert {**given["registration"], "outprefix": ""} == {
         "fixed": "image f", "moving": "image m", "type_of_transform": "SyN", "outprefix": ""

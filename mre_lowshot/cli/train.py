@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from mre_lowshot.cli import common
 
 EPILOG = """Levels: 1shot, 2shot, 3shot (any number), 5pct (percent of the annotated cases, at least one), loo (leave
-one out), all. Folds are saved in preprocessed/DatasetXXX_Name/splits_LEVEL.json. The cases of a fold that are not
+one out), all; with --cohort NAME also rest (train on the annotated cases outside the cohort, test on the cohort), and
+split: the file of --cohorts holds folds under that name, {"NAME": [{"train": [cases], "val": [cases]}]}. Folds are saved in preprocessed/DatasetXXX_Name/splits_LEVEL.json. The cases of a fold that are not
 trained on are its test set, scored once with the final weights (no decision uses them). A dataset with a single
 annotated case can be trained too. A separate test set (imagesTs, labelsTs) is scored with mre_predict -i imagesTs and
 mre_evaluate labelsTs; add --no_val if the fold's other cases need no scores.
@@ -32,7 +33,7 @@ Exit code: 0 done, 1 a training diverged or test scans failed (named), 2 wrong u
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_train", "Train on one to three annotated scans, score on the others.", EPILOG)
     made.add_argument("dataset", help="id (17), name (BTCV) or full name")
-    made.add_argument("level", help="1shot, 2shot, 3shot, 5pct, loo or all")
+    made.add_argument("level", help="1shot, 2shot, 3shot, 5pct, loo, all; with --cohort also rest, split")
     made.add_argument("fold", help="fold0, 0 or all")
     made.add_argument("-p", default="MREPlans", metavar="NAME", help="name of the plan (default: %(default)s)")
     made.add_argument("--iterations", type=int, metavar="N", help="train this many iterations (default: the plan's)")

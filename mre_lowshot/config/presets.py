@@ -76,8 +76,8 @@ PAPER_SMALL = replace(
 )
 PAPER_AUG_SMALL = replace(PAPER_SMALL, name="paper_aug_small", augmentation=_AUG)
 
-# The U-Net baseline: with the paper's literal schedule, whose learning rate is 1e-7 after 6,000 iterations; with the
-# drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe `default` without MRE-Net.
+# The U-Net baseline: with the paper's literal schedule, whose learning rate is 1e-7 after 6,000 iterations, and the same
+# with "Aug."; with the drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe `default` without MRE-Net.
 UNET = replace(
     PAPER,
     name="unet",
@@ -86,6 +86,7 @@ UNET = replace(
     loss=LossConfig(ohem=False),
     sampling=SamplingConfig(batch_size=64),
 )
+UNET_AUG = replace(UNET, name="unet_aug", augmentation=_AUG)
 UNET_SPREAD = replace(UNET, name="unet_spread", optimizer=replace(UNET.optimizer, step_every=10_000))
 UNET_DEFAULT = replace(
     DEFAULT,
@@ -98,7 +99,7 @@ UNET_DEFAULT = replace(
     inference=DEFAULT.inference,
 )
 
-_ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_SPREAD, UNET_DEFAULT)
+_ALL = (DEFAULT, PAPER, PAPER_AUG, PAPER_SMALL, PAPER_AUG_SMALL, UNET, UNET_AUG, UNET_SPREAD, UNET_DEFAULT)
 PRESETS = {recipe.name: recipe for recipe in _ALL}
 
 # Fields of the network that `architecture` "unet" changes.

@@ -1,4 +1,5 @@
-"""Splits of the labelled cases into training and test cases: 1shot, 2shot, 3shot, 5pct, loo (leave-one-out), all.
+"""Splits of the labelled cases into training and test cases: 1shot, 2shot, 3shot, 5pct, loo (leave-one-out), all, rest
+(train outside a cohort), split (folds that the user names: `data.named_splits`).
 
 Protocol of the paper (IV-B): one-shot trains on each case in turn, more shots on seven random draws; all other labelled
 cases are test cases. Splits are seeded and saved to files that users may edit.
@@ -46,11 +47,11 @@ def parse_level(text: str) -> str:
     match = _COUNTED.match(plain)
     if match and (match[2] == "shot" or int(match[1]) <= 100):
         return match[1] + match[2]
-    if plain in ("loo", "all"):
+    if plain in ("loo", "all", "rest", "split"):
         return plain
     raise UserError(
         f"level {shown(text)}: must be 1shot, 2shot, 3shot (any number from 1), 5pct (percent of the cases, 1 to 100), "
-        "loo (leave one out) or all"
+        "loo (leave one out), all, rest (train outside the cohort) or split (folds of the cohorts file)"
     )
 
 
@@ -75,6 +76,7 @@ def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequenc
     ``<n>shot`` and ``<p>pct`` (p percent of the cases, rounded, at least one) train on n cases and test on the others:
     with ``1shot`` each case in turn, otherwise seven distinct random draws, or all subsets if there are at most seven.
     If n is the number of cases, one fold trains on all. ``loo`` tests on each case in turn; ``all`` has no test case.
+    ``rest`` has one fold that trains on the cases outside the cohort and tests on the cohort, as the paper's U-Net-20.
 
     Args:
         level: see `parse_level`.
@@ -97,6 +99,10 @@ def make_splits(level: str, names: Sequence[str], seed: int = 0, cohort: Sequenc
         raise UserError(f"level {level}: no labelled case; annotate at least one")
     if level == "all":
         return [_split(cases, cases)]
+    if level == "rest":
+        return [_outside(cases, names, cohort)]
+    if level == "split":
+        raise UserError("level split: has no folds of its own; name those of a cohorts file (--cohort, --cohorts)")
     if level == "loo":
         if len(cases) == 1:
             raise UserError(
@@ -120,6 +126,19 @@ def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
         UserError: the file is missing or has another structure, the cohort is missing, or its name is not valid in
             folder names.
     """
+    cases = cohort_entry(path, dataset, name)
+    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+        more = "; folds are used with level split" if "train" in str(cases) else ""
+        raise UserError(f"{path}: cohort {name!r} is {cases!r:.100}; must be a list of case names{more}")
+    return cases
+
+
+def cohort_entry(path: Path, dataset: str, name: str) -> Any:
+    """What a cohorts file has under ``name``, not checked.
+
+    Raises:
+        UserError: as `read_cohort`.
+    """
     if not isinstance(name, str) or not _COHORT.match(name):
         raise UserError(f"--cohort {shown(name)}: use letters, digits and -, a letter first (it names folders)")
     if not path.is_file():
@@ -129,10 +148,7 @@ def read_cohort(path: Path, dataset: str, name: str) -> list[str]:
     if not isinstance(cohorts, dict) or name not in cohorts:
         found = ", ".join(cohorts) if isinstance(cohorts, dict) and cohorts else "none"
         raise UserError(f"{path}: has no cohort {name!r} for {dataset} (found: {found})")
-    cases = cohorts[name]
-    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-        raise UserError(f"{path}: cohort {name!r} is {cases!r:.100}; must be a list of case names")
-    return cases
+    return cohorts[name]
 
 
 def with_cohort(level: str, name: str) -> str:
@@ -179,11 +195,13 @@ def load_or_make(
     level = parse_level(level)
     path = Path(folder) / f"splits_{level}.json"
     if path.is_file():
-        splits = _checked(read_json(path, f"splits of level {level}"), path, level, names)
+        data, remake = read_json(path, f"splits of level {level}"), f"correct it, or delete {path} to generate it again"
+        splits = check_folds(data, path.name, level, names, fix=remake)
         kept = {name for fold in splits for part in fold.values() for name in part}
-        if cohort is not None and kept != set(cohort):
+        own = {name for fold in splits for name in fold["val"]} if level.startswith("rest_") else kept
+        if cohort is not None and own != set(cohort):
             raise UserError(
-                f"{path}: contains other cases than the given cohort ({_some(kept ^ set(cohort))} in only one of "
+                f"{path}: contains other cases than the given cohort ({_some(own ^ set(cohort))} in only one of "
                 "them); delete it and the results of that level, or give the cohort another name"
             )
         left = set(names) - kept
@@ -244,29 +262,50 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
-def _checked(data: Any, path: Path, level: str, names: Sequence[str]) -> list[Split]:
-    remake = f"correct it, or delete {path} to generate it again"
+def _outside(cases: Sequence[str], names: Sequence[str], cohort: Sequence[str] | None) -> Split:
+    """The fold that trains on the cases outside a cohort, which are tested."""
+    if cohort is None:
+        raise UserError("level rest: trains on the cases outside a cohort and tests on the cohort; name one (--cohort)")
+    if not (train := sorted(set(names) - set(cases))):
+        raise UserError("level rest: the cohort holds all labelled cases, and none is left to train on; name fewer")
+    return {"train": train, "val": list(cases)}
+
+
+def check_folds(data: Any, where: str, level: str, names: Sequence[str], *, fix: str) -> list[Split]:
+    """Check folds read from a file.
+
+    Args:
+        data: content of the file.
+        where: begins messages, as ``splits_1shot.json``.
+        level: of the folds.
+        names: the labelled cases.
+        fix: ends messages.
+
+    Raises:
+        UserError: they do not have nnU-Net's structure, name unknown cases or one in both parts, have no training case,
+            or a number of them that does not match the level.
+    """
     if not isinstance(data, list) or not data:
-        raise UserError(f'{path.name}: must be a list of folds {{"train": [...], "val": [...]}}; {remake}')
+        raise UserError(f'{where}: must be a list of folds {{"train": [...], "val": [...]}}; {fix}')
     for number, fold in enumerate(data):
-        where = f"{path.name}: fold {number}"
+        place = f"{where}: fold {number}"
         lists = fold.values() if isinstance(fold, dict) and set(fold) == {"train", "val"} else [None]
         if not all(isinstance(part, list) and all(isinstance(n, str) for n in part) for part in lists):
             raise UserError(
-                f'{where}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {remake}'
+                f'{place}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {fix}'
             )
         for part in ("train", "val"):
             try:
-                _check_names(fold[part], names, f"{where}: {part}")
+                _check_names(fold[part], names, f"{place}: {part}")
             except UserError as problem:
-                raise UserError(f"{problem}; {remake}") from None
+                raise UserError(f"{problem}; {fix}") from None
         if both := set(fold["train"]) & set(fold["val"]):
-            raise UserError(f"{where}: {_some(both)} in train and in val; remove each case from one of them")
+            raise UserError(f"{place}: {_some(both)} in train and in val; remove each case from one of them")
         if not fold["train"]:
-            raise UserError(f"{where}: train is empty; name at least one case")
+            raise UserError(f"{place}: train is empty; name at least one case")
         if level.partition("_")[0].endswith("shot") and len(fold["train"]) != _train_count(level, len(names)):
             raise UserError(
-                f"{where}: train contains {len(fold['train'])} cases ({_some(fold['train'])}), level {level} requires "
-                f"{_train_count(level, len(names))}; {remake}"
+                f"{place}: train contains {len(fold['train'])} cases ({_some(fold['train'])}), level {level} requires "
+                f"{_train_count(level, len(names))}; {fix}"
             )
     return data

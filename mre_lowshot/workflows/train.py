@@ -18,7 +18,8 @@ from mre_lowshot.config.check import require_path, require_plans_name, require_w
 from mre_lowshot.config.json import suggest
 from mre_lowshot.config.plan_files import load_plan, results_folder
 from mre_lowshot.config.recipe import MAX_ITERATIONS
-from mre_lowshot.data.splits import load_or_make, parse_fold, parse_level, read_cohort, save_splits, with_cohort
+from mre_lowshot.data.named_splits import level_splits
+from mre_lowshot.data.splits import parse_fold, parse_level, save_splits
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.plain import shown
@@ -239,15 +240,21 @@ def _jobs(
     device: torch.device,
     reporter: Reporter,
 ) -> list[FoldJob]:
-    level, fold = parse_level(request.level), parse_fold(request.fold)
+    fold = parse_fold(request.fold)
+    parse_level(request.level)
     plan = load_plan(prepared / f"{request.plans_name}.json")
     check_options(iterations=plan.recipe.optimizer.iterations, seed=None, workers=0)
     names = check_prepared(plan, prepared, log=reporter.info)
-    cohort = None
-    if request.cohort is not None:
-        level = with_cohort(level, request.cohort)
-        cohort = read_cohort(request.cohorts_file or prepared / "cohorts.json", plan.dataset_name, request.cohort)
-    splits = load_or_make(prepared, level, names, cohort=cohort, log=reporter.info, save=False)
+    level, splits = level_splits(
+        prepared,
+        request.level,
+        names,
+        dataset=plan.dataset_name,
+        cohort=request.cohort,
+        cohorts_file=request.cohorts_file,
+        log=reporter.info,
+        save=False,
+    )
     model = results_folder(workspace.results, plan.dataset_name, plan.plans_name, level)
     if processes.first:
         restore(model)

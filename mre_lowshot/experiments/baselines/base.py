@@ -55,6 +55,8 @@ class Baseline:
         recipe: whose preprocessing it uses.
         package: that it needs beyond the core, as in an extra; empty for none.
         axes: numbers of spatial axes that it works on.
+        components: whether the small components of a fold's single-component classes are removed from its label maps,
+            where the recipe removes them.
     """
 
     name: str
@@ -64,3 +66,4 @@ class Baseline:
     recipe: str = "paper_small"
     package: str = ""
     axes: tuple[int, ...] = (2, 3)
+    components: bool = False

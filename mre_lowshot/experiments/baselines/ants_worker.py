@@ -1,5 +1,5 @@
-"""Register one scan to another with ANTs and warp labels. `against_ants` runs it with the other environment's Python;
-it needs antspyx only.
+"""Register one scan to another with ANTs and warp labels. `ants_process` runs this file with the Python of another
+environment; it needs antspyx only.
 
     python ants_worker.py version
     python ants_worker.py FIXED MOVING LABELS OUT TRANSFORM INTERPOLATOR SEED
@@ -12,11 +12,12 @@ import sys
 import tempfile
 import time
 
-import ants
 
+def warp(fixed: str, moving: str, labels: str, out: str, transform: str, interpolator: str, seed: str) -> float:
+    """Register ``moving`` to ``fixed``, and write ``labels``, which lie on the grid of ``moving``, to ``out``; the
+    seconds that it took."""
+    import ants
 
-def main(fixed: str, moving: str, labels: str, out: str, transform: str, interpolator: str, seed: str) -> None:
-    """Register ``moving`` to ``fixed``, and write ``labels``, which lie on the grid of ``moving``, to ``out``."""
     begun = time.perf_counter()
     target, source = ants.image_read(fixed), ants.image_read(moving)
     ants.config.set_ants_deterministic(on=False, seed_value=int(seed))  # only the seed: "on" also means one thread
@@ -31,11 +32,19 @@ def main(fixed: str, moving: str, labels: str, out: str, transform: str, interpo
             interpolator=interpolator,
         )
     ants.image_write(warped, out)
-    print(time.perf_counter() - begun)
+    return time.perf_counter() - begun
+
+
+def main(arguments: list[str]) -> None:
+    """Run the program."""
+    if arguments == ["version"]:
+        import ants
+
+        answer = ants.__version__
+    else:
+        answer = str(warp(*arguments))
+    sys.stdout.write(f"{answer}\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["version"]:
-        print(ants.__version__)
-    else:
-        main(*sys.argv[1:])
+    main(sys.argv[1:])
