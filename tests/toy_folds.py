@@ -38,8 +38,8 @@ def lesion_case(seed: int, size: tuple[int, int] = (48, 56)) -> PreparedCase:
 
 
 def image_plan(classes: int = 2) -> Plan:
-    """A plan for 2D images."""
-    return tiny_plan(replace(TINY_2D, classes=classes))
+    """A plan for 2D images, at the size for a CPU."""
+    return tiny_plan(replace(TINY_2D, classes=classes), size="small")
 
 
 def toy_fold(

@@ -88,7 +88,11 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
         "LEVEL_NAME",
     )
     made.add_argument(
-        "--cohorts", type=path, metavar="FILE", help='JSON, {"NAME": [cases]} (default: cohorts.json beside the plan)'
+        "--cohorts",
+        type=path,
+        metavar="FILE",
+        help='JSON, {"NAME": [cases]}; for level split {"NAME": [{"train": [cases], "val": [cases]}]} (default: '
+        "cohorts.json beside the plan)",
     )
 
 

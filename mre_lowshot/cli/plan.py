@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe",
         default="default",
         help="default; paper, or paper_aug (with the paper's augmentation), at the paper's size; paper_small, "
-        "paper_aug_small: the same at a size for a CPU; or the U-Net baseline unet, unet_aug, unet_spread, unet_default "
-        "(default: %(default)s)",
+        "paper_aug_small: the same at a size for a CPU; or the U-Net baseline unet, unet_aug, unet_spread, "
+        "unet_default (default: %(default)s)",
     )
     made.add_argument(
         "--n4",

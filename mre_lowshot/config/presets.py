@@ -76,8 +76,9 @@ PAPER_SMALL = replace(
 )
 PAPER_AUG_SMALL = replace(PAPER_SMALL, name="paper_aug_small", augmentation=_AUG)
 
-# The U-Net baseline: with the paper's literal schedule, whose learning rate is 1e-7 after 6,000 iterations, and the same
-# with "Aug."; with the drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe `default` without MRE-Net.
+# The U-Net baseline: with the paper's literal schedule, whose learning rate is 1e-7 after 6,000 iterations; the same
+# with the paper's "Aug."; with the drops spread over its 20,000 iterations as over MRE-Net's 3,000; and the recipe
+# `default` without MRE-Net.
 UNET = replace(
     PAPER,
     name="unet",

@@ -51,8 +51,8 @@ def level_splits(
         The level with its cohort, as in ``1shot_develop``, and its folds.
 
     Raises:
-        UserError: as `splits.with_cohort`, `splits.load_or_make` and `splits.read_cohort`; or the folds of the file differ from those used
-            before under that name.
+        UserError: as `splits.with_cohort`, `splits.load_or_make` and `splits.read_cohort`; or the folds of the file
+            differ from those used before under that name.
     """
     if cohort is None:
         level = parse_level(level)

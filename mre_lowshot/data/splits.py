@@ -291,9 +291,7 @@ def check_folds(data: Any, where: str, level: str, names: Sequence[str], *, fix:
         place = f"{where}: fold {number}"
         lists = fold.values() if isinstance(fold, dict) and set(fold) == {"train", "val"} else [None]
         if not all(isinstance(part, list) and all(isinstance(n, str) for n in part) for part in lists):
-            raise UserError(
-                f'{place}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {fix}'
-            )
+            raise UserError(f'{place}: must be {{"train": [case names], "val": [case names]}}, is {fold!r:.200}; {fix}')
         for part in ("train", "val"):
             try:
                 _check_names(fold[part], names, f"{place}: {part}")

@@ -13,8 +13,8 @@ from mre_lowshot import devices
 from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
-from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.named_splits import level_splits
+from mre_lowshot.data.paper_datasets import groups_of
 from mre_lowshot.data.splits import parse_level, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError

@@ -39,9 +39,7 @@ def fit(fold: BaselineFold) -> Segmenter:
     torch.manual_seed(fold.seed)
     network = FCN8s(len(fold.plan.channel_names), fold.classes, 1.0 if recipe.size == "paper" else SMALL_WIDTH)
     network.to(device).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, iterations // 2), 0.1)
     for iteration in range(iterations):
         drawn = np.random.default_rng([fold.seed, iteration]).choice(len(fold.train), recipe.sampling.batch_size)

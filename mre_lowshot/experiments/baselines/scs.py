@@ -1,13 +1,14 @@
 """SCS, semantic classification of superpixels (Huang et al. 2020), for 2D ultrasound (paper, Table XII).
 
 An image is enhanced and divided into superpixels (`superpixels`). A superpixel is described by a bag of words (the
-histogram of its pixels' neighbourhoods over a codebook), its grey-level histogram and its texture. A neural network
-with one hidden layer classifies it, and the majority of the nearest superpixels in the image decides its final class.
-docs/BASELINES.md lists what differs from the publication.
+histogram of its pixels' neighbourhoods over a codebook), its grey-level histogram, its texture and its position. A
+neural network with one hidden layer classifies it, and the majority of the nearest superpixels in the image decides
+its final class. docs/BASELINES.md lists what differs from the publication.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from mre_lowshot.preprocessing.store import PreparedCase
 
 WORDS = 50  # of the codebook
 WORDS_FROM = 20_000  # pixels at most that the codebook is made from
-HIDDEN, STEPS = 20, 300  # neurons of the hidden layer; iterations of the training at most
-NEIGHBOURS = 7  # superpixels that decide a class, itself included
+HIDDEN, STEPS = 20, 100  # neurons of the hidden layer; iterations of the training at most
+PENALTY = 10.0  # of the squared weights, against over-fitting to few images
+NEIGHBOURS = 5  # superpixels that decide a class, itself included
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ class _Divided:
         return cls(enhanced, superpixels.segments(enhanced))
 
     def features(self, codebook: Any) -> np.ndarray:
-        """(superpixels, WORDS + BINS + 4): bag of words, grey-level histogram, texture."""
+        """(superpixels, WORDS + BINS + 4 + 2): bag of words, grey-level histogram, texture, and position (0 to 1)."""
         words = codebook.predict(superpixels.descriptors(self.enhanced)).reshape(self.labels.shape)
         levels = np.minimum((self.enhanced * superpixels.BINS).astype(np.intp), superpixels.BINS - 1)
         parts = (
             superpixels.shares(self.labels, words, codebook.n_clusters),
             superpixels.shares(self.labels, levels, superpixels.BINS),
             superpixels.texture(self.labels, levels),
+            superpixels.centres(self.labels) / self.labels.shape,
         )
         return np.concatenate(parts, axis=1)
 
@@ -59,6 +62,7 @@ def fit(fold: BaselineFold) -> Segmenter:
     require_axes("scs", fold, 2)
     require_package("scs", "sklearn", "baselines")
     from sklearn.cluster import MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -77,10 +81,13 @@ def fit(fold: BaselineFold) -> Segmenter:
     if len(np.unique(classes)) < 2:
         raise UserError("baseline scs: all superpixels of the training images have the same class; use other images")
     network = MLPClassifier(
-        (HIDDEN,), activation="logistic", solver="lbfgs", alpha=1.0, max_iter=fold.iterations or STEPS,
+        (HIDDEN,), activation="logistic", solver="lbfgs", alpha=PENALTY, max_iter=fold.iterations or STEPS,
         random_state=fold.seed,
     )  # fmt: skip
-    classifier = make_pipeline(StandardScaler(), network).fit(features, classes)
+    balanced = drawn_equally(classes, np.random.default_rng(fold.seed))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is chosen
+        classifier = make_pipeline(StandardScaler(), network).fit(features[balanced], classes[balanced])
     fold.log(f"{len(features)} superpixels of {len(divided)} images, {codebook.n_clusters} words")
 
     def segment(case: PreparedCase) -> np.ndarray:
@@ -90,6 +97,13 @@ def fit(fold: BaselineFold) -> Segmenter:
         return votes.T[:, one.labels][:, None]
 
     return segment
+
+
+def drawn_equally(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of as many samples as there are, drawn so that each class that occurs has the same number of them."""
+    found = np.unique(classes)
+    count = -(-len(classes) // len(found))
+    return np.concatenate([rng.choice(np.flatnonzero(classes == k), count) for k in found])
 
 
 def reclassified(centres: np.ndarray, initial: np.ndarray, classes: int) -> np.ndarray:
