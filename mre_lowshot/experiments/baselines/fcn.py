@@ -47,7 +47,7 @@ def fit(fold: BaselineFold) -> Segmenter:
         total = functional.cross_entropy(network(images), labels, ignore_index=IGNORE, reduction="sum")
         loss = total / (labels != IGNORE).sum().clamp(min=1)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if (iteration + 1) % LOG_EVERY == 0 or iteration + 1 == iterations:
@@ -87,7 +87,7 @@ def padded(image: np.ndarray, height: int, width: int) -> Tensor:
 
 def side(length: int) -> int:
     """The least multiple of `STRIDE` that is not below ``length``."""
-    return -(-length // STRIDE) * STRIDE
+    return int(-(-length // STRIDE) * STRIDE)
 
 
 FCN = Baseline(
