@@ -13,9 +13,8 @@ from mre_lowshot import devices
 from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
-from mre_lowshot.data.named_splits import level_splits
 from mre_lowshot.data.paper_datasets import groups_of
-from mre_lowshot.data.splits import parse_level, with_cohort
+from mre_lowshot.data.splits import load_or_make, parse_level, read_cohort, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
@@ -171,15 +170,11 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
     _, fingerprint = verified_dataset(dataset.folder, run.reporter)
     write_fingerprint(folder, fingerprint)
     plans = [plan_row(row, run.setting, facts_of(dataset), fingerprint, planned_for) for row in run.rows]
-    level, splits = level_splits(
-        folder,
-        run.setting.level.removesuffix(f"_{run.cohort}"),
-        [case.name for case in dataset.labelled],
-        dataset=dataset.name,
-        cohort=run.cohort,
-        cohorts_file=run.cohorts_file,
-        log=run.reporter.info,
-    )
+    cohort = None
+    if run.cohort is not None:
+        cohort = read_cohort(run.cohorts_file or folder / "cohorts.json", dataset.name, run.cohort)
+    level = run.setting.level
+    splits = load_or_make(folder, level, [case.name for case in dataset.labelled], cohort=cohort, log=run.reporter.info)
     folds = run.folds or [n for n in (0, 1, 2) if n < len(splits)]
     if max(folds) >= len(splits):
         raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
