@@ -68,9 +68,9 @@ def fit(fold: BaselineFold) -> Segmenter:
     from sklearn.preprocessing import StandardScaler
 
     divided = [_Divided.of(case) for case in fold.train]
-    pixels = np.concatenate([superpixels.descriptors(one.enhanced) for one in divided])
-    chosen = np.random.default_rng(fold.seed).permutation(len(pixels))[:WORDS_FROM]
-    codebook = MiniBatchKMeans(min(WORDS, len(chosen)), random_state=fold.seed, n_init=3).fit(pixels[chosen])
+    rng, each = np.random.default_rng(fold.seed), -(-WORDS_FROM // len(divided))
+    pixels = np.concatenate([rng.permutation(superpixels.descriptors(one.enhanced))[:each] for one in divided])
+    codebook = MiniBatchKMeans(min(WORDS, len(pixels)), random_state=fold.seed, n_init=3).fit(pixels)
     rows, targets = [], []
     for one, case in zip(divided, fold.train, strict=True):
         found = superpixels.shares(one.labels, case.needed_label()[0].astype(np.intp), fold.classes)
@@ -84,7 +84,7 @@ def fit(fold: BaselineFold) -> Segmenter:
         (HIDDEN,), activation="logistic", solver="lbfgs", alpha=PENALTY, max_iter=fold.iterations or STEPS,
         random_state=fold.seed,
     )  # fmt: skip
-    balanced = drawn_equally(classes, np.random.default_rng(fold.seed))
+    balanced = drawn_equally(classes, rng)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is chosen
         classifier = make_pipeline(StandardScaler(), network).fit(features[balanced], classes[balanced])
