@@ -45,15 +45,22 @@ def affine(fixed: Any, moving: Any, device: torch.device | None = None) -> Any:
     unit = one.unit
     halves = [np.array([float(f"{value / unit:.9g}") for value in scan.half]) for scan in (one, other)]
     starts = torch.from_numpy(_starts(*halves)).to(one.voxels.device)
-    pairs = {factor: [downsampled(scan.voxels, factor) for scan in (one, other)] for factor in (1, 2, 4)}
     half = halves[1]
-    found, _ = _ascend(Level.of(*pairs[4], most=4000), starts, half, step=1.0, least=0.1, rounds=60)
-    scores = _correlations(*pairs[2], found)
+
+    def at(factor: int) -> tuple[Tensor, Tensor]:
+        return downsampled(one.voxels, factor), downsampled(other.voxels, factor)
+
+    def level(factor: int, most: int) -> Level:
+        mine, its = at(factor)
+        return Level.of(mine, its, most=most)
+
+    found, _ = _ascend(level(4, most=4000), starts, half, step=1.0, least=0.1, rounds=60)
+    scores = _correlations(*at(2), found)
     if not np.isfinite(scores).any():
         raise RuntimeError("no start of the registration leaves an overlap of the images")
     best = found[int(np.argmax(scores))][None]
     for factor, step in ((2, 1.0), (1, 0.25)):
-        best, _ = _ascend(Level.of(*pairs[factor], most=16000), best, half, step=step, least=0.02, rounds=40)
+        best, _ = _ascend(level(factor, most=16000), best, half, step=step, least=0.02, rounds=40)
     places = best[0].cpu().numpy()
     matrix = other.half[:, None] * places[:, :3] / one.half
     return affine_transform(matrix, other.half * places[:, 3] + other.centre - one.centre, one.centre)

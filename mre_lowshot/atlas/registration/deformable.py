@@ -41,7 +41,8 @@ class Classes:
         labels = torch.from_numpy(voxels(self.moving).astype(np.int64)).to(positions.device)
         spacing = _column(self.moving.GetSpacing()[::-1], positions)
         origin = _column(self.moving.GetOrigin()[::-1], positions)
-        found, inside = 0, torch.ones(positions.shape[1:], dtype=torch.bool, device=positions.device)
+        found = torch.zeros(positions.shape[1:], dtype=torch.int64, device=positions.device)
+        inside = torch.ones_like(found, dtype=torch.bool)
         for index, n in zip(((positions - origin) / spacing).round().long(), labels.shape, strict=True):
             inside &= (index >= 0) & (index < n)
             found = found * n + index.clamp(0, n - 1)
@@ -79,8 +80,8 @@ def deformable(
             mm = at * _column(other.spacing, moved) + _column(other.origin, moved)
             shares = torch.from_numpy(classes.fixed).to(moved.device), classes.at(mm)
         pairs = zip((one.voxels, moved), shares, strict=True)
-        features = [blocks_of(v, step, radius, distance, its) for v, its in pairs]
-        blocks = displacement(*features, reach)
+        mine, its = (blocks_of(image, step, radius, distance, known) for image, known in pairs)
+        blocks = displacement(mine, its, reach)
         ratios = [last / s for last, s in zip(steps[-1], step, strict=True)]
         fit = [linear_matrix(old, n, r) for old, n, r in zip(blocks.shape[1:], lattice, ratios, strict=True)]
         found = along_axes(blocks * _column(step, blocks), fit)
@@ -101,7 +102,7 @@ def _blocks(spacing: np.ndarray, size: Sequence[int], side: int) -> list[int]:
     return [int(np.clip(np.rint(length / s), 1, max(1, n // MIN_BLOCKS))) for s, n in pairs]
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
+def _column(values: Sequence[float] | np.ndarray, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype).to(like.device).view(3, 1, 1, 1)
 
 

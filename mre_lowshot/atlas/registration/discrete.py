@@ -136,7 +136,7 @@ def best(cost: Tensor, reach: int) -> Tensor:
 
 
 def _first_lowest(cost: Tensor, width: int) -> Tensor:
-    """The index (3, blocks) along each axis of the displacement of lowest cost (width^3, blocks), the first of equals."""
+    """Along each axis, the index (3, blocks) of the displacement of lowest cost (width^3, blocks); the first of equals."""
     number = torch.arange(width, dtype=cost.dtype, device=cost.device)[:, None]
 
     def first(values: Tensor, lowest: Tensor) -> Tensor:  # torch's argmin takes ten times longer

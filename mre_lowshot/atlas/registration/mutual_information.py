@@ -92,12 +92,12 @@ def interpolate(volume: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     (B, 3, S). Beyond the edges the edge voxels are repeated; their slope is that of the nearest cell."""
     last = [n - 1 for n in volume.shape]
     strides = [volume.shape[1] * volume.shape[2], volume.shape[2], 1]
-    corner, shares = 0, []
+    corner, shares = torch.zeros_like(at[:, 0], dtype=torch.int64), []
     for axis in range(3):
         inside = at[:, axis].clamp(0, last[axis])
         low = inside.floor().clamp_max(max(last[axis] - 1, 0))
         shares.append(inside - low)
-        corner = corner + low.long() * strides[axis]
+        corner += low.long() * strides[axis]
     z, y, x = (stride if n else 0 for stride, n in zip(strides, last, strict=True))
     offsets = torch.tensor([i + j + k for i in (0, z) for j in (0, y) for k in (0, x)], device=at.device)
     values = volume.flatten().index_select(0, (corner + offsets[:, None, None]).flatten())
