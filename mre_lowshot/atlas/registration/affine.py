@@ -54,13 +54,13 @@ def affine(fixed: Any, moving: Any, device: torch.device | None = None) -> Any:
         mine, its = at(factor)
         return Level.of(mine, its, most=most)
 
-    found, _ = _ascend(level(4, most=4000), starts, half, step=1.0, least=0.1, rounds=60)
+    found = _ascend(level(4, most=4000), starts, half, step=1.0, least=0.1, rounds=60)
     scores = _correlations(*at(2), found)
     if not np.isfinite(scores).any():
         raise RuntimeError("no start of the registration leaves an overlap of the images")
     best = found[int(np.argmax(scores))][None]
     for factor, step in ((2, 1.0), (1, 0.25)):
-        best, _ = _ascend(level(factor, most=16000), best, half, step=step, least=0.02, rounds=40)
+        best = _ascend(level(factor, most=16000), best, half, step=step, least=0.02, rounds=40)
     places = best[0].cpu().numpy()
     matrix = other.half[:, None] * places[:, :3] / one.half
     return affine_transform(matrix, other.half * places[:, 3] + other.centre - one.centre, one.centre)
@@ -81,9 +81,7 @@ def _starts(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     return np.stack(starts)
 
 
-def _ascend(
-    level: Level, transforms: Tensor, half: np.ndarray, *, step: float, least: float, rounds: int
-) -> tuple[Tensor, Tensor]:
+def _ascend(level: Level, transforms: Tensor, half: np.ndarray, *, step: float, least: float, rounds: int) -> Tensor:
     """Follow the gradient of mutual information from each of several transforms (B, 3, 4) of places, with steps of a
     fixed length that shrinks whenever the gradient turns back.
 
@@ -94,15 +92,12 @@ def _ascend(
         step: length of the first steps, in the unit.
         least: stop at this length.
         rounds: at most.
-
-    Returns:
-        The transforms, and their mutual information (B,) one step before.
     """
     scale = torch.from_numpy(half.copy()).to(transforms.device)[:, None]
     length = torch.full((len(transforms), 1, 1), step, dtype=transforms.dtype, device=transforms.device)
-    before, value = torch.zeros_like(transforms), transforms.new_zeros(len(transforms))
+    before = torch.zeros_like(transforms)
     for number in range(rounds):
-        value, gradient = level.value_and_gradient(transforms)
+        _, gradient = level.value_and_gradient(transforms)
         gradient = gradient / scale
         turned = (gradient * before).sum(dim=(1, 2), keepdim=True) < 0
         length = torch.where(turned, RELAXATION * length, length)
@@ -112,7 +107,7 @@ def _ascend(
         before = gradient
         if number % 8 == 7 and not bool((move > 0).any()):
             break
-    return transforms, value
+    return transforms
 
 
 def _correlations(fixed: Tensor, moving: Tensor, transforms: Tensor) -> np.ndarray:

@@ -39,13 +39,22 @@ def demons(fixed: Tensor, moving: Tensor, spacing: Sequence[float]) -> Tensor:
         ratio = [new / old for new, old in zip(one.shape, field.shape[1:], strict=True)]
         field = resized(field, one.shape) * field.new_tensor(ratio).view(3, 1, 1, 1)
         sides = [s * n / m for s, n, m in zip(spacing, fixed.shape, one.shape, strict=True)]
-        field = _level(one, other, field, sides, iterations, longest)
+        field = level(one, other, field, sides, iterations=iterations, longest=longest)
     return field
 
 
-def _level(
-    fixed: Tensor, moving: Tensor, field: Tensor, sides: Sequence[float], iterations: int, longest: float
+def level(
+    fixed: Tensor, moving: Tensor, field: Tensor, sides: Sequence[float], *, iterations: int, longest: float
 ) -> Tensor:
+    """Demons at one resolution: ``field`` (3, D, H, W) in voxels after ``iterations``.
+
+    Args:
+        fixed, moving: (D, H, W).
+        field: to begin with.
+        sides: of a voxel, in any unit.
+        iterations: number.
+        longest: displacement in one iteration, in voxels (on average over the axes).
+    """
     side = fixed.new_tensor(sides).view(3, 1, 1, 1)
     limit = float(np.mean(np.square(sides))) * longest**2
     home, matrices = voxel_grid(fixed.shape, fixed.device), [smoothing_matrix(n) for n in fixed.shape]

@@ -42,8 +42,9 @@ def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
     differences = torch.stack([along_axes((shifted[a] - shifted[b]).square_(), boxes) for a, b in pairs])
     differences -= differences.amin(dim=0)
     spread = differences.mean(dim=0)
-    typical = float(mean_of(spread))
-    return differences.div_(spread.clamp_(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12)).neg_().exp_()
+    typical = mean_of(spread)
+    spread = spread.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12)
+    return differences.div_(spread).neg_().exp_()
 
 
 def blocks_of(image: Tensor, step: Sequence[int], radius: int, distance: int, shares: Tensor | None = None) -> Tensor:
@@ -136,7 +137,8 @@ def best(cost: Tensor, reach: int) -> Tensor:
 
 
 def _first_lowest(cost: Tensor, width: int) -> Tensor:
-    """Along each axis, the index (3, blocks) of the displacement of lowest cost (width^3, blocks); the first of equals."""
+    """The index (3, blocks) along each axis of the displacement with the lowest cost (width^3, blocks): of equals, the
+    first."""
     number = torch.arange(width, dtype=cost.dtype, device=cost.device)[:, None]
 
     def first(values: Tensor, lowest: Tensor) -> Tensor:  # torch's argmin takes ten times longer

@@ -9,7 +9,6 @@ from torch import Tensor
 
 BINS, MARGIN = 32, 2  # bins of the histogram along each image; empty ones at each end, for the B-splines
 UNIT = 2**20  # of the histogram's counts: as integers they have the same sum in every order
-LEAST_INSIDE = 1 / 16  # of the samples, that must lie in the moving image
 CHUNK = 256  # samples whose gradients are summed by one product
 
 
@@ -49,8 +48,8 @@ class Level:
         return cls(torch.cat([places, torch.ones_like(places[:1])]), bins, moving, *_range(moving))
 
     def value_and_gradient(self, transforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Of transforms (B, 3, 4) from places in ``fixed`` to places in ``moving``: mutual information (B,), -inf where
-        too few samples lie in ``moving``, and its gradient (B, 3, 4), float64."""
+        """Of transforms (B, 3, 4) from places in ``fixed`` to places in ``moving``: mutual information (B,) of the
+        samples that lie in ``moving``, and its gradient (B, 3, 4), float64."""
         size = torch.tensor(self.moving.shape, device=self.moving.device)
         half = (size / 2)[:, None]
         at = (transforms.to(self.points.dtype) @ self.points + 1) * half - 0.5  # (B, 3, S), in voxels
@@ -72,7 +71,6 @@ class Level:
         fixed = joint.sum(dim=2, keepdim=True)
         information = (joint * (logs - fixed.clamp_min(1e-300).log())).sum(dim=(1, 2))
         number = inside.sum(dim=1)
-        information = torch.where(number >= LEAST_INSIDE * inside.shape[1], information, -torch.inf)
         pull = (changes * logs.to(at.dtype).flatten()[cells]).sum(dim=0) * inside
         pull = pull / (number.clamp_min(1)[:, None] * self.width)
         gradient = self._summed(pull[:, None] * slope) * half

@@ -95,7 +95,8 @@ def mean_of(volume: Tensor) -> Tensor:
     """The mean (..., 1, 1, 1) of each volume (..., D, H, W), summed in an order that no number of threads changes."""
     rows = volume.sum(dim=-1, keepdim=True, dtype=torch.float64)
     total = rows.sum(dim=-2, keepdim=True).sum(dim=-3, keepdim=True)
-    return (total / (volume.shape[-3] * volume.shape[-2] * volume.shape[-1])).to(volume.dtype)
+    mean: Tensor = total / (volume.shape[-3] * volume.shape[-2] * volume.shape[-1])
+    return mean.to(volume.dtype)
 
 
 def locally_normalised(volume: Tensor) -> Tensor:
@@ -103,7 +104,8 @@ def locally_normalised(volume: Tensor) -> Tensor:
     volume = volume - mean_of(volume)
     mean, square = smoothed(torch.stack([volume, volume**2]), LOCAL_SIGMA)
     spread = (square - mean**2).clamp_min(0).sqrt()
-    return (volume - mean) / (spread + GLOBAL_SHARE * mean_of(volume**2).sqrt() + 1e-12)
+    normalised: Tensor = (volume - mean) / (spread + GLOBAL_SHARE * mean_of(volume**2).sqrt() + 1e-12)
+    return normalised
 
 
 def voxel_grid(size: Sequence[int], device: torch.device) -> Tensor:
