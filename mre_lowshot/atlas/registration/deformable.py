@@ -64,7 +64,7 @@ def deformable(
     one, other = scan_of(fixed, device), scan_of(moving, device)
     spacing = one.spacing / one.unit
     whole, matrix = one.voxels.shape, index_matrix(start, one, other)
-    steps = [_blocks(spacing, whole, side) for side, *_ in STAGES]
+    steps = [blocks_of_spacing(spacing, whole, side) for side, *_ in STAGES]
     # The composed displacement is held on a grid of the last stage's blocks, and interpolated
     lattice = [-(-n // s) for n, s in zip(whole, steps[-1], strict=True)]
     wide = [linear_matrix(old, n, 1 / s) for old, n, s in zip(lattice, whole, steps[-1], strict=True)]
@@ -94,7 +94,7 @@ def deformable(
     return displacement_transform(_mapped(matrix, at), one, other, fixed)
 
 
-def _blocks(spacing: np.ndarray, size: Sequence[int], side: int) -> list[int]:
+def blocks_of_spacing(spacing: np.ndarray, size: Sequence[int], side: int) -> list[int]:
     """Sides in voxels of blocks about ``side`` voxels wide. On anisotropic grids they are equal in mm, as far as voxels
     allow."""
     length = side * spacing.prod() ** (1 / 3)
