@@ -214,9 +214,8 @@ def _compare_from(job: Comparison, train: str, known: dict[str, list[tuple[Atlas
         differences = np.array([np.subtract(*pair) for pair in pairs])
         error = differences.std(axis=0, ddof=1) / len(pairs) ** 0.5 if len(pairs) > 1 else [np.nan] * 2
         for kind, mean, its in zip(KINDS, differences.mean(axis=0), error, strict=True):
-            print(
-                f"from {train} to {len(rows)} scans, {kind}: Dice minus SimpleITK's {mean:+.4f} (standard error {its:.4f})"
-            )
+            text = f"Dice minus SimpleITK's {mean:+.4f} (standard error {its:.4f})"
+            print(f"from {train} to {len(rows)} scans, {kind}: {text}")
 
 
 def _compare_fused(job: Comparison, known: dict[str, list[tuple[Atlas, np.ndarray]]]) -> None:
