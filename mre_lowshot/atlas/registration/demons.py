@@ -17,7 +17,7 @@ from mre_lowshot.atlas.registration.volumes import (
     voxel_grid,
 )
 
-LEVELS = ((4, 25, 0.5), (2, 25, 0.7), (1, 12, 1.0))  # downsampling; iterations; longest step of one, in voxels
+LEVELS = ((4, 25, 0.5), (2, 25, 0.7), (1, 12, 0.75))  # downsampling; iterations; longest step of one, in voxels
 LEAST_DIFFERENCE = 1e-3  # of intensities, that moves a voxel
 WEIGHTS = (0.0508, 0.2118, 0.4748, 0.2118, 0.0508)  # smoothing of the displacement after each iteration: sigma 1 voxel
 
