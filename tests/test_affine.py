@@ -49,6 +49,7 @@ def test_a_start_that_fits_only_one_end_of_the_other_scan_is_not_chosen(monkeypa
     found = affine.affine(*(sitk.GetImageFromArray(array.numpy()) for array in (one, other)))
     np.testing.assert_allclose(found.TransformPoint((3, 5, 7)), (3, 5, 16 + 7 * 79 / 47), atol=1e-6)
 
+
 @pytest.mark.usefixtures("all_starts")
 def test_a_scan_is_laid_on_both_ends_of_the_other_and_in_between():
     """At its own size, and scaled to the other's width and depth."""
