@@ -62,7 +62,8 @@ def deformable(
     is affine.
     """
     one, other = scan_of(fixed, device), scan_of(moving, device)
-    spacing = one.spacing / one.unit
+    # rounded: the same at every voxel size
+    spacing = np.array([float(f"{value / one.unit:.9g}") for value in one.spacing])
     whole, matrix = one.voxels.shape, index_matrix(start, one, other)
     steps = [blocks_of_spacing(spacing, whole, side) for side, *_ in STAGES]
     # The composed displacement is held on a grid of the last stage's blocks, and interpolated
@@ -70,7 +71,6 @@ def deformable(
     wide = [linear_matrix(old, n, 1 / s) for old, n, s in zip(lattice, whole, steps[-1], strict=True)]
     home, side = voxel_grid(lattice, one.voxels.device), _column(steps[-1], one.voxels)
     field = torch.zeros_like(home)
-    found = None
     for (_, reach, radius, distance), step in zip(STAGES, steps, strict=True):
         places = voxel_grid(whole, home.device) + along_axes(field, wide)
         at = _mapped(matrix, places)
