@@ -4,9 +4,12 @@
     python -m benchmarks.registration mre_data/preprocessed/Dataset004_Hippocampus --cohort develop
 
 Labels of each scan of --train (default: the first of the cohort) are warped to the cohort's others, on the plan's grid,
-by: affine registration; affine, then demons; affine, then discrete registration of blocks, then demons (recipe
-`default`). Printed are Dice, mean over the labels that the other scan has and over scans, and seconds per scan of the
-affine part and of the parts after it.
+by: affine registration; affine, then discrete registration of blocks, then demons (recipe `default`). Printed are
+Dice, mean over the labels that the other scan has and over scans, and seconds per scan of the affine part and of the
+parts after it.
+
+--reference: also by the reference in SimpleITK (benchmarks/simpleitk_registration.py), with the mean difference of Dice
+and its standard error, and the seconds of the same pairs. --threads N: of torch and SimpleITK (default: all cores).
 
 --mirrored: also from the mirrored atlas, from scan and mirrored atlas fused as in prediction, and the left-right
 symmetry by which `mre_train` decides whether mirrored atlases are used. --fused: also from all scans of --train, to the
@@ -20,10 +23,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks import simpleitk_registration
 from benchmarks.arguments import add_prepared
 from mre_lowshot.atlas.alignment import atlas_coordinates
 from mre_lowshot.atlas.atlas import Atlas
@@ -31,7 +35,6 @@ from mre_lowshot.atlas.label_fusion import build_prior
 from mre_lowshot.atlas.mirrored import mirrored
 from mre_lowshot.atlas.registration.affine import affine
 from mre_lowshot.atlas.registration.deformable import deformable
-from mre_lowshot.atlas.registration.demons import demons
 from mre_lowshot.atlas.registration.images import to_image
 from mre_lowshot.cli import common
 from mre_lowshot.config import Plan
@@ -45,7 +48,8 @@ from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.trainers.fold import training_case
 from mre_lowshot.trainers.symmetry import left_right_dice
 
-KINDS: tuple[str, ...] = ("affine", "affine, demons", "affine, blocks, demons")
+KINDS: tuple[str, ...] = ("affine", "affine, blocks, demons")
+REFERENCE = ("SimpleITK: affine", "SimpleITK: affine, blocks, demons")
 MIRRORED = ("from the mirrored atlas, all parts", "from both, all parts")
 
 
@@ -61,6 +65,7 @@ class Comparison:
     mirrored: bool
     fused: bool
     most: int | None
+    reference: bool = False
 
     @property
     def classes(self) -> int:
@@ -96,21 +101,25 @@ class Comparison:
 
 def propagation_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float], np.ndarray]:
     """Dice of the atlas's labels on the scan, and seconds, for each of `KINDS`; the coordinates found by the last."""
-    import SimpleITK as sitk
-
     truth = case.needed_label()
     fixed, moving = to_image(case.image, case.transform.spacing), to_image(atlas.image, atlas.spacing)
-    marks, found = [time.perf_counter()], []
-    found.append(affine(fixed, moving))
+    marks = [time.perf_counter()]
+    start = affine(fixed, moving)
     marks.append(time.perf_counter())
-    after_affine: list[Any] = [found[0], demons(fixed, moving, found[0])]
-    found.append(sitk.CompositeTransform(after_affine))  # type: ignore[no-untyped-call, unused-ignore]
-    marks.append(time.perf_counter())
-    found.append(deformable(fixed, moving, found[0]))
+    found = [start, deformable(fixed, moving, start)]
     marks.append(time.perf_counter())
     coordinates = [atlas_coordinates(atlas, transform, fixed, truth.shape) for transform in found]
     scores = [mean_dice(warp_labels([atlas], maps, classes), truth, classes) for maps in coordinates]
     return scores, np.diff(marks).tolist(), coordinates[-1]
+
+
+def reference_dice(atlas: Atlas, case: PreparedCase, classes: int) -> tuple[list[float], list[float]]:
+    """Dice of the atlas's labels on the scan, and seconds, for each of `REFERENCE`."""
+    truth = case.needed_label()
+    fixed, moving = to_image(case.image, case.transform.spacing), to_image(atlas.image, atlas.spacing)
+    found, seconds = simpleitk_registration.register(fixed, moving)
+    maps = [atlas_coordinates(atlas, transform, fixed, truth.shape) for transform in found]
+    return [mean_dice(warp_labels([atlas], each, classes), truth, classes) for each in maps], seconds
 
 
 def mirrored_dice(
@@ -180,8 +189,10 @@ def _compare_from(job: Comparison, train: str, known: dict[str, list[tuple[Atlas
     image, kinds = None, KINDS
     if job.mirrored:
         _print_symmetry(train, load_case(job.folder, train), job.plan)
-        image, kinds = mirrored(atlas, job.plan.labels), KINDS + MIRRORED
-    rows = []
+        image, kinds = mirrored(atlas, job.plan.labels), kinds + MIRRORED
+    if job.reference:
+        kinds += REFERENCE
+    rows, pairs = [], []
     for name in others:
         case = load_case(job.folder, name)
         scores, seconds, coordinates = propagation_dice(atlas, case, job.classes)
@@ -190,11 +201,21 @@ def _compare_from(job: Comparison, train: str, known: dict[str, list[tuple[Atlas
         if image is not None:
             more, spent = mirrored_dice(atlas, image, case, coordinates, job.classes)
             scores, seconds = scores + more, [*seconds, spent, spent + seconds[0] + seconds[-1]]
+        if job.reference:
+            theirs, spent_there = reference_dice(atlas, case, job.classes)
+            pairs.append((scores[:2], theirs))
+            scores, seconds = scores + theirs, seconds + spent_there
         rows.append((scores, seconds))
         print(f"  {name} from {train}: Dice {', '.join(f'{score:.3f}' for score in scores)}", flush=True)
     mean_scores, mean_seconds = np.mean(rows, axis=0)
     for kind, score, spent in zip(kinds, mean_scores, mean_seconds, strict=True):
         print(f"from {train} to {len(rows)} scans, {kind}: Dice {score:.4f}, {spent:.1f} s")
+    if pairs:
+        differences = np.array([np.subtract(*pair) for pair in pairs])
+        error = differences.std(axis=0, ddof=1) / len(pairs) ** 0.5 if len(pairs) > 1 else [np.nan] * 2
+        for kind, mean, its in zip(KINDS, differences.mean(axis=0), error, strict=True):
+            text = f"Dice minus SimpleITK's {mean:+.4f} (standard error {its:.4f})"
+            print(f"from {train} to {len(rows)} scans, {kind}: {text}")
 
 
 def _compare_fused(job: Comparison, known: dict[str, list[tuple[Atlas, np.ndarray]]]) -> None:
@@ -216,6 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", nargs="+", metavar="CASE", help="scans whose labels are propagated")
     parser.add_argument("--mirrored", action="store_true", help="also from the scan's mirrored atlas, and from both")
     parser.add_argument("--fused", action="store_true", help="also from all scans of --train, fused")
+    parser.add_argument("--reference", action="store_true", help="also by the reference in SimpleITK")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch and SimpleITK (default: all cores)")
     parser.add_argument("--most", type=int, metavar="N", help="only to the first N other scans")
     return parser
 
@@ -224,13 +247,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if options.most is not None and options.most < 1:
         raise UserError(f"--most {options.most}: must be 1 or more")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UserError(f"--threads {options.threads}: must be 1 or more")
+        simpleitk_registration.use_threads(options.threads)
+        torch.set_num_threads(options.threads)
     plan = load_plan(options.prepared / f"{options.plans}.json")
     cases = read_cohort(options.cohorts, plan.dataset_name, options.cohort)
     trains = options.train or cases[:1]
     if options.fused and len(trains) < 2:
         raise UserError("--fused: needs two scans or more; name them with --train")
     folder = options.prepared / options.plans
-    job = Comparison(folder, plan, options.cohort, cases, trains, options.mirrored, options.fused, options.most)
+    job = Comparison(
+        folder, plan, options.cohort, cases, trains, options.mirrored, options.fused, options.most, options.reference
+    )
     known: dict[str, list[tuple[Atlas, np.ndarray]]] = {}
     for train in trains:
         _compare_from(job, train, known)

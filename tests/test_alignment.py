@@ -12,6 +12,7 @@ from references import TINY, numbered_case, sampler, tiny_case, tiny_plan
 from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 
+from mre_lowshot.atlas import alignment
 from mre_lowshot.atlas.alignment import align, align_training_cases
 from mre_lowshot.atlas.atlas import Atlas, make_atlases
 from mre_lowshot.atlas.label_fusion import AtlasPrior, atlas_prior_of
@@ -319,3 +320,20 @@ def test_many_training_scans_give_few_atlases_and_a_failing_one_is_named():
     thin = TrainingCase(np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4, 4), np.int16), SPACING)
     with pytest.raises(UserError, match=r"training cases first and second: one cannot be registered"):
         align_training_cases([case, thin], make_atlases([case, thin], plan), plan=plan, names=["first", "second"])
+
+
+def test_where_a_device_has_too_little_memory_the_cpu_registers(monkeypatch):
+    devices = []
+
+    def register(atlas, image, spacing, *, plan, previous, device):
+        devices.append(device)
+        if device is not None:
+            raise torch.OutOfMemoryError("out of memory")
+        return np.zeros((3, *image.shape[1:]), np.float32)
+
+    monkeypatch.setattr(alignment, "_register", register)
+    image, label = head((8, 9, 10))
+    cuda = torch.device("cuda", 0)
+    found = align((Atlas(image, label, SPACING),), image, SPACING, plan=registering("affine"), device=cuda)
+    assert found.shape == (3, *image.shape[1:])
+    assert devices == [cuda, None]

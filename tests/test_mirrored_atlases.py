@@ -159,7 +159,7 @@ def test_a_continued_training_keeps_the_decision(brains, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         assert command("train", *common, "--no_val") == 130
-    monkeypatch.setattr("mre_lowshot.trainers.fold.left_right_dice", lambda cases, plan: [{"large": 0.0}])
+    monkeypatch.setattr("mre_lowshot.trainers.fold.left_right_dice", lambda cases, plan, device: [{"large": 0.0}])
     assert command("train", *common, "--c") == 0
     fold = brains / "results/Dataset901_Brains/MRETrainer__Tiny__1shot/fold_1"
     assert decisions(fold)["mirrored_atlases"]

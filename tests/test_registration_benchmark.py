@@ -31,6 +31,19 @@ def test_each_part_is_scored_on_the_other_scans(space, cohorts, capsys):
 
 
 @pytest.mark.slow
+def test_the_reference_in_simpleitk_is_scored_on_the_same_scans(space, cohorts, capsys):
+    file, names = cohorts
+    arguments = [space.prepared, "-p", "Tiny", "--cohorts", file, "--most", 1, "--train", names[1], "--reference"]
+    assert registration.main(list(map(str, arguments))) == 0
+    out = capsys.readouterr().out
+    found = dict(re.findall(rf"from {names[1]} to 1 scans, (.+): Dice (\d\.\d+), \d", out))
+    assert tuple(found) == registration.KINDS + registration.REFERENCE
+    for kind, theirs in zip(registration.KINDS, registration.REFERENCE, strict=True):
+        (difference,) = re.findall(rf"scans, {kind}: Dice minus SimpleITK's (\S+) \(", out)
+        assert float(difference) == pytest.approx(float(found[kind]) - float(found[theirs]), abs=2e-4)
+
+
+@pytest.mark.slow
 def test_the_mirrored_atlas_is_scored_too(space, cohorts, capsys):
     """In an abdomen its labels fit worse. A plan without registration has no mirrored atlases."""
     file, names = cohorts
@@ -81,6 +94,8 @@ def test_wrong_use_is_reported(space, cohorts, capsys):
     assert "no cohort 'report'" in capsys.readouterr().err
     assert registration.main([*arguments, "--most", "0"]) == 2
     assert "--most 0: must be 1 or more" in capsys.readouterr().err
+    assert registration.main([*arguments, "--threads", "0"]) == 2
+    assert "--threads 0: must be 1 or more" in capsys.readouterr().err
     assert registration.main([*arguments, "--fused"]) == 2
     assert "--fused: needs two scans or more" in capsys.readouterr().err
     file.write_text(json.dumps({space.prepared.name: {"develop": names[:1]}}))

@@ -84,9 +84,9 @@ def test_each_atlas_is_registered_again_from_its_own_previous_registration(monke
     moved = (positions - np.indices(label.shape))[:, :, label > 0].mean(axis=-1)
     np.testing.assert_allclose(moved, [[0, 0, 0], [0, 3, 0]], atol=0.5)
     middle = [float(n) / 2 for n in reversed(label.shape)]
-    shifts = [np.subtract(start.TransformPoint(middle), middle)[1] for _, _, start, _ in starts]
+    shifts = [np.subtract(start.TransformPoint(middle), middle)[1] for _, _, start, *_ in starts]
     np.testing.assert_allclose(shifts, [0, 3], atol=0.5)  # not from the other's
-    assert all(classes.fixed is shares for *_, classes in starts)
+    assert all(classes.fixed is shares for *_, classes, _ in starts)
 
 
 def test_positions_are_those_that_the_coordinates_were_computed_from():

@@ -175,7 +175,7 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
         labels=[c.label for c in cases],
         seed=job.seed,
         images=[c.image for c in cases],
-        symmetry=[] if saved else left_right_dice(cases, job.plan),
+        symmetry=[] if saved else left_right_dice(cases, job.plan, job.device),
     )
     if saved:  # what was found by registration is kept: another machine may round differently
         decisions = _with_saved(decisions, saved[0])
@@ -194,7 +194,7 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     atlases = make_atlases(cases, plan)
     dataset = read_json(job.prepared / "dataset.json", "description of the dataset")
     if mode is not TrainMode.VALIDATE:
-        cases = align_training_cases(cases, atlases, plan=plan, names=job.split["train"])
+        cases = align_training_cases(cases, atlases, plan=plan, names=job.split["train"], device=job.device)
     trainer = MRETrainer(
         plan,
         cases,

@@ -79,7 +79,7 @@ def _crf_weights(recipe: RefinementConfig) -> list[float]:
 
 def _dice(predictor: Predictor, scan: Atlas, atlases: Atlases, candidates: list[RefinementConfig]) -> list[float]:
     """The mean Dice over classes of a mirrored scan, with each of the candidates' weights."""
-    coordinates = align(atlases, scan.image, scan.spacing, plan=predictor.plan)
+    coordinates = align(atlases, scan.image, scan.spacing, plan=predictor.plan, device=predictor.device)
     posterior, warped = predictor.raw_posteriors(scan.image, [coordinates])
     known, found = scan.label != IGNORE, []
     for config in candidates:

@@ -11,26 +11,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.lesions import organ_shares, without_lesions
-from mre_lowshot.atlas.registration.affine import affine, nearest_affine
+from mre_lowshot.atlas.registration.affine import MIN_VOXELS, affine, nearest_affine
 from mre_lowshot.atlas.registration.deformable import Classes, deformable
 from mre_lowshot.atlas.registration.images import (
-    in_unit,
     label_image,
     registration_size,
-    scaled_affine,
     to_image,
     transformed_positions,
-    unit_of,
 )
 from mre_lowshot.config import Plan
+from mre_lowshot.devices import free_memory
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
 from mre_lowshot.sampling import TrainingCase
-
-MIN_VOXELS = 4  # along each axis, that ITK can smooth
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ def align(
     *,
     plan: Plan,
     previous: PreviousPass | None = None,
+    device: torch.device | None = None,
 ) -> np.ndarray | None:
     """Register a preprocessed scan to each atlas.
 
@@ -75,6 +73,7 @@ def align(
         plan: for the kind of registration.
         previous: the registration starts from the affine transform nearest to the previous one, and matches the
             predicted classes to the atlas's labels besides the image to the atlas's image (`Plan.lesions` apart).
+        device: to compute on; default: the CPU, which is also used where a device has too little memory.
 
     Returns:
         Coordinates (atlases * 3, *size) of the scan's voxels in each atlas, each axis from -1 to 1 over the atlas; None
@@ -89,7 +88,13 @@ def align(
     passes = previous.of_each_atlas(len(atlases)) if previous else [None] * len(atlases)
     try:
         pairs = zip(atlases, passes, strict=True)
-        return np.concatenate([_register(atlas, image, spacing, plan=plan, previous=its) for atlas, its in pairs])
+        registered = [_register(atlas, image, spacing, plan=plan, previous=its, device=device) for atlas, its in pairs]
+        return np.concatenate(registered)
+    except torch.OutOfMemoryError:
+        if device is None or device.type == "cpu":
+            raise
+        free_memory()
+        return align(atlases, image, spacing, plan=plan, previous=previous)
     except RuntimeError as problem:  # SimpleITK gives the reason in its last line
         reason = str(problem).strip().splitlines()[-1]
         if min(image.shape[1:]) < MIN_VOXELS:
@@ -105,23 +110,27 @@ def align(
 
 
 def _register(
-    atlas: Atlas, image: np.ndarray, spacing: tuple[float, ...], *, plan: Plan, previous: PreviousPass | None
+    atlas: Atlas,
+    image: np.ndarray,
+    spacing: tuple[float, ...],
+    *,
+    plan: Plan,
+    previous: PreviousPass | None,
+    device: torch.device | None,
 ) -> np.ndarray:
+    if device is not None and device.type == "mps":
+        device = None  # it has no float64, and no interpolation of volumes
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
     if previous is None:
-        # ITK's optimiser takes steps and stops at fixed lengths: the unit follows the voxels
-        unit = unit_of(fixed)
-        own = (fixed, moving) if unit == 1 else (in_unit(fixed, unit), in_unit(moving, unit))
-        transform = affine(*own)
-        transform = transform if unit == 1 else scaled_affine(transform, unit)
+        transform = affine(fixed, moving, device)
     else:
         transform = nearest_affine(atlas_positions(atlas, previous.coordinates, fixed), fixed)
         lesions = plan.lesion_classes
         label = without_lesions(atlas.label, lesions, atlas.spacing)
         classes = Classes(organ_shares(previous.shares, lesions), label_image(label, atlas.spacing))
     if plan.recipe.atlas.registration == "deformable":
-        transform = deformable(fixed, moving, transform, classes)
+        transform = deformable(fixed, moving, transform, classes, device)
     return atlas_coordinates(atlas, transform, fixed, image.shape[1:])
 
 
@@ -149,7 +158,12 @@ def atlas_positions(atlas: Atlas, coordinates: np.ndarray, fixed: Any) -> np.nda
 
 
 def align_training_cases(
-    cases: Sequence[TrainingCase], atlases: Atlases, *, plan: Plan, names: Sequence[str] = ()
+    cases: Sequence[TrainingCase],
+    atlases: Atlases,
+    *,
+    plan: Plan,
+    names: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> list[TrainingCase]:
     """The training scans with their coordinates in every atlas; in the atlas made of the scan itself these are the
     coordinates of its own voxels.
@@ -164,9 +178,10 @@ def align_training_cases(
             maps = []
             for other, atlas in enumerate(atlases):
                 try:
-                    found = (
-                        _own_coordinates(case) if other == own else align((atlas,), case.image, case.spacing, plan=plan)
-                    )
+                    if other == own:
+                        found: np.ndarray | None = _own_coordinates(case)
+                    else:
+                        found = align((atlas,), case.image, case.spacing, plan=plan, device=device)
                 except UserError as problem:
                     pair = [names[n] if names else str(n) for n in (number, other)]
                     raise UserError(f"training cases {pair[0]} and {pair[1]}: one {problem}") from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mre_lowshot.atlas.registration.affine import affine
-from mre_lowshot.atlas.registration.images import in_unit, to_image, unit_of, voxels, warp
+from mre_lowshot.atlas.registration.images import to_image, voxels, warp
 from mre_lowshot.atlas.similarity import normalize_locally
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import coarsen_spacing, resize_image
@@ -65,9 +65,7 @@ class Comparison:
         self._size = small.shape[1:]
         self._flat = self._size[0] == 1 or len(self._size) == 2
         if not self._flat:
-            fixed = to_image(small, own)
-            self._unit = unit_of(fixed)
-            self._fixed = in_unit(fixed, self._unit)
+            self._fixed = to_image(small, own)
 
     def features(self, image: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
         """The locally normalised image on the reference's grid as a vector of length 1.
@@ -81,7 +79,7 @@ class Comparison:
         else:
             if min(small.shape[1:]) < MIN_VOXELS:
                 raise UserError(f"has {' x '.join(map(str, small.shape[1:]))} voxels; give the whole scan")
-            moving = in_unit(to_image(small, own), self._unit)
+            moving = to_image(small, own)
             try:
                 array = voxels(warp(self._fixed, moving, affine(self._fixed, moving)))
             except RuntimeError as problem:

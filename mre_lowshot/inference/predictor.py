@@ -308,7 +308,6 @@ class Predictor:
 
     def register(self, prepared: PreparedCase, *, previous: PreviousPrediction | None = None) -> RegisteredScan:
         """Register a preprocessed scan to each fold's atlases, guided by a ``previous`` prediction where there is one.
-        Runs on the CPU.
 
         Raises:
             UserError: it cannot be registered.
@@ -317,7 +316,7 @@ class Predictor:
         passes = PreviousPass.each(*previous, spacing) if previous else [None] * len(self.model.atlases)
         try:
             coordinates = [
-                align(atlases, image, spacing, plan=self.plan, previous=of_fold)
+                align(atlases, image, spacing, plan=self.plan, previous=of_fold, device=self.device)
                 for atlases, of_fold in zip(self.model.atlases, passes, strict=True)
             ]
         except UserError as problem:

@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations, product
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mre_lowshot.grid import sample_image, voxel_positions
+from mre_lowshot.atlas.registration.volumes import along_axes, box_matrix, mean_of, sampled, voxel_grid
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weight of the neighbours' choice, round by round
 CONSISTENCY_ROUNDS = 15
 CLASS_WEIGHT = 10.0  # of a squared difference of class probabilities; a feature's is 1
+CACHE = 200_000  # numbers that are worked on at a time
 
 
 def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
@@ -38,89 +38,118 @@ def self_similarity(image: Tensor, radius: int, distance: int) -> Tensor:
         corner[axis] = side
         shifted.append(padded[tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))])
     pairs = [(a, b) for a, b in combinations(range(6), 2) if a // 2 != b // 2]
-    squared = torch.stack([(shifted[a] - shifted[b]) ** 2 for a, b in pairs])
-    differences = F.avg_pool3d(F.pad(squared, [radius] * 6, mode="replicate"), 2 * radius + 1, stride=1)
-    differences = differences - differences.amin(dim=0)
+    boxes = [box_matrix(n, radius) for n in image.shape]
+    differences = torch.stack([along_axes((shifted[a] - shifted[b]).square_(), boxes) for a, b in pairs])
+    differences -= differences.amin(dim=0)
     spread = differences.mean(dim=0)
-    typical = spread.mean()
-    return torch.exp(-differences / spread.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12))
+    typical = mean_of(spread)
+    spread = spread.clamp(1e-3 * typical + 1e-12, 1e3 * typical + 1e-12)
+    return differences.div_(spread).neg_().exp_()
 
 
-def displacement(
-    fixed: np.ndarray,
-    moving: np.ndarray,
-    step: Sequence[int],
-    reach: int,
-    radius: int = 1,
-    distance: int = 2,
-    classes: tuple[np.ndarray, np.ndarray] | None = None,
-) -> np.ndarray:
-    """Displacement (3, *size) in voxels from ``fixed`` to ``moving``, both (*size): ``fixed`` at x matches ``moving``
-    at x + displacement(x).
-
-    The result is made consistent with the displacement found from ``moving`` to ``fixed``, and interpolated between
-    blocks.
+def blocks_of(image: Tensor, step: Sequence[int], radius: int, distance: int, shares: Tensor | None = None) -> Tensor:
+    """Features (F, *blocks) of an image (*size): means over blocks of ``step`` voxels. Blocks beyond the far edges are
+    filled with the edge voxels.
 
     Args:
-        fixed, moving: images.
+        image: (*size).
         step: side of a block in voxels, per axis.
-        reach: search radius along each axis, in blocks.
         radius, distance: of the features, in voxels.
-        classes: class probabilities (K, *size) of ``fixed`` and ``moving``, compared too.
+        shares: class probabilities (K, *size) of the image, further features.
     """
-    size = fixed.shape
-    rest = [(0, -n % s) for n, s in zip(size, step, strict=True)]
-    blocks = []
-    for image, shares in zip((fixed, moving), classes or (None, None), strict=True):
-        features = self_similarity(torch.from_numpy(_padded(image, rest)), radius, distance)
-        if shares is not None:
-            weighted = torch.from_numpy(_padded(shares, [(0, 0), *rest])).mul_(CLASS_WEIGHT**0.5)
-            features = torch.cat([features, weighted])
-        blocks.append(F.avg_pool3d(features, tuple(step), stride=tuple(step)))
-    forward = _best(blocks[0], blocks[1], reach).numpy()
-    back = _best(blocks[1], blocks[0], reach).numpy()
-    home = voxel_positions([0] * 3, forward.shape[1:])
+    rest = [n for size, s in zip(reversed(image.shape), reversed(step), strict=True) for n in (0, -size % s)]
+    padded = F.pad(image[None, None], rest, mode="replicate")[0, 0]
+    features = F.avg_pool3d(self_similarity(padded, radius, distance), tuple(step), stride=tuple(step))
+    if shares is None:
+        return features
+    classes = F.avg_pool3d(F.pad(shares[None], rest, mode="replicate")[0], tuple(step), stride=tuple(step))
+    return torch.cat([features, classes * CLASS_WEIGHT**0.5])
+
+
+def displacement(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
+    """Displacement (3, *blocks), in blocks, from features ``fixed`` to features ``moving``, both (F, *blocks):
+    ``fixed`` at x matches ``moving`` at x + displacement(x).
+
+    It is made consistent with the displacement found from ``moving`` to ``fixed``.
+
+    Args:
+        fixed, moving: of `blocks_of`.
+        reach: search radius along each axis, in blocks.
+    """
+    forward, back = best(costs(fixed, moving, reach), reach), best(costs(moving, fixed, reach), reach)
+    home = voxel_grid(fixed.shape[1:], fixed.device)
     for _ in range(CONSISTENCY_ROUNDS):
         forward, back = (
-            (forward - sample_image(back, home + forward)) / 2,
-            (back - sample_image(forward, home + back)) / 2,
+            (forward - sampled(back, home + forward)) / 2,
+            (back - sampled(forward, home + back)) / 2,
         )
-    scaled = torch.from_numpy(forward * np.reshape(step, (3, 1, 1, 1)).astype(np.float32))
-    padded = [n + more for n, (_, more) in zip(size, rest, strict=True)]
-    full = F.interpolate(scaled[None], size=padded, mode="trilinear", align_corners=False)[0]
-    return full[(slice(None), *(slice(n) for n in size))].numpy()
+    return forward
 
 
-def _padded(array: np.ndarray, widths: Sequence[tuple[int, int]]) -> np.ndarray:
-    return np.pad(array, widths, mode="edge").astype(np.float32)
+def costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
+    """Costs (displacements, *blocks) of features (F, *blocks): sums of squared differences, without the part that is
+    the same for all displacements, smoothed twice over 3 x 3 x 3 blocks. Outside ``moving`` its features are 0, which
+    match none."""
+    (depth, height, length), width = fixed.shape[1:], 2 * reach + 1
+    # |f - m|^2 without |f|^2 is a product of (-2 f, 1) and (m, |m|^2), here of a row of blocks and all rows in reach
+    own = torch.cat([-2 * fixed, torch.ones_like(fixed[:1])]).permute(1, 2, 3, 0).contiguous()
+    its = F.pad(torch.cat([moving, moving.square().sum(dim=0, keepdim=True)]), [reach] * 6)
+    its = its.permute(1, 2, 3, 0).contiguous()
+    row = length + 2 * reach
+    channels, reached = own.shape[-1], width * row
+    cost = fixed.new_empty(width, width, width, depth, height, length)
+    for z, dz in product(range(depth), range(width)):
+        rows = its[z + dz].as_strided(
+            (height, channels, reached), (row * channels, 1, channels), its[z + dz].storage_offset()
+        )
+        products = torch.bmm(own[z], rows)
+        at = products.as_strided((width, width, height, length), (row, 1, length * reached, reached + 1))
+        cost[dz, :, :, z] = at
+    twice = [box_matrix(n, 1, inside=True) @ box_matrix(n, 1, inside=True) for n in fixed.shape[1:]]
+    return along_axes(cost.view(-1, depth, height, length), twice)
 
 
-def _best(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Displacement (3, *blocks), in blocks, of features (F, *blocks) by coupled convex optimisation."""
-    choices = torch.tensor(list(product(range(-reach, reach + 1), repeat=3)), dtype=torch.float32)
-    cost = _costs(fixed, moving, reach)
-    shape = fixed.shape[1:]
-    length = (choices**2).sum(dim=1, keepdim=True)
-    chosen = cost.argmin(dim=0)
+def best(cost: Tensor, reach: int) -> Tensor:
+    """Displacement (3, *blocks), in blocks, of costs (displacements, *blocks) by coupled convex optimisation."""
+    shape, width = cost.shape[1:], 2 * reach + 1
+    blocks = shape[0] * shape[1] * shape[2]
+    part = min(blocks, max(1, CACHE // len(cost)))
+    rest = -blocks % part
+    parts = F.pad(cost.flatten(1), (0, rest)).view(len(cost), -1, part).transpose(0, 1).contiguous()
+    line = torch.arange(-reach, reach + 1, dtype=cost.dtype, device=cost.device)
+    choices = torch.stack(torch.meshgrid(line, line, line, indexing="ij")).flatten(1).T
+    # |d - u|^2 without |u|^2, which is the same for all displacements d
+    terms = torch.cat([choices * -2, choices.square().sum(dim=1, keepdim=True)], dim=1)
+    means = [box_matrix(n, 1, inside=True) for n in shape]
+
+    def smooth(chosen: Tensor) -> Tensor:
+        return along_axes(chosen[:, :blocks].view(3, *shape), means)
+
+    buffer = torch.empty_like(parts[0])
+    chosen = torch.cat([_first_lowest(one, width) for one in parts], dim=1) - reach
     for weight in COUPLING:
-        around = _smooth(choices[chosen].T.reshape(3, *shape)).reshape(3, -1)
-        # |d - u|^2 without |u|^2, which is the same for all displacements d
-        chosen = (cost + weight * (length - 2 * choices @ around)).argmin(dim=0)
-    return _smooth(choices[chosen].T.reshape(3, *shape))
+        around = F.pad(smooth(chosen).flatten(1), (0, rest))
+        factors = torch.cat([around * weight, torch.full_like(around[:1], weight)]).view(4, -1, part).transpose(0, 1)
+        pairs = zip(parts, factors, strict=True)
+        found = [_first_lowest(torch.addmm(one, terms, its, out=buffer), width) for one, its in pairs]
+        chosen = torch.cat(found, dim=1) - reach
+    return smooth(chosen)
 
 
-def _costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Sum of squared differences (displacements, blocks), smoothed twice over 3 x 3 x 3 blocks; outside
-    ``moving`` its features are 0, which match none."""
-    shape, width = fixed.shape[1:], 2 * reach + 1
-    padded = F.pad(moving, [reach] * 6)
-    cost = torch.empty(width**3, *shape)
-    for number, corner in enumerate(product(range(width), repeat=3)):
-        there = padded[(slice(None), *(slice(c, c + n) for c, n in zip(corner, shape, strict=True)))]
-        cost[number] = (fixed - there).square_().sum(dim=0)
-    return _smooth(_smooth(cost)).reshape(width**3, -1)
+def _first_lowest(cost: Tensor, width: int) -> Tensor:
+    """The index (3, blocks) along each axis of the displacement with the lowest cost (width^3, blocks): of equals, the
+    first."""
+    number = torch.arange(width, dtype=cost.dtype, device=cost.device)[:, None]
 
+    def first(values: Tensor, lowest: Tensor) -> Tensor:  # torch's argmin takes ten times longer
+        return torch.where(values == lowest, number, width).amin(dim=0)
 
-def _smooth(field: Tensor) -> Tensor:
-    """Mean over 3 x 3 x 3, of what lies inside."""
-    return F.avg_pool3d(field, 3, stride=1, padding=1, count_include_pad=False)
+    rows = cost.view(width, width, width, -1).amin(dim=2)
+    planes = rows.amin(dim=1)
+    lowest = planes.amin(dim=0)
+    z = first(planes, lowest)
+    row = rows.gather(0, z.long().expand(1, width, -1))[0]
+    y = first(row, lowest)
+    at = (z * width + y).long().expand(1, width, -1)
+    x = first(cost.view(width * width, width, -1).gather(0, at)[0], lowest)
+    return torch.stack([z, y, x])

@@ -1,15 +1,16 @@
-"""Scans as SimpleITK images for registration: downsampled, smoothed, locally normalised, warped."""
+"""Scans as SimpleITK images for registration, as torch tensors on a device, and transforms between them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from mre_lowshot.atlas.similarity import normalize_locally
 from mre_lowshot.grid import coarsen_spacing, resize_image
 
-SIDE = 8.0  # of a voxel, on average, in the unit of length that registration works in; 0.5 to 8 serve equally well
 MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
 
 
@@ -45,68 +46,76 @@ def label_image(label: np.ndarray, spacing: tuple[float, ...]) -> Any:
     return image
 
 
-def unit_of(image: Any) -> float:
-    """The length (mm) in which the voxels of ``image`` have a side of `SIDE` on average."""
-    unit = float(np.exp(np.mean(np.log(image.GetSpacing())))) / SIDE
-    return 1.0 if abs(unit - 1) < 1e-9 else unit
+@dataclass(frozen=True)
+class Scan:
+    """An image for the registration, in torch.
+
+    Attributes:
+        voxels: (D, H, W) float32.
+        spacing, origin: mm, (z, y, x).
+    """
+
+    voxels: Tensor
+    spacing: np.ndarray
+    origin: np.ndarray
+
+    @property
+    def half(self) -> np.ndarray:
+        """Half the extents between the outer edges (mm)."""
+        half: np.ndarray = self.spacing * self.voxels.shape / 2
+        return half
+
+    @property
+    def centre(self) -> np.ndarray:
+        """The middle between the outer edges (mm)."""
+        centre: np.ndarray = self.origin + self.half - self.spacing / 2
+        return centre
+
+    @property
+    def unit(self) -> float:
+        """The side (mm) of a voxel, on average."""
+        return float(np.exp(np.mean(np.log(self.spacing))))
 
 
-def in_unit(image: Any, unit: float) -> Any:
-    """The image with its lengths in ``unit`` (mm); rounded, because a result may hang on the last digit."""
+def scan_of(image: Any, device: torch.device | None = None) -> Scan:
+    """A SimpleITK image on ``device`` (default: the CPU)."""
+    spacing, origin = (np.array(values[::-1]) for values in (image.GetSpacing(), image.GetOrigin()))
+    return Scan(torch.from_numpy(voxels(image).astype(np.float32)).to(device or "cpu"), spacing, origin)
+
+
+def affine_transform(matrix: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> Any:
+    """The SimpleITK transform x -> ``matrix`` (x - ``centre``) + ``centre`` + ``shift``, given in (z, y, x), mm."""
     import SimpleITK as sitk
 
-    made = sitk.Image(image)
-    made.SetSpacing([float(f"{value / unit:.9g}") for value in image.GetSpacing()])
-    made.SetOrigin([float(f"{value / unit:.9g}") for value in image.GetOrigin()])
-    return made
-
-
-def scaled_affine(transform: Any, factor: float) -> Any:
-    """An affine transform with all lengths multiplied by ``factor``; it keeps its centre, which an optimiser turns
-    about."""
-    import SimpleITK as sitk
-
-    start = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
-    fixed = transform.GetFixedParameters()
-    centre = np.array(fixed if len(fixed) == 3 else (0.0, 0.0, 0.0))
-    columns = [np.array(transform.TransformPoint(tuple(axis))) - start for axis in np.eye(3).tolist()]
-    matrix = np.column_stack(columns)
     made = sitk.AffineTransform(3)
-    made.SetCenter([float(f"{value:.12g}") for value in factor * centre])
-    made.SetMatrix(np.round(matrix, 12).ravel().tolist())
-    made.SetTranslation([float(f"{value:.12g}") for value in factor * (start + matrix @ centre - centre)])
+    made.SetCenter(centre[::-1].tolist())
+    made.SetMatrix(matrix[::-1, ::-1].ravel().tolist())
+    made.SetTranslation(shift[::-1].tolist())
     return made
 
 
-def scaled_field(transform: Any, grid: Any, factor: float, scaled: Any) -> Any:
-    """A transform, sampled on ``grid``, with all lengths multiplied by ``factor``; ``scaled`` is the grid so scaled."""
+def displacement_transform(positions: Tensor, fixed: Scan, moving: Scan, grid: Any) -> Any:
+    """The SimpleITK transform that moves the voxels of ``fixed`` to ``positions`` (3, *size) in voxels of ``moving``;
+    ``grid`` is the image of ``fixed``."""
     import SimpleITK as sitk
 
-    field = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
-    )
-    made = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(field) * factor, isVector=True)
-    made.CopyInformation(scaled)
-    return sitk.DisplacementFieldTransform(made)
+    vectors = positions.cpu().numpy().astype(np.float64)
+    for axis, (line, n) in enumerate(zip(vectors, positions.shape[1:], strict=True)):
+        own = fixed.origin[axis] + fixed.spacing[axis] * np.arange(n)
+        line *= moving.spacing[axis]
+        line += moving.origin[axis] - own.reshape([-1 if a == axis else 1 for a in range(3)])
+    field = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(vectors[::-1], 0, -1)), isVector=True)
+    field.CopyInformation(grid)
+    return sitk.DisplacementFieldTransform(field)
 
 
-def downsampled(image: Any, factor: int) -> Any:
-    """Smoothed and downsampled by ``factor`` along each axis, less where fewer than 8 voxels would remain."""
-    import SimpleITK as sitk
-
-    if factor == 1:
-        return image
-    smooth = sitk.SmoothingRecursiveGaussian(image, [0.5 * factor * s for s in image.GetSpacing()])
-    return sitk.Shrink(smooth, [max(1, min(factor, n // 8)) for n in image.GetSize()])
-
-
-def locally_normalised(image: Any) -> Any:
-    """A SimpleITK image, locally normalised (`similarity.normalize_locally`)."""
-    import SimpleITK as sitk
-
-    made = sitk.GetImageFromArray(normalize_locally(sitk.GetArrayViewFromImage(image)))
-    made.CopyInformation(image)
-    return made
+def index_matrix(transform: Any, fixed: Scan, moving: Scan) -> np.ndarray:
+    """An affine SimpleITK transform as one of voxel indices, (3, 4)."""
+    shift = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    columns = [np.array(transform.TransformPoint(tuple(axis))) - shift for axis in np.eye(3).tolist()]
+    matrix, shift = np.column_stack(columns)[::-1, ::-1], shift[::-1]
+    offset = (matrix @ fixed.origin + shift - moving.origin) / moving.spacing
+    return np.column_stack([matrix * fixed.spacing / moving.spacing[:, None], offset])
 
 
 def warp(fixed: Any, moving: Any, transform: Any) -> Any:
@@ -126,15 +135,19 @@ def voxels(image: Any) -> np.ndarray:
 
 
 def transformed_positions(transform: Any, grid: Any) -> np.ndarray:
-    """Positions of the voxels of ``grid`` after ``transform``: (3, *size) in mm, axes (z, y, x)."""
+    """Positions of the voxels of ``grid`` after ``transform`` (None: their own): (3, *size) in mm, axes (z, y, x)."""
     import SimpleITK as sitk
 
-    moved = sitk.TransformToDisplacementField(
-        transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
-    )
-    positions = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # from (x, y, z)
-    index = np.indices(positions.shape[1:])
-    for axis in range(3):
+    size = grid.GetSize()[::-1]
+    if transform is None:
+        positions = np.zeros((3, *size))
+    else:
+        moved = sitk.TransformToDisplacementField(
+            transform, sitk.sitkVectorFloat64, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing()
+        )
+        positions = np.moveaxis(sitk.GetArrayFromImage(moved), -1, 0)[::-1]  # from (x, y, z)
+    for axis, n in enumerate(size):
         x = 2 - axis
-        positions[axis] += grid.GetOrigin()[x] + index[axis] * grid.GetSpacing()[x]
+        line = grid.GetOrigin()[x] + np.arange(n) * grid.GetSpacing()[x]
+        positions[axis] += line.reshape([-1 if a == axis else 1 for a in range(3)])
     return positions
