@@ -19,7 +19,8 @@ from mre_lowshot.config import Plan
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name
-from mre_lowshot.inference.predictor import Outcome, Predictor
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.stages import Outcome
 from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase, described
 from mre_lowshot.workflows.cluster_worker import UNSEEN, Job, examine, hashes_of, predict_on_worker
 from mre_lowshot.workflows.reporting import Reporter

@@ -29,6 +29,8 @@ from mre_lowshot.workflows.report import NAME as PAGE
 from mre_lowshot.workflows.report import require_replaceable, write_report
 from mre_lowshot.workflows.reporting import Reporter
 
+MOST_AHEAD = 999
+
 
 def predict(
     inputs: str | Path,
@@ -59,7 +61,7 @@ def predict(
     device: str = "auto",
     workspace: str | Path | None = None,
     verbose: bool = False,
-    prefetch: bool = True,
+    prefetch: int = 1,
     scheduler: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
@@ -92,7 +94,8 @@ def predict(
         num_parts, part_id: split the cases among several runs, and number of the part that this run predicts, from 0.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         verbose: report the seconds of each case.
-        prefetch: on a GPU, read and preprocess the next scan while a scan is predicted.
+        prefetch: how many further scans are worked on while one is predicted, as far as the memory allows; 0: one scan
+            after the other. Label maps are the same.
         scheduler: address of a dask scheduler, or its scheduler file, on whose workers the scans are predicted; None:
             in this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
@@ -113,6 +116,7 @@ def predict(
     check_names(output_formats)
     require_checkpoint_name(checkpoint_name)
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
+    ahead = require_whole("-npp", int(prefetch) if isinstance(prefetch, bool) else prefetch, 0, MOST_AHEAD)
     if report:
         _check_page(output, num_parts=num_parts, overwrite=overwrite)
     folder, how = find_model(model, dataset, level, plans_name, workspace)
@@ -170,7 +174,7 @@ def predict(
             labels=labels,
             reporter=reporter,
             verbose=verbose,
-            prefetch=prefetch,
+            prefetch=ahead,
         )
         result = work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
     if not report:

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mre_lowshot.atlas.registration.images import downsampled, locally_normalised, transformed_positions, warp
+from mre_lowshot.atlas.registration.images import (
+    downsampled,
+    locally_normalised,
+    one_itk_thread,
+    transformed_positions,
+    warp,
+)
 
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 
@@ -91,14 +97,8 @@ def _descend(fixed: Any, moving: Any, start: Any, shrink: list[int], sigmas: lis
     method.SetSmoothingSigmasPerLevel(sigmas)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     method.SetInitialTransform(start, inPlace=False)
-    # With several threads mutual information is summed in a random order, and results differ between runs. The
-    # method's own SetNumberOfThreads does not apply to the metric.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
+    with one_itk_thread():
         return method.Execute(fixed, moving)
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _correlation(normalised: Any, moving: Any, transform: Any) -> float:

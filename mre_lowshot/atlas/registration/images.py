@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,38 @@ from mre_lowshot.grid import coarsen_spacing, resize_image
 
 SIDE = 8.0  # of a voxel, on average, in the unit of length that registration works in; 0.5 to 8 serve equally well
 MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
+
+
+class _OneThread:
+    """How many threads of Python need ITK with a single one, and ITK's number of threads before."""
+
+    lock = threading.Lock()
+    users = 0
+    before = 0
+
+
+@contextmanager
+def one_itk_thread() -> Iterator[None]:
+    """Within the block ITK computes in one thread, in the whole process: the number is restored when the last of
+    several blocks that run at the same time ends.
+
+    With several threads mutual information is summed in a random order, and results differ between runs. The number of
+    threads of a registration method does not apply to its metric.
+    """
+    import SimpleITK as sitk
+
+    with _OneThread.lock:
+        if not _OneThread.users:
+            _OneThread.before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+        _OneThread.users += 1
+    try:
+        yield
+    finally:
+        with _OneThread.lock:
+            _OneThread.users -= 1
+            if not _OneThread.users:
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_OneThread.before)
 
 
 def to_image(array: np.ndarray, spacing: tuple[float, ...]) -> Any:
