@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.label_table import LabelTable
+from mre_lowshot.data.scan_input import read_case
+from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
@@ -64,6 +66,7 @@ class PredictionRun:
         reporter: receives progress and messages.
         verbose: report the seconds of each case.
         prefetch: how many further scans are worked on while one is predicted.
+        read: reads the image of a case.
     """
 
     def __init__(
@@ -77,8 +80,9 @@ class PredictionRun:
         reporter: Reporter,
         verbose: bool = False,
         prefetch: int = 1,
+        read: Callable[[Case], Volume] = read_case,
     ) -> None:
-        self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
+        self.labels, self.verbose, self.prefetch, self.read = labels, verbose, prefetch, read
         self.writer = CaseWriter(target.root, target.request, labels, tuple(predictor.plan.channel_names), crops)
         self.predictor, self.target, self.crops, self.part, self.reporter = predictor, target, crops, part, reporter
         self.table = f"quality{part}.csv"
@@ -186,7 +190,7 @@ class PredictionRun:
                         self._take(written)
                         bar.update()
                 return
-            predicted = self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch)
+            predicted = self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch, read=self.read)
             with closing(predicted) as outcomes:  # an interruption ends their threads
                 for outcome in outcomes:
                     self._write(outcome)
