@@ -1,5 +1,10 @@
 """Several scans in work at the same time: the same results in the same order, bounded memory, and an end at once."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -253,3 +258,41 @@ def test_no_compiler_is_loaded_before_the_network_begins(trained, cases):
     loaded = start(trained.model(), cases[0].images[0])["network"].loaded
     assert "torch" in loaded
     assert not {"torch._dynamo", "sympy", "matplotlib", "batchgenerators", "distributed"} & set(loaded)
+
+
+WAITS = f"""
+import sys, time
+from mre_lowshot.inference.predictor import Predictor
+register = Predictor.register
+def waits(self, prepared, **options):
+    while prepared.name != {NAMES[0]!r}:
+        time.sleep(0.01)
+    return register(self, prepared, **options)
+Predictor.register = waits
+from mre_lowshot.cli.predict import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_scans_in_work_and_keeps_what_is_finished(trained, tmp_path, number):
+    scans, out = trained.raw / "imagesTr", tmp_path / "out"
+    command = [sys.executable, "-c", WAITS, "--workspace", trained.root, "-device", "cpu", "-i", scans, "-o", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    running = subprocess.Popen(map(str, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    while not (out / "quality.csv").is_file():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.05)
+    begun = time.monotonic()
+    running.send_signal(number)
+    assert running.wait() == 128 + number
+    assert time.monotonic() - begun < 20
+    assert running.stderr.read().decode() == f"interrupted{'' if number == signal.SIGINT else ' by SIGTERM'}\n"
+    found = json.loads((out / "run.json").read_text())
+    assert [run["status"] for run in found["runs"].values()] == ["interrupted"]
+    assert list(found["cases"]) == [NAMES[0]]
+    assert not list(out.glob(".mre*"))
+    with one_thread():
+        assert trained.predict(scans, out, "--continue_prediction") == 0
+    assert len(list(out.glob("*.nii.gz"))) == 3
