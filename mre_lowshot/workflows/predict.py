@@ -104,7 +104,7 @@ def predict(
         require_path(name, path)
     inputs, output = Path(inputs), Path(output)
     if scheduler is not None:
-        from mre_lowshot.workflows.cluster import require_cluster
+        from mre_lowshot.workflows.cluster_client import require_cluster
 
         scheduler, inputs, output = require_cluster(scheduler), inputs.absolute(), output.absolute()
     check_model_options(model, dataset, level, plans_name)
