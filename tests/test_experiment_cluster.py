@@ -17,6 +17,7 @@ from conftest import Space, command, iterations, one_thread
 
 from benchmarks.cluster import processes
 from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.locks import holders, locked
 from mre_lowshot.planners import hardware
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.workflows import experiment_worker
@@ -41,7 +42,10 @@ class Job(SimpleNamespace):
 
 
 def task(folder: Path, refused: bool = False) -> FoldTask:
-    job = Job(fold=1, split={"val": ["x", "y"]}, plan=None, prepared=folder, refused=refused)
+    plan = SimpleNamespace(dataset_name="D", plans_name="P")
+    model = folder / "model"
+    job = Job(fold=1, split={"val": ["x", "y"]}, plan=plan, prepared=folder, folder=model / "fold_1", refused=refused)
+    (folder / "on").mkdir(exist_ok=True)
     return FoldTask(SimpleNamespace(name="e"), job, iterations=None, workers=None, device="cpu", running=folder / "on")
 
 
@@ -72,24 +76,54 @@ def test_whatever_a_fold_fails_with_is_its_outcome(on_worker, tmp_path):
     assert run_on_worker(task(tmp_path)).lines == ((False, "row e: Dice 0.5"),)
 
 
-def test_a_fold_ends_with_the_run_that_sent_it(on_worker, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", ["run", "claim"])
+def test_a_fold_ends_with_the_run_that_sent_it_or_where_another_worker_has_it(on_worker, tmp_path, monkeypatch, end):
     monkeypatch.setattr(experiment_worker, "ASK_SECONDS", 0.0)
-    steps = []
+    steps, claim = [], tmp_path / "on/D__P__fold_1.json"
 
     def trains(reporter):
         with reporter.bar(3, description="", unit="it") as bar:
             for step in range(3):
                 bar.update()
                 steps.append(step)
-                (tmp_path / "on").unlink(missing_ok=True)
+                if end == "run":
+                    shutil.rmtree(tmp_path / "on", ignore_errors=True)
+                else:
+                    claim.write_text(claim.read_text().replace('"pid"', '"other"'))
         return 0
 
-    (tmp_path / "on").touch()
     on_worker(trains)
-    with pytest.raises(UserError, match="row e, fold 1: the run has ended"):
-        run_on_worker(task(tmp_path))
+    one = task(tmp_path)
+    with pytest.raises(UserError, match="row e, fold 1: the run has ended, or another worker has the fold"):
+        run_on_worker(one)
     assert steps == [0]
     assert issubclass(RunEnded, KeyboardInterrupt)  # no handler of failures takes it for one
+    if end == "run":
+        with pytest.raises(UserError, match="the run has ended"):
+            run_on_worker(one)
+        assert steps == [0]
+
+
+def test_the_lock_of_a_lost_machine_is_removed_after_a_while(on_worker, tmp_path, monkeypatch):
+    """Its worker may still run; it had time to see that another worker has the fold. Other locks stay."""
+    monkeypatch.setattr(experiment_worker, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(experiment_worker, "LOST_SECONDS", 0.1)
+    on_worker(lambda reporter: 0)
+    one = task(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("mre_lowshot.processes.host", lambda: "elsewhere")
+        lost, other = (
+            locked(one.job.folder.parent, "fold_1", "trains"),
+            locked(one.job.folder.parent, "fold_2", "trains"),
+        )
+        lost.__enter__()
+        other.__enter__()
+        run_on_worker(one)  # whose worker is lost: its lock is left
+    assert holders(one.job.folder.parent, "fold_") == ["fold_1", "fold_2"]
+    begun = time.monotonic()
+    assert run_on_worker(one).problem == ""
+    assert time.monotonic() - begun >= 0.1
+    assert holders(one.job.folder.parent, "fold_") == ["fold_2"]
 
 
 def test_rows_are_planned_for_the_smallest_device_of_the_workers(monkeypatch):

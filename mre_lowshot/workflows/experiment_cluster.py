@@ -3,9 +3,9 @@ continued on another one, from its checkpoint."""
 
 from __future__ import annotations
 
-import uuid
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.experiments.runner import write_plan
 from mre_lowshot.experiments.tables import Row
-from mre_lowshot.files import not_written, partial_name
+from mre_lowshot.files import not_written, partial_name, remove_leftovers
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.trainers.fold import FoldJob
@@ -39,18 +39,18 @@ class ExperimentCluster(ClusterClient):
         Raises:
             UserError: as `ClusterClient.connection`, or the folder of results cannot be written to.
         """
-        self._running = running = space.results.absolute() / partial_name(space.results)
+        root = space.results.absolute()
+        self._running = running = root / partial_name(root)
         try:
-            running.parent.mkdir(parents=True, exist_ok=True)
-            running.write_text(uuid.uuid4().hex, encoding="utf-8", newline="")
+            running.mkdir(parents=True)
         except OSError as failure:
-            raise UserError(not_written(running.parent, failure)) from None
+            raise UserError(not_written(root, failure)) from None
         try:
-            with self.connection([space.preprocessed.absolute(), running], running.parent):
+            remove_leftovers(root)
+            with self.connection([space.preprocessed.absolute(), running], root):
                 yield
         finally:
-            with suppress(OSError):
-                running.unlink(missing_ok=True)
+            shutil.rmtree(running, ignore_errors=True)
 
     def planned_for(self) -> Device:
         """The device that rows are planned for: that of the worker with the least memory.
@@ -107,13 +107,12 @@ class ExperimentCluster(ClusterClient):
         if failure is None:
             found: FoldOutcome = future.result()
             return found
-        title = f"row {task.row.name}, fold {task.job.fold}"
         if is_lost(failure):
             problem = (
-                f"{title}: the workers that trained it were lost, several in a row; see their logs (often the memory "
-                "was short), and give workers more memory (dask worker --memory-limit)"
+                f"{task.title}: the workers that trained it were lost, several in a row; see their logs (often the "
+                "memory was short), and give workers more memory (dask worker --memory-limit)"
             )
         else:
             log_unexpected(failure, self.reporter.warning)
-            problem = f"{title}: {describe_failure(failure)}"
+            problem = f"{task.title}: {describe_failure(failure)}"
         return FoldOutcome(len(task.job.split["val"]), problem)
