@@ -1,8 +1,8 @@
 """``python -m benchmarks.start MODEL SCAN``: how long `mre_predict` takes before it reads a scan.
 
-Each call is a process of its own, which ends when the network begins. Printed, from its start: when the scan's file is
-opened and when the network begins; the CPU time until then, which other programs change less; and the packages with a
-long import (`HEAVY`) that were loaded then.
+Each call is a process of its own, which ends when the scan's stages begin: the model is loaded and the scan was read.
+Printed, from its start: when the scan's file is opened and when the stages begin; the CPU time until then, which other
+programs change less; and the packages with a long import (`HEAVY`) that were loaded then.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def hook(event, values):
             end()
 sys.addaudithook(hook)
 from mre_lowshot.cli.predict import main
-class Network:
+class Stages:
     def find_spec(self, name, path=None, target=None):
         if name == "mre_lowshot.workflows.prediction_run":  # torch and the predictor are loaded
             from mre_lowshot.inference.predictor import Predictor
-            def run_network(self, *arguments, **options):
-                note("network")
+            def preprocess(self, *arguments, **options):
+                note("stages")
                 end()
-            Predictor.run_network = run_network
-sys.meta_path.insert(0, Network())
+            Predictor.preprocess = preprocess
+sys.meta_path.insert(0, Stages())
 raise SystemExit(main(sys.argv[4:]) or 1)
 """
 
@@ -61,8 +61,8 @@ class Moment:
     loaded: list[str]
 
 
-def start(model: Path, scan: Path, last: str = "network") -> dict[str, Moment]:
-    """When the scan's file was opened (``read``) and the network began (``network``); the process ends at ``last``.
+def start(model: Path, scan: Path, last: str = "stages") -> dict[str, Moment]:
+    """When the scan's file was opened (``read``) and its stages began (``stages``); the process ends at ``last``.
 
     Raises:
         RuntimeError: the command fails.
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, {options.repeats} calls", flush=True)
     found = [start(options.model, options.scan) for _ in range(options.repeats)]
-    for what, text in (("read", "the scan is opened"), ("network", "the network begins")):
+    for what, text in (("read", "the scan is opened"), ("stages", "its stages begin")):
         wall, cpu = [one[what].wall for one in found], [one[what].cpu for one in found]
         loaded = sorted({name for one in found for name in one[what].loaded})
         print(f"{text}: median {statistics.median(wall):.2f} s ({min(wall):.2f} to {max(wall):.2f}), CPU "

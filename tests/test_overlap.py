@@ -236,9 +236,14 @@ def test_the_first_scan_is_passed_on_once_and_only_while_its_file_is_the_same(tr
     assert first(part_id=2).read(cases[2]) == NAMES[2]
     assert read == [NAMES[2]]
     found = first()
+    found.expect(cases[1:])  # another case comes first: nothing is kept
+    assert (found._found, found.read(cases[0])) == ([], NAMES[0])
+    read.clear()
+    found = first()
+    found.expect(cases)
     found._states = ()  # the file has changed
     assert found.read(cases[0]) == NAMES[0]
-    assert len(read) == 3
+    assert len(read) == 2
     assert FirstScan().read(cases[0]) == NAMES[0]
     for inputs in (tmp_path / "absent", tmp_path):  # whatever is wrong is found later
         made = FirstScan()
@@ -253,9 +258,9 @@ def test_the_first_scan_is_read_before_anything_heavy_is_loaded(trained, cases):
 
 
 @pytest.mark.slow
-def test_no_compiler_is_loaded_before_the_network_begins(trained, cases):
+def test_no_compiler_is_loaded_with_the_model(trained, cases):
     """torch loads torch._dynamo and sympy for some operations on its meta device, which takes seconds."""
-    loaded = start(trained.model(), cases[0].images[0])["network"].loaded
+    loaded = start(trained.model(), cases[0].images[0])["stages"].loaded
     assert "torch" in loaded
     assert not {"torch._dynamo", "sympy", "matplotlib", "batchgenerators", "distributed"} & set(loaded)
 

@@ -42,8 +42,13 @@ class FirstScan:
             # here, so that no two threads import the same modules
             import_module(READERS[file_ending(case.images[0])])
             # a daemon: a command that refuses its options does not wait for it
-            self._thread = threading.Thread(target=self._work, args=(case,), name="first scan", daemon=True)
+            self._thread = threading.Thread(target=_read, args=(case, self._found), name="first scan", daemon=True)
             self._thread.start()
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """``cases`` are predicted; forget what was read if the first of them is another one."""
+        if not cases or cases[0].images != self._images:
+            self._thread, self._found = None, []
 
     def read(self, case: Case) -> Volume:
         """The image of a case: what was read, if it is the first case and its files have not changed since.
@@ -59,9 +64,10 @@ class FirstScan:
             self._found.clear()
         return read_case(case)
 
-    def _work(self, case: Case) -> None:
-        with suppress(Exception):
-            self._found.append(read_case(case))
+
+def _read(case: Case, found: list[Volume]) -> None:
+    with suppress(Exception):
+        found.append(read_case(case))
 
 
 def _first_case(inputs: Path, model: Path, output: Path, part_id: int) -> Case:

@@ -147,6 +147,8 @@ def predict(
     _report_model(predictor, how, reporter)
     labels = ModelLabels.of(predictor.model)
     found = find_inputs(inputs, channels=predictor.plan.channel_names, output=output, series=series)
+    chosen = found.cases[part_id::num_parts]
+    first.expect(chosen)
     refuse_formats(found.cases, output_formats)
     for line in first_lines(found.left_out):
         reporter.info(f"left out: {line}")
@@ -188,7 +190,7 @@ def predict(
             prefetch=ahead,
             read=first.read,
         )
-        result = work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
+        result = work.run(chosen, found.problems, continued=continue_prediction)
     if not report:
         return result
     from mre_lowshot.workflows.report import write_report
