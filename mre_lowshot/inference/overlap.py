@@ -81,8 +81,8 @@ class _Held(Generic[Item, Result]):
 
 @contextmanager
 def _threads(count: int) -> Iterator[Callable[..., Future[Any]]]:
-    """Threads that work as long as the block lasts, and a function that gives them a call. At the end of the block what
-    they do is not waited for: they stop as soon as a call of a library returns."""
+    """Threads that work as long as the block lasts, and a function that gives them a call. Where the block is left
+    early, what they do is not waited for: they stop as soon as a call of a library returns."""
     calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], Any] | None] = queue.SimpleQueue()
 
     def serve() -> None:
@@ -102,10 +102,17 @@ def _threads(count: int) -> Iterator[Callable[..., Future[Any]]]:
         calls.put((future, function, argument))
         return future
 
-    def stop() -> None:
+    def interrupt() -> None:
+        with suppress(queue.Empty):
+            while True:
+                calls.get_nowait()
         for thread in working:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stopped))
-            calls.put(None)  # for a thread that waits for a call
+        end()
+
+    def end() -> None:
+        for _ in working:
+            calls.put(None)
         for thread in working:
             thread.join()
 
@@ -113,12 +120,16 @@ def _threads(count: int) -> Iterator[Callable[..., Future[Any]]]:
     working = [threading.Thread(target=serve, name=f"scan {number}", daemon=True) for number in range(count)]
     for thread in working:
         thread.start()
-    atexit.register(stop)
+    atexit.register(interrupt)
     try:
         yield submit
+    except BaseException:
+        interrupt()
+        raise
+    else:
+        end()
     finally:
-        stop()
-        atexit.unregister(stop)
+        atexit.unregister(interrupt)
 
 
 class Turns:
