@@ -120,7 +120,7 @@ def test_ctrl_c_cancels_and_the_next_run_goes_on(trained, predicted, scheduler, 
     [
         ("version", (), "has mre_lowshot 0.0.1, this is"),
         ("missing", (), "mre_lowshot is not installed in its environment"),
-        ("folder", (), "does not see .*; inputs, model and output must lie in folders that all machines see"),
+        ("folder", (), "does not see .*; all files must lie in folders that all machines see"),
         ("model", (), "are not those that the run began with"),
         ("", ("-device", "cuda"), "no worker of .* has the resource GPU"),
     ],

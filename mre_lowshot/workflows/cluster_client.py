@@ -207,12 +207,12 @@ class ClusterClient:
         for address, (problem, threads, _) in found.items():
             if problem:
                 raise UserError(
-                    f"worker {address}: {problem}; inputs, model and output must lie in folders that all machines see "
+                    f"worker {address}: {problem}; all files must lie in folders that all machines see "
                     "under the same path"
                 )
             if threads > 1:
                 self.reporter.warning(
-                    f"warning: worker {address} has {threads} threads, but predicts one scan at a time: the others "
+                    f"warning: worker {address} has {threads} threads, but does one task at a time: the others "
                     "wait in it; start it with --nthreads 1"
                 )
         if self._needs_gpu and not any(resources.get("GPU", 0) >= 1 for _, _, resources in found.values()):

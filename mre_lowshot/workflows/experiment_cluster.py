@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,12 @@ class ExperimentCluster(ClusterClient):
         for _, job in jobs:
             write_plan(job.plan, job.prepared)
             check_prepared(job.plan, job.prepared)
+        there = [
+            (row, replace(job, prepared=job.prepared.absolute(), results=job.results.absolute())) for row, job in jobs
+        ]
         tasks = [
             FoldTask(row, job, iterations=iterations, workers=workers, device=self.device, running=self._running)
-            for row, job in jobs
+            for row, job in there
         ]
         failed = 0
         with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from mre_lowshot.workflows.experiment_fold import run_fold
 from mre_lowshot.workflows.reporting import Bar, Reporter
 
 ASK_SECONDS = 2.0  # between two looks whether the run goes on
+_lock = threading.Lock()  # a worker with several threads trains one fold at a time
 LOST_SECONDS = 30.0  # in which a worker that dask took for lost sees that another one has its fold
 
 
@@ -151,6 +153,11 @@ def run_on_worker(task: FoldTask) -> FoldOutcome:
     Raises:
         UserError: the run has ended.
     """
+    with _lock:
+        return _run(task)
+
+
+def _run(task: FoldTask) -> FoldOutcome:
     from distributed import get_worker
 
     collector = _Collector(_Claim(task))
