@@ -27,7 +27,7 @@ from mre_lowshot.workflows.reporting import Reporter
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
-COUNT = 40
+COUNT = 16
 
 
 class Job(SimpleNamespace):
@@ -160,9 +160,8 @@ import time
 from mre_lowshot.trainers import trainer, training_log
 trainer.SAVE_SECONDS = 0.0
 training_log.TrainingLog.draw = lambda self: None
-step = trainer.MRETrainer.step
-def slow(self, *batch):
-    time.sleep(0.05)
+def slow(self, *batch, step=trainer.MRETrainer.step):
+    time.sleep(0.1)
     return step(self, *batch)
 trainer.MRETrainer.step = slow
 """
