@@ -168,7 +168,7 @@ trainer.MRETrainer.step = slow
 
 
 @pytest.mark.slow
-def test_an_experiment_survives_a_lost_worker_and_a_bad_fold(trained, tmp_path, monkeypatch, capsys):
+def test_an_experiment_survives_a_lost_worker(trained, tmp_path, monkeypatch, capsys):
     """The fold of the worker that is killed continues from its checkpoint; the results are those of a local run."""
     monkeypatch.setattr(hardware, "SMALL_SIZE", replace(
         hardware.SMALL_SIZE, widths=(4, 4, 4), aspp_channels=4, embedding_dim=8, mixing_dim=4, batch_size=2,
@@ -198,19 +198,10 @@ def test_an_experiment_survives_a_lost_worker_and_a_bad_fold(trained, tmp_path, 
         threading.Thread(target=kill, daemon=True).start()
         assert experiment(remote, "--scheduler", scheduler) == 0
         assert killed
-        assert len(list(killed[0].glob("training_log_*.txt"))) == 2
         assert iterations(killed[0]) == list(range(1, COUNT + 1))
         capsys.readouterr()
         assert experiment(remote, "--scheduler", scheduler) == 0
         assert capsys.readouterr().out.count("already complete") == 4
-        shutil.rmtree(remote.model(f"table2_e_{COUNT}") / "fold_1/validation")
-        plan = remote.model(f"table2_a_{COUNT}") / "fold_0/plans.json"
-        plan.write_text(plan.read_text().replace('"seed": 0', '"seed": 1', 1))
-        assert experiment(remote, "--scheduler", scheduler) == 1  # that fold fails, the other is scored
-        captured = capsys.readouterr()
-        assert "failed: row a, fold 0, worker tcp://" in captured.err
-        assert "was trained with another plan, another split or another seed (1)" in captured.err
-        assert captured.out.count("already complete") == 2
     name = f"experiments/table2__1shot_small_{COUNT}/results.json"
     found = [json.loads((s.root / "results/Dataset900_Synthetic" / name).read_text()) for s in (local, remote)]
     scores = [{row["name"]: row["runs"] for row in one["rows"] if row["runs"]} for one in found]
