@@ -60,7 +60,7 @@ def processes(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess
 
 def simulated(tasks: int, seconds: float, workers: int) -> float:
     """Seconds that ``workers`` processes take for tasks that sleep."""
-    from mre_lowshot.workflows.cluster import as_done, connected
+    from mre_lowshot.workflows.cluster_client import as_done, connected
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -78,7 +78,7 @@ def real(model: Path, scans: Path, workers: int) -> float:
     """Seconds of a call of `predict` for all scans; without a scheduler where ``workers`` is 0."""
     import torch
 
-    from mre_lowshot.workflows.cluster import connected
+    from mre_lowshot.workflows.cluster_client import connected
     from mre_lowshot.workflows.predict import predict
 
     torch.set_num_threads(1)

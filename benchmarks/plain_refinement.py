@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mre_lowshot.grid import resize_linear, sample_image
+from mre_lowshot.refinement.components import LARGE_COMPONENT
 from mre_lowshot.refinement.crf import EPSILON, ITERATIONS
 from mre_lowshot.refinement.fusion import ATLAS_FLOOR, is_informative
 
@@ -46,4 +47,16 @@ def native_labels(probabilities: np.ndarray, size: tuple[int, ...]) -> np.ndarra
         resized = resize_linear(probabilities[k], size)
         labels[resized > best] = k
         best = np.maximum(best, resized)
+    return labels
+
+
+def largest_components(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Small components of every class set to background, each class labelled in the whole array."""
+    from skimage.measure import label
+
+    for k in range(1, classes):
+        components = label(labels == k)
+        sizes = np.bincount(components.ravel())[1:]
+        small = np.flatnonzero(sizes < LARGE_COMPONENT * sizes.max(initial=0)) + 1
+        labels[np.isin(components, small)] = 0
     return labels

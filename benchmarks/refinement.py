@@ -1,7 +1,8 @@
 """``python -m benchmarks.refinement``: the steps after the network, each against its plain reference.
 
 A synthetic abdomen of ellipsoids on the paper's grid (72x324x396, 14 classes, native grid 140x400x500) goes through the
-warped labels of one atlas, their fusion with the network's posterior, the CRF, and the label map on the native grid.
+warped labels of one atlas, their fusion with the network's posterior, the CRF, and the label map on the native grid,
+from which small components are removed (forty a class).
 Plain (`benchmarks/plain_refinement.py`) and ours run in turns, on one thread unless --threads says otherwise. Printed
 are seconds as median (minimum to maximum), the ratio, and how far the results differ.
 """
@@ -39,6 +40,20 @@ def abdomen(grid: tuple[int, ...]) -> np.ndarray:
     return shares
 
 
+def with_pieces(labels: np.ndarray) -> np.ndarray:
+    """A label map (D, H, W) with forty small pieces of each class around its structure."""
+    import numpy as np
+    from scipy.ndimage import find_objects
+
+    rng, made = np.random.default_rng(2), labels.astype(np.int16)
+    for number, box in enumerate(find_objects(labels.astype(np.int16)), start=1):
+        for _ in range(40 if box else 0):
+            corner = [rng.integers(max(0, b.start - 10), min(n - 1, b.stop + 10)) for b, n in
+                      zip(box, labels.shape, strict=True)]  # fmt: skip
+            made[tuple(slice(c, c + 2) for c in corner)] = number
+    return made
+
+
 def steps(
     grid: tuple[int, ...], native: tuple[int, ...]
 ) -> dict[str, tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]]:
@@ -47,6 +62,7 @@ def steps(
 
     from benchmarks import plain_refinement as plain
     from mre_lowshot.grid import argmax_resized, sample_shares, voxel_positions
+    from mre_lowshot.refinement.components import keep_largest_component
     from mre_lowshot.refinement.crf import crf_mean_field, neighbour_similarity
     from mre_lowshot.refinement.fusion import fuse_posteriors
 
@@ -57,6 +73,13 @@ def steps(
     warped = plain.warped_shares(label, positions, CLASSES)
     fused = plain.fuse(posterior, warped, WEIGHT)
     image = (label + np.random.default_rng(1).normal(0, 0.5, grid)).astype(np.float32)[None]
+
+    pieces = with_pieces(plain.native_labels(fused, native))
+
+    def ours_components() -> np.ndarray:
+        changed = pieces.copy()
+        keep_largest_component(changed, range(1, CLASSES))
+        return changed
 
     def ours_mean_field() -> np.ndarray:
         changed = fused.copy()
@@ -74,6 +97,7 @@ def steps(
             lambda: plain.native_labels(fused, native),
             lambda: argmax_resized(iter(fused), native, floor=0.5 / CLASSES),
         ),
+        "components": (lambda: plain.largest_components(pieces.copy(), CLASSES), ours_components),
     }
 
 
@@ -82,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: 1)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns of each (default: 3)")
+    parser.add_argument("--only", metavar="STEP", help="one step, for example components")
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to check that everything runs")
     options = parser.parse_args(argv)
     if options.threads < 1 or options.repeats < 1:
@@ -95,7 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     grid, native = (QUICK_GRID, QUICK_NATIVE) if options.quick else (GRID, NATIVE)
     print(f"grid {grid}, native {native}, {CLASSES} classes, {options.threads} thread(s)")
-    for name, (plain, ours) in steps(grid, native).items():
+    found = steps(grid, native)
+    if options.only and options.only not in found:
+        parser.error(f"--only {options.only}: must be one of {', '.join(found)}")
+    for name in [options.only] if options.only else found:
+        plain, ours = found[name]
         difference = float(np.abs(plain() - ours()).max())
         times = interleaved({"plain": plain, "ours": ours}, options.repeats, torch.device("cpu"))
         print(f"{name}: plain {times['plain']} s, ours {times['ours']} s, {ratio(times)} times as fast; "

@@ -26,6 +26,10 @@ class UserError(Exception):
     """
 
 
+class MemoryLimitError(UserError):
+    """More memory is needed than there is: refused before it is allocated."""
+
+
 class NumericalError(RuntimeError):
     """A non-finite loss, gradient or prediction: the computation stops, and no label map is written."""
 
@@ -57,7 +61,7 @@ def log_unexpected(problem: BaseException, log: Callable[[str], None]) -> None:
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether memory was short: Python's and numpy's MemoryError, torch's errors on the CPU and on a GPU, and those of
     cuBLAS, cuDNN and cuSOLVER, which torch passes on as RuntimeError with the library's status."""
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if isinstance(problem, (MemoryError, MemoryLimitError)) or type(problem).__name__ == "OutOfMemoryError":
         return True
     text = str(problem).lower()
     return isinstance(problem, RuntimeError) and any(sign in text for sign in _SHORT_OF_MEMORY)

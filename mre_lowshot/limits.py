@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import MemoryLimitError, UserError
 
 OVERRIDE = "MRE_MEMORY_GB"  # environment variable: memory that may be used, instead of what is free
 _CGROUP = Path("/sys/fs/cgroup")
@@ -54,11 +54,11 @@ def require_memory(needed: float, what: str, fix: str) -> None:
         fix: what to do instead.
 
     Raises:
-        UserError: ``needed`` exceeds `available_memory`.
+        MemoryLimitError: ``needed`` exceeds `available_memory`.
     """
     available = available_memory()
     if not needed <= available:
-        raise UserError(
+        raise MemoryLimitError(
             f"{what} needs {bytes_text(needed)} of memory, {bytes_text(available)} are available; {fix} "
             f"({OVERRIDE} sets another limit)"
         )

@@ -78,6 +78,13 @@ def remove_stale(folder: Path) -> None:
     _entries(folder)
 
 
+def remove_lost(folder: Path, key: str, *, host: str, pid: int) -> None:
+    """Remove the locks of ``key`` in ``folder`` that process ``pid`` of ``host`` held, which is known to be lost."""
+    for path, entry in _entries(folder, key):
+        if (entry["host"], entry["pid"]) == (host, pid):
+            path.unlink(missing_ok=True)
+
+
 def _remove_empty(folders: list[Path]) -> None:
     """Remove folders, given from the inside out, until one is not empty."""
     with suppress(OSError):

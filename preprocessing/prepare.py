@@ -75,7 +75,7 @@ def prepare_case(
     try:
         array, transform = forward(image.array, image.geometry.spacing, plan.preprocessing, crop, inspect=inspect)
     except UserError as problem:
-        raise UserError(f"case {name}: {problem}") from None
+        raise type(problem)(f"case {name}: {problem}") from None
     target = None
     if label is not None:
         marked = label.array

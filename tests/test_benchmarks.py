@@ -314,7 +314,8 @@ def test_the_steps_after_the_network_equal_their_plain_reference():
     done = subprocess.run([sys.executable, "-m", "benchmarks.refinement", "--quick", "--repeats", "1"], cwd=root,
                           capture_output=True, text=True, check=True)  # fmt: skip
     differences = [float(found) for found in re.findall(r"largest difference (\S+)", done.stdout)]
-    assert len(differences) == 4
+    assert len(differences) == 5
     # the CRF changes only the box of the foreground, outside which the reference changes next to nothing
     assert max(differences) < 0.03
     assert max(differences[0], differences[1], differences[3]) < 1e-4
+    assert differences[4] == 0  # components

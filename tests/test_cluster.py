@@ -19,7 +19,7 @@ from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.input_checks import Difference
 from mre_lowshot.inference.predictor import Predictor
-from mre_lowshot.workflows import cluster, cluster_worker
+from mre_lowshot.workflows import cluster, cluster_client, cluster_worker
 from mre_lowshot.workflows.case_writer import CaseWriter
 from mre_lowshot.workflows.outputs import Request
 from mre_lowshot.workflows.reporting import Reporter
@@ -120,7 +120,7 @@ def test_ctrl_c_cancels_and_the_next_run_goes_on(trained, predicted, scheduler, 
     [
         ("version", (), "has mre_lowshot 0.0.1, this is"),
         ("missing", (), "mre_lowshot is not installed in its environment"),
-        ("folder", (), "does not see .*; inputs, model and output must lie in folders that all machines see"),
+        ("folder", (), "does not see .*; all files must lie in folders that all machines see"),
         ("model", (), "are not those that the run began with"),
         ("", ("-device", "cuda"), "no worker of .* has the resource GPU"),
     ],
@@ -141,8 +141,8 @@ def test_unfit_workers_are_refused(
         def elsewhere(files, marker, content, *, dask_worker):
             return real(files, marker.with_name("elsewhere"), content, dask_worker=dask_worker)
 
-        monkeypatch.setattr(cluster, "SHARED_SECONDS", 0)
-        monkeypatch.setattr(cluster, "examine", elsewhere)
+        monkeypatch.setattr(cluster_client, "SHARED_SECONDS", 0)
+        monkeypatch.setattr(cluster_client, "examine", elsewhere)
     if change == "model":
         monkeypatch.setattr(cluster, "hashes_of", lambda model: ("0" * 64,))
     assert predict(trained, predicted, tmp_path / "out", scheduler, *options) == 2
@@ -185,7 +185,7 @@ def test_lost_workers_fail_a_scan_and_a_lost_scheduler_ends_the_run(trained, tmp
 
 
 def test_an_unreachable_scheduler_and_a_missing_extra_are_refused(trained, predicted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(cluster_client, "CONNECT_SECONDS", 0.2)
     assert predict(trained, predicted, tmp_path / "out", "tcp://127.0.0.1:1") == 2
     assert "no dask scheduler answers within 0.2 s" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

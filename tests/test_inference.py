@@ -14,10 +14,8 @@ from references import TINY, TINY_2D, single_thread, whole_map  # noqa: F401
 from torch import Tensor, nn
 
 from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
-from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.export import native_labels
-from mre_lowshot.inference.prefetch import prefetch
 from mre_lowshot.inference.sliding_window import SlidingWindow
 from mre_lowshot.inference.tiles import centre_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import build
@@ -350,30 +348,6 @@ def test_empty_tiles_are_background_and_never_seen_by_the_network():
         assert all(float(tile[1].std()) > 0 for batch in seen for tile in batch)
         assert np.array_equal(found[0, :, 20:], np.ones((8, 20, 24), np.float32))
         assert np.array_equal(found[:, :, :8], all_of_it[:, :, :8])
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_scans_prepared_ahead_come_in_order_with_their_own_errors(ahead):
-    cases = [Case(name, ()) for name in "abcd"]
-    made = []
-
-    def make(case):
-        made.append(case.name)
-        if case.name == "b":
-            raise UserError("case b: is damaged")
-        return case.name.upper()
-
-    found, before = [], []
-    for case, get in prefetch(cases, make, ahead=ahead):
-        try:
-            found.append((case.name, get()))
-        except UserError as problem:
-            found.append((case.name, str(problem)))
-        before.append(len(made))
-    assert found == [("a", "A"), ("b", "case b: is damaged"), ("c", "C"), ("d", "D")]
-    assert made == list("abcd")
-    if not ahead:
-        assert before == [1, 2, 3, 4]  # one at a time
 
 
 @pytest.mark.parametrize(("second", "stays"), [(4, False), (8, True)])

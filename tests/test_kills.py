@@ -28,7 +28,7 @@ from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference import checkpoint
-from mre_lowshot.inference.models import REPLACED
+from mre_lowshot.inference.model_folders import REPLACED
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.store import load_case
 

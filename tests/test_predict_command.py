@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mre_lowshot.data.volume import geometry_of, read_image, read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.models import find_folder
+from mre_lowshot.inference.model_folders import find_folder
 from mre_lowshot.inference.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")

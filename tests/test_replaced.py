@@ -7,7 +7,8 @@ import pytest
 from conftest import edit, interrupt_after
 
 from mre_lowshot.config.plan_files import load_plan
-from mre_lowshot.inference.models import REPLACED, trained_folds
+from mre_lowshot.inference.model_folders import REPLACED
+from mre_lowshot.inference.models import trained_folds
 from mre_lowshot.trainers import replaced
 from mre_lowshot.trainers.trainer import MRETrainer
 

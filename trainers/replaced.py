@@ -18,7 +18,7 @@ from mre_lowshot.config.plan_files import load_plan, same_plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import copy, remove_folder, remove_leftovers
 from mre_lowshot.inference import checkpoint
-from mre_lowshot.inference.models import REPLACED
+from mre_lowshot.inference.model_folders import REPLACED
 from mre_lowshot.locks import holders, locked
 from mre_lowshot.trainers.own_files import clear_fold, divide_files
 

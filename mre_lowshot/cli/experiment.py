@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "--labels", nargs="+", metavar="NAME",
         help="labels to score (default: all); 'paper': those that the paper scores in its two datasets",
     )  # fmt: skip
+    made.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="train the folds on the workers of a dask scheduler: its address (tcp://host:8786) or scheduler file; "
+        "extra mre-lowshot[cluster], see docs/CLUSTER.md",
+    )
     made.add_argument("--list", action="store_true", help="show all tables and rows, and exit")
     made.add_argument("--print", action="store_true", dest="only_print", help="train nothing, show what exists")
     common.add_device(made)
@@ -106,6 +112,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         cohorts_file=options.cohorts,
         device=options.device,
         workspace=options.workspace,
+        scheduler=options.scheduler,
         reporter=Console(),
     )
     return 1 if result.failed else 0

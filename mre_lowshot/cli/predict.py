@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="replace files that mre_predict has not written, or that have changed since (otherwise they "
                       "are refused before the work starts)")  # fmt: skip
     made.add_argument("-npp", type=int, default=1, metavar="COUNT",
-                      help="0: do not preprocess the next scan meanwhile, as is done on a GPU; more than 1 has no "
-                      "further effect")  # fmt: skip
+                      help="how many further scans are worked on while one is predicted, as far as the memory allows "
+                      "(default: %(default)s; 0: one scan after the other). The label maps are the same")  # fmt: skip
     made.add_argument("-nps", type=int, default=1, metavar="COUNT",
                       help="accepted as by nnUNetv2_predict; label maps are written one at a time")  # fmt: skip
     made.add_argument("--verbose", action="store_true", help="print the seconds of each case")
@@ -180,8 +180,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     from mre_lowshot.cli.console import Console
     from mre_lowshot.workflows.predict import predict
 
-    if max(options.npp, options.nps) > 1:
-        print("note: -npp and -nps above 1 have no effect: scans are read and written one at a time")
+    if options.nps > 1:
+        print("note: -nps above 1 has no effect: label maps are written one at a time")
     result = predict(
         options.i,
         options.o,
@@ -196,7 +196,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         series=options.series,
         checkpoint_name=options.chk,
         verbose=options.verbose,
-        prefetch=options.npp > 0,
+        prefetch=options.npp,
         overlays=options.overlays,
         save_probabilities=options.save_probabilities,
         statistics=options.statistics,

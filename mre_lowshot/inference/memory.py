@@ -17,9 +17,20 @@ The peak is the largest stage plus what is always there. Reading and preprocessi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from mre_lowshot.limits import require_memory
-from mre_lowshot.preprocessing.pipeline import GridTransform
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.scan_input import geometry_of_case
+from mre_lowshot.grid import full_box
+from mre_lowshot.inference.models import Model
+from mre_lowshot.limits import available_memory, require_memory
+from mre_lowshot.preprocessing.grid_limits import forward_bytes
+from mre_lowshot.preprocessing.pipeline import GridTransform, grid_size
+
+# Share of the available memory that scans which are worked on at the same time may take together. Each of them is
+# compared with what is free when its turn comes, and must not be refused because of the others.
+SHARED_MEMORY = 0.5
+READING = 12  # bytes for each voxel of a channel: as it is stored (up to 8) and float32
 
 
 def prediction_bytes(transform: GridTransform, *, channels: int, classes: int, atlases: int = 0) -> float:
@@ -59,3 +70,43 @@ def require_prediction_memory(
         "crop the scan, average fewer folds (-f), or plan a coarser grid with -p NAME --set "
         "preprocessing.spacing=[z,y,x]",
     )
+
+
+class MemoryOfCases:
+    """Which cases may be worked on at the same time, estimated from the headers of their files.
+
+    Args:
+        model: that predicts them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.limit = SHARED_MEMORY * available_memory()
+        self._needed: dict[str, float] = {}
+
+    def admit(self, cases: Sequence[Case]) -> bool:
+        """Whether all of ``cases`` together stay within the limit."""
+        return sum(map(self.bytes_of, cases)) <= self.limit
+
+    def bytes_of(self, case: Case) -> float:
+        """The estimated peak of a case, from its file to its label map; 0 where its header cannot be read, as nothing
+        more is done with it then. The whole scan is counted, as the crop is not known yet."""
+        if case.name not in self._needed:
+            try:
+                self._needed[case.name] = self._bytes_of(case)
+            except Exception:  # named when the case is read
+                self._needed[case.name] = 0.0
+        return self._needed[case.name]
+
+    def _bytes_of(self, case: Case) -> float:
+        plan, geometry = self.model.plan, geometry_of_case(case)
+        config, channels = plan.preprocessing, len(plan.channel_names)
+        shape, spacing = tuple(geometry.shape), tuple(geometry.spacing)
+        transform = GridTransform(shape, spacing, full_box(shape), grid_size(shape, spacing, config))
+        atlases = sum(map(len, self.model.atlases))
+        image = math.prod(map(float, shape)) * channels
+        return max(
+            READING * image,
+            4 * image + forward_bytes(transform.box, transform.size, config),
+            prediction_bytes(transform, channels=channels, classes=plan.network.classes, atlases=atlases),
+        )

@@ -17,21 +17,19 @@ from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.mirrored import with_mirrored
 from mre_lowshot.config import Plan
 from mre_lowshot.config.check import require_path, require_whole
-from mre_lowshot.config.plan_files import TRAINER
 from mre_lowshot.data.colours import label_colours
 from mre_lowshot.data.dicom.codes import Code, label_codes
-from mre_lowshot.data.workspace import names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import sha256
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.inference.model_archive import ModelArchive, is_archive, read_archive, require_folds
+from mre_lowshot.inference.model_folders import REPLACED
 from mre_lowshot.network.build import outline
 from mre_lowshot.plain import shown
 
 MAX_FOLD = 999_999_999
 _FOLD = re.compile(r"fold_[0-9]{1,9}$")
-REPLACED = ".mre-replaced"  # in a model's folder: folds that are trained again, until their first checkpoint is there
 
 
 @dataclass(frozen=True)
@@ -99,40 +97,6 @@ class Model:
         """The model of a single fold, as its trainer has it in memory; ``dataset`` is the content of dataset.json."""
         number = plan.fold.fold if plan.fold else 0
         return cls(folder, (number,), (plan,), (network,), (atlases,), dataset=dataset)
-
-
-def find_folder(
-    results: Path, dataset: str | None = None, level: str | None = None, plans: str | None = None
-) -> tuple[Path, str]:
-    """The model folder to use, and how it was chosen: the only one that fits, else the one trained last.
-
-    Args:
-        results: the results root.
-        dataset: id, name or full name; None fits all.
-        level, plans: as in training; None fits all.
-
-    Raises:
-        UserError: nothing trained fits; the message lists what is there.
-    """
-    trained = {}
-    for path in sorted(results.glob(f"*/{TRAINER}__*__*")):
-        checkpoints = [c for place in (path, path / REPLACED) for c in place.glob("fold_*/checkpoint_*.pth")]
-        if checkpoints:
-            trained[path] = max(c.stat().st_mtime for c in checkpoints)
-    fitting = [p for p in trained if _fits(p, dataset, level, plans)]
-    if not fitting:
-        there = "; ".join(f"{p.parent.name}/{p.name}" for p in trained) or "nothing"
-        raise UserError(f"no trained model in {results} fits (trained: {there}); train one with mre_train, or give -m")
-    newest = max(fitting, key=lambda p: trained[p])
-    how = "the only trained model" if len(fitting) == 1 else f"the one of {len(fitting)} trained last"
-    return newest, how
-
-
-def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None) -> bool:
-    _, its_plans, its_level = path.name.split("__", 2)
-    if dataset is not None and not names_dataset(path.parent.name, dataset):
-        return False
-    return (level is None or its_level == level) and (plans is None or its_plans == plans)
 
 
 def load_model(

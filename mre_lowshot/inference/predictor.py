@@ -6,12 +6,14 @@ command line, the validation after training and the tuning of fusion weights all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
+import torch
 
 from mre_lowshot import devices
 from mre_lowshot.atlas.alignment import PreviousPass, align
@@ -30,11 +32,11 @@ from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.input_checks import Difference, differences_from_training, refuse_input
-from mre_lowshot.inference.memory import require_prediction_memory
+from mre_lowshot.inference.memory import MemoryOfCases, require_prediction_memory
 from mre_lowshot.inference.models import Model, load_model
 from mre_lowshot.inference.options import inference_with
-from mre_lowshot.inference.prefetch import prefetch
-from mre_lowshot.inference.quality import Quality, estimate_quality
+from mre_lowshot.inference.overlap import Turns, in_order
+from mre_lowshot.inference.quality import estimate_quality
 from mre_lowshot.inference.sliding_window import (
     AtlasCoordinates,
     Precision,
@@ -43,72 +45,14 @@ from mre_lowshot.inference.sliding_window import (
     log_to_stderr,
     without_slice_axis,
 )
+from mre_lowshot.inference.stages import NetworkOutput, Outcome, PreviousPrediction, RegisteredScan
 from mre_lowshot.inference.stopwatch import Stopwatch
 from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import prepare_case
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.refinement.pipeline import refine
 
-if TYPE_CHECKING:
-    import torch
-
 MAX_REREGISTRATIONS = 2
-
-
-@dataclass(frozen=True)
-class RegisteredScan:
-    """Output of the register stage.
-
-    Attributes:
-        prepared: the preprocessed scan.
-        coordinates: for each fold the voxels' coordinates in its atlases, or None.
-    """
-
-    prepared: PreparedCase
-    coordinates: AtlasCoordinates
-
-
-class PreviousPrediction(NamedTuple):
-    """What guides another registration: coordinates for each fold, and class probabilities (K, *size)."""
-
-    coordinates: AtlasCoordinates
-    probabilities: np.ndarray
-
-
-@dataclass(frozen=True)
-class NetworkOutput:
-    """Output of the network stage.
-
-    Attributes:
-        scan: the registered scan.
-        image: the preprocessed image as the network takes it, (C, *size).
-        posterior: class probabilities (K, *size).
-        warped: class probabilities (K, *size) of the labels warped from the atlases, or None.
-        quality: estimate from both.
-    """
-
-    scan: RegisteredScan
-    image: np.ndarray
-    posterior: np.ndarray
-    warped: np.ndarray | None
-    quality: Quality
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One case of `Predictor.predict_cases`: its prediction, or the reason why there is none.
-
-    Attributes:
-        case: the case.
-        prediction: None where it failed.
-        problem: why it failed, one line that begins with the case's name.
-        seconds: that each stage took, by its name.
-    """
-
-    case: Case
-    prediction: Prediction | None = None
-    problem: str = ""
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Predictor:
@@ -232,39 +176,73 @@ class Predictor:
         return self.predict_prepared(self.register(prepared), progress=progress)
 
     def predict_cases(
-        self, cases: Iterable[Case], *, crops: Mapping[str, Box] | None = None, ahead: bool = True
-    ) -> Iterator[Outcome]:
-        """Segment cases one by one. One that fails, for whatever reason, is named with it, and the others are
-        predicted; nothing of a case is kept when the next one is begun. On a GPU the next scan is read,
-        preprocessed and registered meanwhile, unless ``ahead`` is false."""
+        self,
+        cases: Iterable[Case],
+        *,
+        crops: Mapping[str, Box] | None = None,
+        ahead: int = 1,
+        read: Callable[[Case], Volume] = read_case,
+    ) -> Generator[Outcome, None, None]:
+        """Segment cases; outcomes come in their order. One that fails, for whatever reason, is named with it, and the
+        others are predicted. Results do not depend on how many are worked on at the same time.
 
-        def prepare(case: Case) -> tuple[RegisteredScan, Stopwatch]:
+        Args:
+            cases: to segment.
+            crops: given boxes, by case.
+            ahead: how many of the next scans are worked on meanwhile, as far as the memory allows (`inference.memory`)
+                and the CPU has more than one thread; 0: nothing of a case is begun or kept while another is predicted.
+            read: reads the image of a case.
+        """
+        cases = list(cases)
+        turns = Turns() if self.device.type != "cpu" or self.window.has_state else None
+
+        def work(numbered: tuple[int, Case]) -> Outcome:
+            number, case = numbered
+            try:
+                crop = (crops or {}).get(case.name)
+                return self._outcome(case, crop, read, turns.turn(number) if turns else nullcontext())
+            finally:
+                if turns:
+                    turns.end(number)
+
+        def admit(numbered: Sequence[tuple[int, Case]]) -> bool:
+            return memory.admit([case for _, case in numbered])
+
+        memory = MemoryOfCases(self.model)
+        alone = self.device.type == "cpu" and torch.get_num_threads() < 2
+        return in_order(
+            list(enumerate(cases)),
+            work,
+            threads=1 if alone else 1 + ahead,
+            admit=admit,
+            short=lambda outcome: outcome.memory_short,
+        )
+
+    def _outcome(
+        self,
+        case: Case,
+        crop: Box | None,
+        read: Callable[[Case], Volume],
+        turn: AbstractContextManager[None],
+    ) -> Outcome:
+        """The stages of a case, the network within its ``turn``; any failure is its outcome."""
+        try:
             watch = Stopwatch()
-            volume = read_case(case)
+            volume = read(case)
             if problem := storage_problem(volume, file_ending(case.images[0])):
                 raise UserError(f"case {case.name}: {problem}")
             watch.lap("read")
-            prepared = self.preprocess(volume, name=case.name, crop=(crops or {}).get(case.name))
+            prepared = self.preprocess(volume, name=case.name, crop=crop)
             del volume  # the largest array, and no longer needed
             watch.lap("preprocess")
-            registered = self.register(prepared)
+            scan = self.register(prepared)
             watch.lap("register")
-            return registered, watch
-
-        for case, get in prefetch(cases, prepare, ahead=ahead and self.device.type != "cpu"):
-            outcome = [self._outcome(case, get)]
-            del get  # it may hold the scan
-            yield outcome.pop()
-
-    def _outcome(self, case: Case, get: Callable[[], tuple[RegisteredScan, Stopwatch]]) -> Outcome:
-        """The stages network, refine and export of a case; any failure is its outcome."""
-        try:
-            scan, watch = get()
-            watch.resume()
-            output = self.run_network(scan)
+            with turn:
+                watch.resume()
+                output = self.run_network(scan)
             watch.lap("network")
             refined = self.refine(output)
-            del scan, output
+            del prepared, scan, output
             watch.lap("refine")
             prediction = self.export(refined)
             watch.lap("export")
@@ -274,7 +252,7 @@ class Predictor:
             text, short = describe_failure(problem, case.name), is_out_of_memory(problem)
         if short:  # the arrays in the traceback are gone by now
             devices.free_memory()
-        return Outcome(case, problem=text)
+        return Outcome(case, problem=text, memory_short=short)
 
     # The stages.
 

@@ -95,6 +95,11 @@ class SlidingWindow:
         self.device, self.tile_batch = device, tile_batch
         self.priors = list(priors or [None] * len(networks))
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the tiles so far decide how the next ones are computed: scans must come one by one, in order."""
+        return not self.compared or self.compiler is not None
+
     def posterior(
         self, image: np.ndarray, coordinates: AtlasCoordinates | None = None, progress: Progress | None = None
     ) -> np.ndarray:

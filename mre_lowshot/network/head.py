@@ -28,9 +28,10 @@ class PrototypeHead(nn.Module):
     def __init__(self, spec: NetworkConfig, channels: int) -> None:
         super().__init__()
         self.spec = spec
-        self.prototypes = nn.Parameter(
-            torch.randn(spec.classes * spec.prototypes_per_class, channels) / math.sqrt(channels)
-        )
+        self.prototypes = nn.Parameter(torch.empty(spec.classes * spec.prototypes_per_class, channels))
+        if not self.prototypes.is_meta:  # there random values are none, and load torch._dynamo, which takes seconds
+            with torch.no_grad():
+                self.prototypes.normal_().div_(math.sqrt(channels))
         log_scale = torch.tensor(math.log(spec.logit_scale))  # log xi is the parameter, so that xi stays positive
         if spec.logit_scale_learned:
             self.log_scale = nn.Parameter(log_scale)

@@ -17,9 +17,9 @@ from mre_lowshot.grid import Box
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.formats import ModelLabels, formats_of
 from mre_lowshot.inference.input_checks import Difference
-from mre_lowshot.inference.predictor import Outcome
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.inference.record import FileState
+from mre_lowshot.inference.stages import Outcome
 from mre_lowshot.workflows.case_files import Statistics, write_extras
 from mre_lowshot.workflows.input_files import input_states
 from mre_lowshot.workflows.outputs import Request

@@ -16,7 +16,8 @@ from mre_lowshot.data.dataset import Case
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.files import not_written, partial_name, sha256
 from mre_lowshot.inference.models import Model
-from mre_lowshot.inference.predictor import Outcome, Predictor
+from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.inference.stages import Outcome
 from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase
 from mre_lowshot.workflows.reporting import LOGGER
 
@@ -107,7 +108,7 @@ def predict_on_worker(job: Job, case: Case) -> WrittenCase:
 def _written(job: Job, case: Case, predictor: Predictor, notes: list[str]) -> WrittenCase:
     folder = job.staging / uuid.uuid4().hex
     try:
-        (outcome,) = predictor.predict_cases([case], crops=job.writer.crops, ahead=False)
+        (outcome,) = predictor.predict_cases([case], crops=job.writer.crops, ahead=0)
         if not job.staging.is_dir():  # the run was interrupted meanwhile: leave nothing behind
             return job.writer.not_predicted(Outcome(case, problem=f"case {case.name}: the run has ended"))
         folder.mkdir()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mre_lowshot import devices
 from mre_lowshot.config.check import require_whole
@@ -22,25 +21,22 @@ from mre_lowshot.experiments import report
 from mre_lowshot.experiments.report import RowResult
 from mre_lowshot.experiments.runner import (
     Setting,
-    is_done,
     is_prepared,
     plan_row,
     prepare_row,
-    summary_path_of,
-    train_fold,
     write_plan,
 )
 from mre_lowshot.experiments.tables import Base, Row, Table, named
 from mre_lowshot.experiments.text import format_overview, format_rows
-from mre_lowshot.files import read_json
 from mre_lowshot.inference.models import MAX_FOLD
 from mre_lowshot.planners.fingerprint import write_fingerprint
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import facts_of
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.references import planning
-from mre_lowshot.trainers.fold import FoldJob, validate
-from mre_lowshot.workflows.fold_run import training_progress
+from mre_lowshot.trainers.fold import FoldJob
+from mre_lowshot.workflows.experiment_cluster import ExperimentCluster
+from mre_lowshot.workflows.experiment_fold import run_fold
 from mre_lowshot.workflows.plan import verified_dataset
 from mre_lowshot.workflows.reporting import Reporter
 from mre_lowshot.workflows.train import check_options
@@ -72,6 +68,7 @@ class _Run:
     device: str
     space: Workspace
     reporter: Reporter
+    cluster: ExperimentCluster | None = None
 
 
 def experiment(
@@ -93,6 +90,7 @@ def experiment(
     cohorts_file: str | Path | None = None,
     device: str = "auto",
     workspace: str | Path | None = None,
+    scheduler: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> ExperimentResult:
     """Train and score the rows of one of the paper's tables on datasets, and compare them with the reference row.
@@ -116,6 +114,8 @@ def experiment(
         cohort, cohorts_file: name of a cohort of cases, and its file.
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/.
+        scheduler: address of a dask scheduler, or its scheduler file, on whose workers the folds are trained; None: in
+            this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
 
     Raises:
@@ -124,7 +124,8 @@ def experiment(
     check_options(iterations=iterations, seed=seed, workers=workers)
     for fold in folds or ():
         require_whole("--folds", fold, 0, MAX_FOLD)
-    found_table = named(table)
+    found_table, reporter = named(table), reporter or Reporter()
+    cluster = ExperimentCluster(scheduler, device=device, reporter=reporter) if scheduler is not None else None
     level = with_cohort(level, cohort) if cohort is not None else parse_level(level)
     run = _Run(
         table=found_table,
@@ -139,15 +140,19 @@ def experiment(
         workers=workers,
         device=device,
         space=Workspace.resolve(workspace),
-        reporter=reporter or Reporter(),
+        reporter=reporter,
+        cluster=cluster,
     )
     loaded = [Dataset.load(run.space.find(str(name), "raw")) for name in datasets]
     scored = [labels_to_score(labels, list(dataset.labels)) for dataset in loaded]
     failed, results, texts = 0, {}, []
-    for dataset, names in zip(loaded, scored, strict=True):
-        failed += 0 if only_print else _run_rows(run, dataset)
-        results[dataset.name], text = _report(run, dataset, names, only_print=only_print)
-        texts.append(text)
+    with ExitStack() as held:
+        if cluster is not None and not only_print:
+            held.enter_context(cluster.connected(run.space))
+        for dataset, names in zip(loaded, scored, strict=True):
+            failed += 0 if only_print else _run_rows(run, dataset)
+            results[dataset.name], text = _report(run, dataset, names, only_print=only_print)
+            texts.append(text)
     if len(results) > 1:
         texts.append(format_overview(results, run.reference))
         run.reporter.info(texts[-1])
@@ -164,8 +169,8 @@ def _chosen_rows(table: Table, names: Sequence[str] | None, base: Base) -> list[
 
 def _run_rows(run: _Run, dataset: Dataset) -> int:
     """Plan, preprocess, train and score all rows; the number of scans that failed."""
-    device = devices.resolve(run.device)
-    planned_for = Device(device.type, devices.memory_gb(device))
+    device = devices.resolve("cpu" if run.cluster else run.device)  # each worker takes its own
+    planned_for = run.cluster.planned_for() if run.cluster else Device(device.type, devices.memory_gb(device))
     folder = run.space.preprocessed / dataset.name
     _, fingerprint = verified_dataset(dataset.folder, run.reporter)
     write_fingerprint(folder, fingerprint)
@@ -180,7 +185,7 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
         raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
     if not all(splits[n]["val"] for n in folds):
         raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
-    failed = 0
+    failed, remote = 0, []
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
     for row, plan in zip(run.rows, plans, strict=True):
         if not (is_prepared(plan, dataset, folder) and (folder / f"{plan.plans_name}.json").is_file()):
@@ -198,42 +203,16 @@ def _run_rows(run: _Run, dataset: Dataset) -> int:
                 device=device,
                 seed=run.setting.seed,
             )
+            if run.cluster:
+                remote.append((row, job))
+                continue
             with job.reading(), job.locked():
                 write_plan(plan, folder)
                 check_prepared(plan, folder)
-                failed += _run_fold(run, row, job)
+                failed += run_fold(row, job, run.setting.iterations, workers=run.workers, reporter=run.reporter)
+    if run.cluster:
+        failed += run.cluster.run_folds(remote, iterations=run.setting.iterations, workers=run.workers)
     return failed
-
-
-def _run_fold(run: _Run, row: Row, job: FoldJob) -> int:
-    """Train and score one fold of a row; the number of scans that failed."""
-    split = job.split
-    title = f"row {row.name} ({row.label}), fold {job.fold}"
-    if is_done(job):
-        failed = len(read_json(summary_path_of(job), "summary of a fold")["failed_cases"])
-        run.reporter.info(f"{title}: already complete" + (f", {failed} scans could not be scored" if failed else ""))
-        return failed
-    begun = time.monotonic()
-    progress: Callable[..., Any] = partial(
-        training_progress, job, reporter=run.reporter, title=f"{row.name}, fold {job.fold}"
-    )
-    workers = devices.loader_processes(job.device) if run.workers is None else run.workers
-    trainer = train_fold(job, workers=workers, progress=progress)
-    with run.reporter.bar(len(split["val"]), description="validate", unit="scan") as bar:
-        summary = validate(
-            job,
-            trainer,
-            split["val"],
-            job.folder / "validation",
-            on_case=lambda _: bar.update(),
-            log=run.reporter.warning,
-        )
-    mean, seconds = summary["foreground_mean"], time.monotonic() - begun
-    scores = f"Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, NSD {mean['NSD']:.4f}"
-    run.reporter.info(f"{title}: {scores}, {seconds:.0f} s")
-    for reason in summary["failed_cases"].values():
-        run.reporter.info(f"  {reason}")
-    return len(summary["failed_cases"])
 
 
 def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:

@@ -6,28 +6,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mre_lowshot.config.check import require_path, require_plans_name, require_whole
 from mre_lowshot.data.splits import parse_fold, parse_level
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.formats import ModelLabels, check_names, refuse_formats
-from mre_lowshot.inference.models import find_folder, load_model, require_checkpoint_name
-from mre_lowshot.inference.predictor import Predictor
-from mre_lowshot.inference.record import RunRecord, describe_run
-from mre_lowshot.inference.sliding_window import Precision
-from mre_lowshot.preprocessing.prepare import read_crops
-from mre_lowshot.workflows.cluster import ClusterPredictor, require_cluster
+from mre_lowshot.inference.model_folders import find_folder
+from mre_lowshot.workflows.first_scan import FirstScan
 from mre_lowshot.workflows.inputs import Inputs, find_inputs, first_lines
-from mre_lowshot.workflows.only_run import only_run
-from mre_lowshot.workflows.outputs import OutputFolder, Request
-from mre_lowshot.workflows.prediction_run import PredictionRun, PredictResult
-from mre_lowshot.workflows.report import NAME as PAGE
-from mre_lowshot.workflows.report import require_replaceable, write_report
 from mre_lowshot.workflows.reporting import Reporter
+
+if TYPE_CHECKING:
+    from mre_lowshot.inference.predictor import Predictor
+    from mre_lowshot.inference.sliding_window import Precision
+    from mre_lowshot.workflows.cluster import ClusterPredictor
+    from mre_lowshot.workflows.prediction_run import PredictResult
+
+# torch, scipy and what uses them are imported in functions, while the first scan is read (`first_scan`).
+MOST_AHEAD = 999
 
 
 def predict(
@@ -59,7 +56,7 @@ def predict(
     device: str = "auto",
     workspace: str | Path | None = None,
     verbose: bool = False,
-    prefetch: bool = True,
+    prefetch: int = 1,
     scheduler: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> PredictResult:
@@ -92,7 +89,8 @@ def predict(
         num_parts, part_id: split the cases among several runs, and number of the part that this run predicts, from 0.
         workspace: folder with raw/, preprocessed/ and results/; None: see `data.workspace.Workspace`.
         verbose: report the seconds of each case.
-        prefetch: on a GPU, read and preprocess the next scan while a scan is predicted.
+        prefetch: how many further scans are worked on while one is predicted, as far as the memory allows; 0: one scan
+            after the other. Label maps are the same.
         scheduler: address of a dask scheduler, or its scheduler file, on whose workers the scans are predicted; None:
             in this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
@@ -106,16 +104,33 @@ def predict(
         require_path(name, path)
     inputs, output = Path(inputs), Path(output)
     if scheduler is not None:
+        from mre_lowshot.workflows.cluster_client import require_cluster
+
         scheduler, inputs, output = require_cluster(scheduler), inputs.absolute(), output.absolute()
     check_model_options(model, dataset, level, plans_name)
     output_formats = _texts("--output_format", output_formats)
     series = _texts("--series", series)
-    check_names(output_formats)
-    require_checkpoint_name(checkpoint_name)
     _check_folders(inputs, output, num_parts=num_parts, part_id=part_id, overwrite=overwrite)
+    ahead = require_whole("-npp", int(prefetch) if isinstance(prefetch, bool) else prefetch, 0, MOST_AHEAD)
     if report:
         _check_page(output, num_parts=num_parts, overwrite=overwrite)
     folder, how = find_model(model, dataset, level, plans_name, workspace)
+    first = FirstScan()
+    if scheduler is None and not continue_prediction:  # which case is not done is found out later
+        first.begin(inputs, folder, output=output, part_id=part_id)
+
+    from mre_lowshot.inference.formats import ModelLabels, check_names, refuse_formats
+    from mre_lowshot.inference.models import require_checkpoint_name
+    from mre_lowshot.inference.predictor import Predictor
+    from mre_lowshot.inference.record import RunRecord, describe_run
+    from mre_lowshot.preprocessing.prepare import read_crops
+    from mre_lowshot.workflows.cluster import ClusterPredictor
+    from mre_lowshot.workflows.only_run import only_run
+    from mre_lowshot.workflows.outputs import OutputFolder, Request
+    from mre_lowshot.workflows.prediction_run import PredictionRun
+
+    check_names(output_formats)
+    require_checkpoint_name(checkpoint_name)
     options: dict[str, Any] = {
         "step_size": step_size,
         "centre_tiles": centre_tiles,
@@ -132,6 +147,8 @@ def predict(
     _report_model(predictor, how, reporter)
     labels = ModelLabels.of(predictor.model)
     found = find_inputs(inputs, channels=predictor.plan.channel_names, output=output, series=series)
+    chosen = found.cases[part_id::num_parts]
+    first.expect(chosen)
     refuse_formats(found.cases, output_formats)
     for line in first_lines(found.left_out):
         reporter.info(f"left out: {line}")
@@ -170,11 +187,14 @@ def predict(
             labels=labels,
             reporter=reporter,
             verbose=verbose,
-            prefetch=prefetch,
+            prefetch=ahead,
+            read=first.read,
         )
-        result = work.run(found.cases[part_id::num_parts], found.problems, continued=continue_prediction)
+        result = work.run(chosen, found.problems, continued=continue_prediction)
     if not report:
         return result
+    from mre_lowshot.workflows.report import write_report
+
     return replace(result, report=write_report(output, overwrite=overwrite, reporter=reporter).path)
 
 
@@ -215,6 +235,10 @@ def list_scans(
             raise
         reporter.info("no trained model: scans of any modality are taken")
     else:
+        import torch
+
+        from mre_lowshot.inference.models import load_model
+
         channels = load_model(folder, None, torch.device("cpu")).plan.channel_names
         reporter.info(f"model: {folder} ({how}), channels {', '.join(channels)}")
     return find_inputs(
@@ -279,9 +303,11 @@ def check_model_options(
 
 def _check_page(output: Path, *, num_parts: int, overwrite: bool) -> None:
     """Refuse a page that could not be written at the end of the work."""
+    from mre_lowshot.workflows.report import NAME, require_replaceable
+
     if num_parts > 1:
         raise UserError("--report with -num_parts: run mre_report once all parts are predicted")
-    require_replaceable(output / PAGE, overwrite=overwrite)
+    require_replaceable(output / NAME, overwrite=overwrite)
 
 
 def find_model(

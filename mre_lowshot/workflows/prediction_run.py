@@ -10,12 +10,15 @@ from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.label_table import LabelTable
+from mre_lowshot.data.scan_input import read_case
+from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.files import printable
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.formats import ModelLabels
-from mre_lowshot.inference.predictor import Outcome, Predictor
+from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.quality import Quality, first_to_check, read_rows, write_qualities
+from mre_lowshot.inference.stages import Outcome
 from mre_lowshot.inference.statistics_table import StatisticsTable
 from mre_lowshot.workflows.case_files import Statistics, add_missing_statistics, label_digest
 from mre_lowshot.workflows.case_writer import CaseWriter, WrittenCase, described, listed_box
@@ -62,7 +65,8 @@ class PredictionRun:
         labels: names, colours and codes of the model's labels.
         reporter: receives progress and messages.
         verbose: report the seconds of each case.
-        prefetch: on a GPU, preprocess the next scan meanwhile.
+        prefetch: how many further scans are worked on while one is predicted.
+        read: reads the image of a case.
     """
 
     def __init__(
@@ -75,9 +79,10 @@ class PredictionRun:
         labels: ModelLabels,
         reporter: Reporter,
         verbose: bool = False,
-        prefetch: bool = True,
+        prefetch: int = 1,
+        read: Callable[[Case], Volume] = read_case,
     ) -> None:
-        self.labels, self.verbose, self.prefetch = labels, verbose, prefetch
+        self.labels, self.verbose, self.prefetch, self.read = labels, verbose, prefetch, read
         self.writer = CaseWriter(target.root, target.request, labels, tuple(predictor.plan.channel_names), crops)
         self.predictor, self.target, self.crops, self.part, self.reporter = predictor, target, crops, part, reporter
         self.table = f"quality{part}.csv"
@@ -185,10 +190,12 @@ class PredictionRun:
                         self._take(written)
                         bar.update()
                 return
-            for outcome in self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch):
-                self._write(outcome)
-                del outcome  # its probabilities are large; free them before the next scan is segmented
-                bar.update()
+            predicted = self.predictor.predict_cases(todo, crops=self.crops, ahead=self.prefetch, read=self.read)
+            with closing(predicted) as outcomes:  # an interruption ends their threads
+                for outcome in outcomes:
+                    self._write(outcome)
+                    del outcome  # its probabilities are large; free them before another scan is begun
+                    bar.update()
 
     def _write(self, outcome: Outcome) -> None:
         """Write the files of a case that was predicted in this process."""
