@@ -1,0 +1,179 @@
+"""DataAug (Zhao et al., 2019) as a baseline for one labelled scan and unlabelled ones (paper, IV-K; Table XI).
+
+SAS-aug: the labels, registered to the unlabelled scans, are supervision besides the labelled scan. IDS-aug: the
+labelled scan with the spatial transform of one unlabelled scan and the appearance transform of another. Both train the
+U-Net with the recipe's augmentation. docs/BASELINES.md compares this with its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from mre_lowshot.augmentation import deform
+from mre_lowshot.config import Plan
+from mre_lowshot.config.presets import UNET_NETWORK
+from mre_lowshot.errors import UserError
+from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
+from mre_lowshot.experiments.baselines.common import nearest_to_average, require_volumes
+from mre_lowshot.experiments.baselines.learned_transforms import Transforms, learn_transforms, to_coarse
+from mre_lowshot.grid import sample_image, sample_label, voxel_positions
+from mre_lowshot.inference.sliding_window import SlidingWindow
+from mre_lowshot.planners.fold import decide_fold
+from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.sampling import BatchSampler, TrainingCase
+from mre_lowshot.trainers.trainer import MRETrainer
+
+METHOD = "DataAug"
+Mode = Literal["sas", "ids", "coupled"]
+
+
+def unlabelled_scans(fold: BaselineFold, wanted: int) -> list[PreparedCase]:
+    """At most ``wanted`` unlabelled scans, in an order that the seed determines. Those that are no test scans of the
+    fold come first.
+
+    Raises:
+        UserError: there is none.
+    """
+    test = set(fold.plan.fold.test) if fold.plan.fold else set()
+    order = np.random.default_rng([fold.seed, 0]).permutation(len(fold.unlabelled))
+    shuffled = [fold.unlabelled[n] for n in order]
+    chosen = sorted(shuffled, key=lambda case: case.name in test)[:wanted]
+    if not chosen:
+        raise UserError(f"{METHOD}: the fold has no unlabelled scan; it needs one or more")
+    own = sum(case.name in test for case in chosen)
+    fold.log(
+        f"{METHOD}: {len(chosen)} unlabelled scans ({wanted} wanted): {', '.join(case.name for case in chosen)}; "
+        + (f"{own} of them are test scans (transductive; their labels are not used)" if test else
+           "the fold does not name its test scans, they may be among them (transductive)")
+    )  # fmt: skip
+    return chosen
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """The labelled scan and its transforms, from which training patches are made.
+
+    Attributes:
+        atlas: the labelled scan.
+        transforms: to n unlabelled scans.
+    """
+
+    atlas: TrainingCase
+    transforms: Transforms
+
+    def sample(self, positions: np.ndarray, spatial: int, appearance: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, *patch) and labels (*patch) of the synthetic scan at voxel ``positions`` (3, *patch): the atlas
+        plus the change number ``appearance``, warped by the displacement number ``spatial``; n stands for none."""
+        size, moved, number = self.atlas.label.shape, positions, len(self.transforms.changes)
+        if spatial < number:
+            field = self.transforms.displacements[spatial]
+            moved = positions + sample_image(field, to_coarse(positions, size, field.shape[1:]))
+        image = sample_image(self.atlas.image, moved)
+        if appearance < number:
+            change = self.transforms.changes[appearance]
+            image = image + sample_image(change, to_coarse(moved, size, change.shape[1:]))
+        return image, sample_label(self.atlas.label, moved)
+
+    def warped_labels(self, spatial: int) -> np.ndarray:
+        """The atlas's labels in the frame of scan number ``spatial``, (*size) int16."""
+        _, labels = self.sample(
+            voxel_positions((0, 0, 0), self.atlas.label.shape), spatial, len(self.transforms.changes)
+        )
+        return labels.astype(np.int16)
+
+
+class SyntheticSampler(BatchSampler):
+    """Mini-batches of synthetic scans, otherwise as `BatchSampler` with the atlas as its only case.
+
+    For each patch one of the unlabelled scans or the atlas itself (no transform) is drawn for the spatial transform,
+    and, independently or with ``coupled`` the same one, for the appearance transform.
+    """
+
+    synthesis: Synthesis
+    coupled = False
+
+    def _patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        case, size = self.cases[0], self.cases[0].label.shape
+        positions = voxel_positions(self._corner(0, rng), self.patch)
+        source = deform(positions, case.spacing, size, self.recipe.augmentation, rng)
+        for axis in self.recipe.augmentation.mirror_axes:
+            if rng.random() < 0.5:
+                source = source.copy()
+                source[axis] = size[axis] - 1 - source[axis]
+        spatial, appearance = (int(n) for n in rng.integers(len(self.synthesis.transforms.changes) + 1, size=2))
+        image, label = self.synthesis.sample(source, spatial, spatial if self.coupled else appearance)
+        return image, self._coordinates(case, positions), label
+
+
+def unet_plan(plan: Plan, case: PreparedCase, seed: int, iterations: int | None) -> Plan:
+    """The plan of a row with the U-Net in place of MRE-Net, trained for ``iterations`` (None: the recipe's)."""
+    recipe = replace(plan.recipe, loss=replace(plan.recipe.loss, ohem=False))
+    if iterations is not None:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, iterations=iterations))
+    changed = replace(plan, network=replace(plan.network, **UNET_NETWORK), recipe=recipe)
+    if plan.fold is not None:
+        return replace(changed, fold=replace(plan.fold, seed=seed))
+    decisions = decide_fold(
+        changed, level="1shot", fold=0, train=[case.name], test=[], labels=[case.needed_label()], seed=seed
+    )
+    return replace(changed, fold=decisions)
+
+
+def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
+    """Learn transforms to ``wanted`` unlabelled scans, or as many as there are, and train the U-Net.
+
+    Raises:
+        UserError: 2D images, or no unlabelled scan.
+        NumericalError: a loss is not finite.
+    """
+    require_volumes(fold, METHOD)
+    atlas = fold.train[nearest_to_average(fold.train)]
+    scans = unlabelled_scans(fold, wanted)
+    plan = unet_plan(fold.plan, atlas, fold.seed, fold.iterations)
+    fold.log(f"{METHOD}: atlas {atlas.name}" + (", nearest to the average" if len(fold.train) > 1 else ""))
+    transforms = learn_transforms(
+        atlas, scans, plan=plan, iterations=plan.recipe.optimizer.iterations, device=fold.device, seed=fold.seed,
+        log=fold.log,
+    )  # fmt: skip
+    labelled = TrainingCase(
+        np.ascontiguousarray(atlas.image, dtype=np.float32), atlas.needed_label(), atlas.transform.spacing
+    )
+    synthesis = Synthesis(labelled, transforms)
+    cases = [labelled]
+    if mode == "sas":
+        cases += [
+            TrainingCase(image, synthesis.warped_labels(n), labelled.spacing)
+            for n, image in enumerate(transforms.aligned)
+        ]
+    trainer = MRETrainer(plan, cases, folder=fold.folder / "unet", device=fold.device)
+    if mode != "sas":
+        sampler = SyntheticSampler(cases, plan.patch.size, plan.recipe, fold.classes, fold.seed)
+        sampler.synthesis, sampler.coupled = synthesis, mode == "coupled"
+        trainer.sampler = sampler
+    trainer.fit()
+    loss = trainer.training_log.history["loss"]
+    fold.log(f"U-Net, iteration {trainer.iteration}: loss {np.mean(loss[-50:]):.4f}")
+    window = SlidingWindow(
+        [trainer.inference_network], plan.network, patch=plan.patch, inference=plan.recipe.inference,
+        device=fold.device, log=fold.log,
+    )  # fmt: skip
+    return lambda case: window.posterior(case.image)
+
+
+SOURCE = "Zhao et al., CVPR 2019, 8543-8553; paper, IV-K.2 and Table XI"
+BASELINES: dict[str, Baseline] = {
+    f"{mode}_aug_{wanted}": Baseline(
+        f"{mode}_aug_{wanted}",
+        f"DataAug, {mode.upper()}-aug with {wanted} unlabelled scans",
+        SOURCE,
+        partial(fit, mode=mode, wanted=wanted),
+        recipe="paper_aug_small",
+        axes=(3,),
+    )
+    for wanted in (5, 10, 20)
+    for mode in ("sas", "ids")
+}

@@ -1,0 +1,212 @@
+"""DataAug (Zhao et al., 2019): learning the transforms from the labelled scan (the atlas) to unlabelled scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mre_lowshot.atlas.alignment import align
+from mre_lowshot.atlas.atlas import Atlas
+from mre_lowshot.config import Plan
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.experiments.baselines.transform_models import (
+    TransformNetwork,
+    contours_of,
+    local_cross_correlation,
+    smoothness,
+    smoothness_within_structures,
+    warp,
+)
+from mre_lowshot.grid import coarsen_spacing, coordinate_maps, resize_image, sample_image, sample_label, voxel_positions
+from mre_lowshot.preprocessing.store import PreparedCase
+
+MAX_VOXELS = 100_000  # of the grid of the transforms; larger scans are downsampled for them
+SMOOTHNESS, APPEARANCE_SMOOTHNESS = 1.0, 0.02  # weights of the source, for intensities from 0 to 1
+LEARNING_RATE = 1e-3  # of Adam; ten times the source's, because training is shorter
+FULL_WIDTH, SMALL_WIDTH = 16, 8  # feature channels at full resolution: the source's, and half of it
+EPOCH = 100  # iterations between two lines of the log
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Learned transforms from the atlas to each of n unlabelled scans, on a coarse grid over the atlas's volume.
+
+    Attributes:
+        displacements: (3, *coarse) each, in voxels of the atlas: the scan at x shows what the atlas shows at x + u(x).
+        changes: (C, *coarse) each, intensities to add to the atlas.
+        aligned: the scans on the atlas's grid, (C, *size) each, after affine registration.
+    """
+
+    displacements: tuple[np.ndarray, ...]
+    changes: tuple[np.ndarray, ...]
+    aligned: tuple[np.ndarray, ...]
+
+
+def to_coarse(positions: np.ndarray, size: Sequence[int], coarse: Sequence[int]) -> np.ndarray:
+    """Voxel ``positions`` (3, *any) of a grid of ``size`` on a grid of ``coarse`` voxels over the same volume, whose
+    outer edges agree."""
+    ratio = (np.asarray(coarse) / np.asarray(size)).reshape(-1, *[1] * (positions.ndim - 1))
+    moved: np.ndarray = (positions + 0.5) * ratio - 0.5
+    return moved
+
+
+def coarse_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
+    """The grid of the transforms for an atlas of ``size``: at most `MAX_VOXELS`, the finest axes coarsened first."""
+    own = np.asarray(spacing, dtype=float)
+    chosen = coarsen_spacing(MAX_VOXELS, own, own * size)
+    return tuple(max(2, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, chosen, strict=True))
+
+
+def align_to(atlas: PreparedCase, scan: PreparedCase, plan: Plan, log: Callable[[str], None]) -> np.ndarray:
+    """``scan`` on the grid of the ``atlas``, (C, *size): affinely registered, as the source's scans were before. Where
+    registration fails the whole volumes are taken to correspond."""
+    size, spacing = atlas.image.shape[1:], atlas.transform.spacing
+    affine = replace(plan.recipe, atlas=replace(plan.recipe.atlas, registration="affine"))
+    frame = replace(plan, recipe=affine, network=replace(plan.network, coordinates="volume"))
+    moving = Atlas(scan.image, np.zeros(scan.image.shape[1:], np.int16), scan.transform.spacing)
+    try:
+        maps = align((moving,), atlas.image, spacing, plan=frame)
+    except UserError as problem:
+        log(f"case {scan.name}: {problem}; its volume is resized to the atlas's")
+        maps = None
+    if maps is None:
+        maps = coordinate_maps(voxel_positions((0, 0, 0), size), size)
+    last = np.asarray(scan.image.shape[1:]).reshape(-1, 1, 1, 1) - 1
+    return sample_image(scan.image, (np.asarray(maps, dtype=np.float64) + 1) / 2 * last)
+
+
+def learn_transforms(
+    atlas: PreparedCase,
+    scans: Sequence[PreparedCase],
+    *,
+    plan: Plan,
+    iterations: int,
+    device: torch.device,
+    seed: int,
+    log: Callable[[str], None],
+) -> Transforms:
+    """Train the spatial and then the appearance transform model, and apply them to every scan.
+
+    Args:
+        atlas: labelled.
+        scans: unlabelled; their labels are not read.
+        plan: of the row.
+        iterations: of the spatial model; the appearance model takes half of them.
+        device: to train on.
+        seed: of weights and order.
+        log: receives lines of progress.
+    """
+    size = atlas.image.shape[1:]
+    coarse = coarse_size(size, atlas.transform.spacing)
+    aligned = tuple(align_to(atlas, scan, plan, log) for scan in scans)
+    low = atlas.image.min(axis=(1, 2, 3), keepdims=True)
+    width = np.maximum(np.ptp(atlas.image, axis=(1, 2, 3), keepdims=True), 1e-6)
+    source, *targets = (
+        torch.from_numpy((resize_image(image, coarse, order=1) - low) / width)[None].float().to(device)
+        for image in (atlas.image, *aligned)
+    )
+    channels = FULL_WIDTH if plan.recipe.size == "paper" else SMALL_WIDTH
+    torch.manual_seed(seed)
+    spatial = TransformNetwork(2 * source.shape[1], 3, width=channels).to(device)
+    appearance = TransformNetwork(2 * source.shape[1], source.shape[1], width=channels).to(device)
+    train_spatial(spatial, source, targets, iterations=iterations, seed=seed, log=log)
+    with torch.no_grad():
+        forward = [spatial(source, target) for target in targets]
+        returned = [warp(target, spatial(target, source)) for target in targets]
+    half = max(1, iterations // 2)
+    label = sample_label(atlas.needed_label(), to_coarse(voxel_positions((0, 0, 0), coarse), coarse, size))
+    train_appearance(
+        appearance, source, targets, forward=forward, returned=returned,
+        contours=contours_of(torch.from_numpy(label)).to(device), iterations=half, seed=seed, log=log,
+    )  # fmt: skip
+    with torch.no_grad():
+        changes = [appearance(source, back)[0].cpu().numpy() * width for back in returned]
+    ratio = (np.asarray(size) / np.asarray(coarse)).astype(np.float32).reshape(3, 1, 1, 1)
+    moved = tuple(field[0].cpu().numpy() * ratio for field in forward)
+    return Transforms(moved, tuple(c.astype(np.float32) for c in changes), aligned)
+
+
+def train_spatial(
+    network: TransformNetwork,
+    source: Tensor,
+    targets: Sequence[Tensor],
+    *,
+    iterations: int,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """Unsupervised registration: local cross-correlation of warped and target image, and smoothness. Each iteration
+    takes one scan and registers the atlas to it and it to the atlas, as the inverse transform comes from the same
+    network with its inputs exchanged."""
+
+    def loss(number: int) -> Tensor:
+        terms = []
+        for moving, fixed in ((source, targets[number]), (targets[number], source)):
+            displacement = network(moving, fixed)
+            correlation = local_cross_correlation(warp(moving, displacement), fixed)
+            terms.append(1 - correlation + SMOOTHNESS * smoothness(displacement))
+        return torch.stack(terms).mean()
+
+    _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log)
+
+
+def train_appearance(
+    network: TransformNetwork,
+    source: Tensor,
+    targets: Sequence[Tensor],
+    *,
+    forward: Sequence[Tensor],
+    returned: Sequence[Tensor],
+    contours: Tensor,
+    iterations: int,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """The intensity change psi, added to the atlas in its own frame: squared difference of the warped sum and the
+    target, and smoothness of psi within structures.
+
+    Args:
+        network: takes the atlas and a scan in the atlas's frame.
+        source: the atlas.
+        targets: the scans.
+        forward: displacements from the atlas to each scan.
+        returned: each scan in the atlas's frame.
+        contours: of the atlas's labels.
+        iterations, seed, log: as in `learn_transforms`.
+    """
+
+    def loss(number: int) -> Tensor:
+        change = network(source, returned[number])
+        made = warp(source + change, forward[number])
+        difference = (made - targets[number]).square().mean()
+        return difference + APPEARANCE_SMOOTHNESS * smoothness_within_structures(change, contours)
+
+    _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 2]), "appearance transform model", log)
+
+
+def _train(
+    network: TransformNetwork,
+    loss_of: Callable[[int], Tensor],
+    scans: int,
+    iterations: int,
+    rng: np.random.Generator,
+    name: str,
+    log: Callable[[str], None],
+) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    losses = []
+    for iteration in range(iterations):
+        loss = loss_of(int(rng.integers(scans)))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise NumericalError(f"{name}: the loss is {losses[-1]} in iteration {iteration + 1}")
+        if (iteration + 1) % EPOCH == 0 or iteration + 1 == iterations:
+            log(f"{name}, iteration {iteration + 1}: loss {np.mean(losses[-EPOCH:]):.4f}")
+    network.eval()

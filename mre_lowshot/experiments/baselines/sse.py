@@ -1,0 +1,200 @@
+"""sSE-guided few-shot segmentation (Roy et al., 2020) as a baseline for one labelled volume (paper, IV-K; Table X).
+
+Support and query slices are both drawn from the labelled volume in training. At prediction the labelled volume is the
+support, and a scan is segmented slice by slice and class by class. docs/BASELINES.md compares this with its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold
+from mre_lowshot.experiments.baselines.common import nearest_to_average, require_volumes
+from mre_lowshot.experiments.baselines.sse_network import TwoArms, dice_loss
+from mre_lowshot.experiments.baselines.sse_pairs import PairSampler
+from mre_lowshot.experiments.baselines.sse_slices import (
+    Extent,
+    extent_of,
+    groups_of_queries,
+    mask_to_network,
+    merge_classes,
+    network_size,
+    support_slices,
+    to_network,
+)
+from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.sampling import TrainingCase
+
+METHOD = "sSE-guided few-shot segmentation"
+ITERATIONS = 2000  # at most; the source's program takes 20 epochs of 100
+EPOCH = 100  # iterations whose mean loss decides whether training has converged
+PATIENCE, LEAST = 3, 1e-3  # epochs without an improvement of the loss by this much, before a drop of the learning rate
+DROPS = 1  # of the learning rate to a tenth; at the next one training ends
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.99, 1e-4  # of the source
+BATCH = 2  # pairs, as the source
+QUERIES = 8  # slices segmented at once
+ABSENT = -20.0  # logit of a class that the support does not have
+
+
+@dataclass(frozen=True)
+class Size:
+    """Feature channels of the two arms, and the longer side of a slice in the network, at most."""
+
+    conditioner: int
+    segmenter: int
+    side: int
+
+
+FULL, SMALL = Size(16, 64, 256), Size(8, 32, 128)  # the source's (512 there), and a quarter of its time
+
+
+@dataclass(frozen=True)
+class FewShotSegmenter:
+    """Segments scans with a trained network and one annotated support volume.
+
+    Attributes:
+        network: trained, in evaluation mode.
+        support: the labelled volume.
+        classes: K.
+        k: number of annotated support slices of each class; None: all.
+        size: (h, w) of slices in the network.
+        device: to compute on.
+    """
+
+    network: TwoArms
+    support: PreparedCase
+    classes: int
+    k: int | None
+    size: tuple[int, int]
+    device: torch.device
+
+    def __call__(self, case: PreparedCase) -> np.ndarray:
+        return self.segment(case)
+
+    @torch.inference_mode()
+    def segment(self, case: PreparedCase, extents: Mapping[int, Extent] | None = None) -> np.ndarray:
+        """Class probabilities (K, D, H, W), float32.
+
+        Args:
+            case: the query.
+            extents: first and last slice of each class in the query, as Roy et al. take from its reference; a class
+                without one, and all slices outside, are background. None: nothing of the query is known; a slice is
+                paired by its position in the volume.
+        """
+        label = self.support.needed_label()
+        depth, height, width = case.image.shape[1:]
+        queries = torch.from_numpy(np.ascontiguousarray(case.image.swapaxes(0, 1), dtype=np.float32))
+        logits = torch.full((self.classes - 1, depth, height, width), ABSENT)
+        for k in range(1, self.classes):
+            mask = label == k
+            extent = extent_of(mask)
+            if extent is None or (extents is not None and k not in extents):
+                continue
+            chosen = support_slices(extent, self.k)
+            groups = groups_of_queries(
+                depth,
+                len(chosen),
+                support_extent=extent,
+                support_depth=len(label),
+                query_extent=extents[k] if extents is not None else None,
+            )
+            for group, numbers in groups.items():
+                logits[k - 1, numbers] = self._group(queries[numbers], chosen[group], mask)
+        return merge_classes(logits).numpy()
+
+    def _group(self, queries: torch.Tensor, support: int, mask: np.ndarray) -> torch.Tensor:
+        """Logits (D, H, W) of query slices (D, C, H, W), guided by slice number ``support``."""
+        image = torch.from_numpy(np.ascontiguousarray(self.support.image[:, support], dtype=np.float32))[None]
+        inside = mask_to_network(mask[support][None], self.size)
+        gates = self.network.gates(to_network(image, self.size).to(self.device), inside.to(self.device))
+        parts = []
+        for part in queries.split(QUERIES):
+            found = self.network.segment(to_network(part, self.size).to(self.device), gates)
+            resized = F.interpolate(found[:, None], part.shape[2:], mode="bilinear", align_corners=False)
+            parts.append(resized[:, 0].cpu())
+        return torch.cat(parts)
+
+
+def fit(fold: BaselineFold, *, k: int | None) -> FewShotSegmenter:
+    """Train the two arms on the fold's labelled volumes; ``k`` support slices of each class at prediction (None: all).
+
+    Raises:
+        UserError: 2D images, or no class in the labels.
+        NumericalError: the loss is not finite.
+    """
+    require_volumes(fold, METHOD, axes=(0,))
+    plan = fold.plan
+    size = FULL if plan.recipe.size == "paper" else SMALL
+    number = nearest_to_average(fold.train)
+    support = fold.train[number]
+    shape = network_size(support.image.shape[2:], size.side)
+    cases = [TrainingCase(c.image, c.needed_label(), c.transform.spacing) for c in fold.train]
+    pairs = PairSampler(
+        cases, fold.classes, size=shape, batch=BATCH, augmentation=plan.recipe.augmentation, seed=fold.seed
+    )
+    if not pairs.classes:
+        raise UserError(f"{METHOD}: the labels of {', '.join(c.name for c in fold.train)} hold background only")
+    torch.manual_seed(fold.seed)
+    network = TwoArms(plan.network.in_channels, conditioner=size.conditioner, segmenter=size.segmenter)
+    fold.log(
+        f"{METHOD}: support volume {support.name}, {'all' if k is None else k} support slices of each class, slices "
+        f"{shape[0]} x {shape[1]}; of the scans to segment nothing is known, slices are paired by their position"
+    )
+    train(network.to(fold.device), pairs, fold)
+    return FewShotSegmenter(network.eval(), support, fold.classes, k, shape, fold.device)
+
+
+def train(network: TwoArms, pairs: PairSampler, fold: BaselineFold) -> None:
+    """SGD on the Dice loss until it no longer falls, or for the fold's number of iterations.
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    total = fold.iterations or ITERATIONS
+    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    best, waited, drops, losses = float("inf"), 0, 0, []
+    network.train()
+    for iteration in range(total):
+        batch = [part.to(fold.device) for part in pairs[iteration]]
+        loss = dice_loss(network(*batch[:3]), *batch[3:])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise NumericalError(f"{METHOD}: the loss is {losses[-1]} in iteration {iteration + 1}")
+        if len(losses) < EPOCH:
+            continue
+        mean, losses = float(np.mean(losses)), []
+        fold.log(f"iteration {iteration + 1}: Dice loss {mean:.4f}")
+        waited = 0 if mean < best - LEAST else waited + 1
+        best = min(best, mean)
+        if waited == PATIENCE:
+            waited, drops = 0, drops + 1
+            if drops > DROPS:
+                fold.log(f"converged after {iteration + 1} iterations")
+                return
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.1
+    fold.log(f"ended after {total} iterations")
+
+
+SOURCE = "Roy et al., Med Image Anal 59 (2020) 101587; paper, IV-K.1 and Table X"
+_PLAIN = {
+    f"sse_k{name}": Baseline(f"sse_k{name}", f"sSE-guided few-shot, k = {name}", SOURCE, partial(fit, k=k), axes=(3,))
+    for name, k in (("10", 10), ("max", None))
+}
+BASELINES: dict[str, Baseline] = {
+    **_PLAIN,
+    **{
+        f"{name}_aug": replace(row, name=f"{name}_aug", title=f"Aug. + {row.title}", recipe="paper_aug_small")
+        for name, row in _PLAIN.items()
+    },
+}
