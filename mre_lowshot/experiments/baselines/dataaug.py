@@ -21,6 +21,7 @@ from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segme
 from mre_lowshot.experiments.baselines.common import nearest_to_average, require_volumes
 from mre_lowshot.experiments.baselines.learned_transforms import Transforms, learn_transforms, to_coarse
 from mre_lowshot.grid import sample_image, sample_label, voxel_positions
+from mre_lowshot.inference.checkpoint import LATEST
 from mre_lowshot.inference.sliding_window import SlidingWindow
 from mre_lowshot.planners.fold import decide_fold
 from mre_lowshot.preprocessing.store import PreparedCase
@@ -32,16 +33,13 @@ Mode = Literal["sas", "ids", "coupled"]
 
 
 def unlabelled_scans(fold: BaselineFold, wanted: int) -> list[PreparedCase]:
-    """At most ``wanted`` unlabelled scans, in an order that the seed determines. Those that are no test scans of the
-    fold come first.
+    """The first ``wanted`` unlabelled scans, or as many as there are; the fold lists its test scans last.
 
     Raises:
         UserError: there is none.
     """
     test = set(fold.plan.fold.test) if fold.plan.fold else set()
-    order = np.random.default_rng([fold.seed, 0]).permutation(len(fold.unlabelled))
-    shuffled = [fold.unlabelled[n] for n in order]
-    chosen = sorted(shuffled, key=lambda case: case.name in test)[:wanted]
+    chosen = list(fold.unlabelled[:wanted])
     if not chosen:
         raise UserError(f"{METHOD}: the fold has no unlabelled scan; it needs one or more")
     own = sum(case.name in test for case in chosen)
@@ -80,10 +78,8 @@ class Synthesis:
 
     def warped_labels(self, spatial: int) -> np.ndarray:
         """The atlas's labels in the frame of scan number ``spatial``, (*size) int16."""
-        _, labels = self.sample(
-            voxel_positions((0, 0, 0), self.atlas.label.shape), spatial, len(self.transforms.changes)
-        )
-        return labels.astype(np.int16)
+        whole = voxel_positions((0, 0, 0), self.atlas.label.shape)
+        return self.sample(whole, spatial, len(self.transforms.changes))[1].astype(np.int16)
 
 
 class SyntheticSampler(BatchSampler):
@@ -149,11 +145,14 @@ def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
             TrainingCase(image, synthesis.warped_labels(n), labelled.spacing)
             for n, image in enumerate(transforms.aligned)
         ]
-    trainer = MRETrainer(plan, cases, folder=fold.folder / "unet", device=fold.device)
+    inputs = {case.name: case.source for case in (atlas, *scans)}
+    trainer = MRETrainer(plan, cases, folder=fold.folder / "unet", device=fold.device, inputs=inputs)
     if mode != "sas":
         sampler = SyntheticSampler(cases, plan.patch.size, plan.recipe, fold.classes, fold.seed)
         sampler.synthesis, sampler.coupled = synthesis, mode == "coupled"
         trainer.sampler = sampler
+    if (trainer.folder / LATEST).is_file():  # of an interrupted fit
+        trainer.resume()
     trainer.fit()
     loss = trainer.training_log.history["loss"]
     fold.log(f"U-Net, iteration {trainer.iteration}: loss {np.mean(loss[-50:]):.4f}")
@@ -166,8 +165,8 @@ def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
 
 SOURCE = "Zhao et al., CVPR 2019, 8543-8553; paper, IV-K.2 and Table XI"
 BASELINES: dict[str, Baseline] = {
-    f"{mode}_aug_{wanted}": Baseline(
-        f"{mode}_aug_{wanted}",
+    f"dataaug_{mode}_{wanted}": Baseline(
+        f"dataaug_{mode}_{wanted}",
         f"DataAug, {mode.upper()}-aug with {wanted} unlabelled scans",
         SOURCE,
         partial(fit, mode=mode, wanted=wanted),

@@ -188,8 +188,8 @@ def train(network: TwoArms, pairs: PairSampler, fold: BaselineFold) -> None:
 
 SOURCE = "Roy et al., Med Image Anal 59 (2020) 101587; paper, IV-K.1 and Table X"
 _PLAIN = {
-    f"sse_k{name}": Baseline(f"sse_k{name}", f"sSE-guided few-shot, k = {name}", SOURCE, partial(fit, k=k), axes=(3,))
-    for name, k in (("10", 10), ("max", None))
+    f"sse_{name}": Baseline(f"sse_{name}", f"sSE-guided few-shot, k = {shown}", SOURCE, partial(fit, k=k), axes=(3,))
+    for name, shown, k in (("10", "10", 10), ("all", "max.", None))
 }
 BASELINES: dict[str, Baseline] = {
     **_PLAIN,

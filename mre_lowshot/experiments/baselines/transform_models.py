@@ -26,9 +26,9 @@ def warp(volume: Tensor, displacement: Tensor) -> Tensor:
 
 def local_sum(volume: Tensor) -> Tensor:
     """The sum over the `WINDOW` around each voxel of (B, C, *size); 0 beyond the edges."""
+    volume = F.pad(volume, [WINDOW // 2] * 6)
     for axis in range(3):
-        width = [WINDOW if a == axis else 1 for a in range(3)]
-        volume = F.avg_pool3d(volume, width, 1, [w // 2 for w in width]) * WINDOW
+        volume = F.avg_pool3d(volume, [WINDOW if a == axis else 1 for a in range(3)], 1) * WINDOW
     return volume
 
 
