@@ -106,8 +106,7 @@ def test_the_change_is_added_to_the_atlas_which_is_then_warped_with_its_labels()
 def test_spatial_and_appearance_transforms_are_drawn_independently_or_together(coupled):
     made = synthesis((4, 8, 8))
     plan = tiny_plan(augmentation=NONE, batch_size=2)
-    sampler = SyntheticSampler([made.atlas], (4, 8, 8), plan.recipe, 2, 0)
-    sampler.synthesis, sampler.coupled = made, coupled
+    sampler = SyntheticSampler(made, plan, seed=0, coupled=coupled)
     drawn = set()
     for n in range(30):
         for image in sampler[n][0].numpy():

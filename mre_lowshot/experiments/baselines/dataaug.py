@@ -87,10 +87,17 @@ class SyntheticSampler(BatchSampler):
 
     For each patch one of the unlabelled scans or the atlas itself (no transform) is drawn for the spatial transform,
     and, independently or with ``coupled`` the same one, for the appearance transform.
+
+    Args:
+        synthesis: the atlas and its transforms.
+        plan: its patch, recipe and classes.
+        seed: of all draws.
+        coupled: both transforms of a patch belong to the same scan.
     """
 
-    synthesis: Synthesis
-    coupled = False
+    def __init__(self, synthesis: Synthesis, plan: Plan, *, seed: int, coupled: bool = False) -> None:
+        super().__init__([synthesis.atlas], plan.patch.size, plan.recipe, plan.network.classes, seed)
+        self.synthesis, self.coupled = synthesis, coupled
 
     def _patch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         case, size = self.cases[0], self.cases[0].label.shape
@@ -148,9 +155,7 @@ def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
     inputs = {case.name: case.source for case in (atlas, *scans)}
     trainer = MRETrainer(plan, cases, folder=fold.folder / "unet", device=fold.device, inputs=inputs)
     if mode != "sas":
-        sampler = SyntheticSampler(cases, plan.patch.size, plan.recipe, fold.classes, fold.seed)
-        sampler.synthesis, sampler.coupled = synthesis, mode == "coupled"
-        trainer.sampler = sampler
+        trainer.sampler = SyntheticSampler(synthesis, plan, seed=fold.seed, coupled=mode == "coupled")
     if (trainer.folder / LATEST).is_file():  # of an interrupted fit
         trainer.resume()
     trainer.fit()
