@@ -14,7 +14,7 @@ from references import TINY, tiny_plan
 from mre_lowshot.experiments.baselines.base import BaselineFold
 from mre_lowshot.preprocessing.store import PreparedCase
 
-SIZE = (12, 24, 20)
+SIZE = (8, 16, 16)
 
 
 def ellipsoids(seed: int, size: tuple[int, ...] = SIZE) -> PreparedCase:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from baseline_folds import SIZE, ellipsoids, mean_dice, toy_fold
+from conftest import interrupt_after
 from references import NONE, TINY_2D, single_thread, tiny_plan, whole_map  # noqa: F401
 from scipy.ndimage import map_coordinates
 
@@ -116,9 +117,8 @@ def test_spatial_and_appearance_transforms_are_drawn_independently_or_together(c
     assert drawn == (together if coupled else {(w, c) for w in (0, 1) for c in (0, 1, 2)})
 
 
-def test_coarse_grids_are_bounded_and_cover_the_same_volume(monkeypatch):
-    monkeypatch.setattr(learned_transforms, "MAX_VOXELS", 500)
-    coarse = coarse_size((10, 40, 40), (4.0, 1.0, 1.0))
+def test_coarse_grids_are_bounded_and_cover_the_same_volume():
+    coarse = coarse_size((10, 40, 40), (4.0, 1.0, 1.0), 500)
     assert np.prod(coarse) <= 500
     assert coarse[0] > 5  # thick slices are kept
     edges = np.array([[-0.5, 9.5], [-0.5, 39.5], [-0.5, 39.5]])
@@ -140,25 +140,65 @@ def test_unlabelled_scans_are_the_first_and_the_log_names_test_scans(tmp_path):
     fold = toy_fold(tmp_path, unlabelled=[replace(ellipsoids(n), name=name) for n, name in ((1, "other"), (2, "two"))],
                     log=lines.append)  # fmt: skip
     assert [case.name for case in unlabelled_scans(fold, 5)] == ["other", "two"]
-    assert "2 unlabelled scans (5 wanted): other, two; 1 of them are test scans (transductive" in lines[0]
+    assert "2 unlabelled scans (5 wanted): other, two; transductive: 1 of them are test scans" in lines[0]
     assert [case.name for case in unlabelled_scans(fold, 1)] == ["other"]
-    assert "0 of them are test scans" in lines[1]
+    assert "none of them is a test scan" in lines[1]
     with pytest.raises(UserError, match="no unlabelled scan"):
         unlabelled_scans(replace(fold, unlabelled=()), 5)
     with pytest.raises(UserError, match="needs volumes of several slices"):
         BASELINES["dataaug_sas_5"].fit(replace(fold, plan=tiny_plan(replace(TINY_2D, coordinates="none"))))
 
 
-@pytest.mark.parametrize("mode", ["sas", "ids"])
-def test_a_fold_is_learned_without_the_labels_of_other_scans(tmp_path, monkeypatch, mode):
+@pytest.fixture
+def quick(monkeypatch):
+    """Small networks, no picture of the curves, no affine registration."""
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
-    monkeypatch.setattr(learned_transforms, "SMALL_WIDTH", 4)
-    scan, found = ellipsoids(7), []
-    others = [ellipsoids(n) for n in (1, 2)]
-    for run, unlabelled in enumerate((others, [replace(case, label=None) for case in others])):
-        fold = toy_fold(tmp_path / str(run), unlabelled=unlabelled, iterations=30, batch_size=4, learning_rate=1e-2)
-        segment = BASELINES[f"dataaug_{mode}_5"].fit(fold)
-        found.append(segment(scan))
-    assert np.array_equal(*found)
-    assert np.array_equal(segment(replace(scan, label=None)), found[0])
-    assert mean_dice(found[0], scan.label) > 0.5
+    monkeypatch.setattr(learned_transforms, "WIDTH", 4)
+    monkeypatch.setattr(learned_transforms, "align", lambda *a, **k: None)
+
+
+def learned(folder, mode, unlabelled, iterations, **settings):
+    fold = toy_fold(folder, unlabelled=unlabelled, iterations=iterations, batch_size=4, learning_rate=3e-2, **settings)
+    return BASELINES[f"dataaug_{mode}_5"].fit(fold)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("sas", marks=pytest.mark.slow), "ids"])
+def test_a_fold_is_learned(tmp_path, quick, mode):
+    scan = ellipsoids(7)
+    found = learned(tmp_path, mode, [ellipsoids(1)], 25)(replace(scan, label=None))
+    assert found.shape == (3, *SIZE)
+    assert mean_dice(found, scan.label) > 0.4
+
+
+@pytest.mark.parametrize("mode", ["sas", pytest.param("ids", marks=pytest.mark.slow)])
+def test_a_seed_gives_the_same_result_with_and_without_labels_of_other_scans(tmp_path, quick, mode):
+    scan = ellipsoids(1)
+    with_labels, without = ([replace(scan, label=label)] for label in (scan.label, None))
+    one, other = (learned(tmp_path / n, mode, scans, 1) for n, scans in (("one", with_labels), ("other", without)))
+    assert np.array_equal(one(scan), other(replace(scan, label=None)))
+
+
+@pytest.mark.slow
+def test_an_interrupted_fit_goes_on_with_the_same_result(tmp_path, quick, monkeypatch):
+    whole = learned(tmp_path / "whole", "ids", [ellipsoids(1)], 4)(ellipsoids(7))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            learned(tmp_path / "part", "ids", [ellipsoids(1)], 4)
+    assert np.array_equal(learned(tmp_path / "part", "ids", [ellipsoids(1)], 4)(ellipsoids(7)), whole)
+
+
+@pytest.mark.slow
+def test_the_spatial_model_registers_scans(tmp_path):
+    """With affine registration before it, as in a real run."""
+    others, atlas = [ellipsoids(n) for n in (1, 2)], ellipsoids(0)
+    fold = toy_fold(tmp_path)
+    found = learned_transforms.learn_transforms(
+        atlas, others, plan=fold.plan, iterations=200, device=fold.device, seed=0, log=fold.log
+    )
+    made = Synthesis(TrainingCase(atlas.image, atlas.label, (1.0, 1.0, 1.0)), found)
+    for number, image in enumerate(found.aligned):
+        bright = (image[0] > 0.75).astype(int)
+        before, after = (2 * ((label == 1) & (bright == 1)).sum() / ((label == 1).sum() + bright.sum())
+                         for label in (atlas.label, made.warped_labels(number)))  # fmt: skip
+        assert after > max(before, 0.85)

@@ -42,12 +42,15 @@ def unlabelled_scans(fold: BaselineFold, wanted: int) -> list[PreparedCase]:
     chosen = list(fold.unlabelled[:wanted])
     if not chosen:
         raise UserError(f"{METHOD}: the fold has no unlabelled scan; it needs one or more")
-    own = sum(case.name in test for case in chosen)
-    fold.log(
-        f"{METHOD}: {len(chosen)} unlabelled scans ({wanted} wanted): {', '.join(case.name for case in chosen)}; "
-        + (f"{own} of them are test scans (transductive; their labels are not used)" if test else
-           "the fold does not name its test scans, they may be among them (transductive)")
-    )  # fmt: skip
+    own = [case.name for case in chosen if case.name in test]
+    if not test:
+        note = "the fold does not name its test scans, which may be among them"
+    elif own:
+        note = f"transductive: {len(own)} of them are test scans, whose images are used and whose labels are not"
+    else:
+        note = "none of them is a test scan"
+    names = ", ".join(case.name for case in chosen)
+    fold.log(f"{METHOD}: {len(chosen)} unlabelled scans ({wanted} wanted): {names}; {note}")
     return chosen
 
 

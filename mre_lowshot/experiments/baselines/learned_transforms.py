@@ -24,10 +24,10 @@ from mre_lowshot.experiments.baselines.transform_models import (
 from mre_lowshot.grid import coarsen_spacing, coordinate_maps, resize_image, sample_image, sample_label, voxel_positions
 from mre_lowshot.preprocessing.store import PreparedCase
 
-MAX_VOXELS = 100_000  # of the grid of the transforms; larger scans are downsampled for them
+FULL_VOXELS, SMALL_VOXELS = 1_000_000, 32_000  # of the grid of the transforms, to which larger scans are downsampled
 SMOOTHNESS, APPEARANCE_SMOOTHNESS = 1.0, 0.02  # weights of the source, for intensities from 0 to 1
 LEARNING_RATE = 1e-3  # of Adam; ten times the source's, because training is shorter
-FULL_WIDTH, SMALL_WIDTH = 16, 8  # feature channels at full resolution: the source's, and half of it
+WIDTH = 16  # feature channels at full resolution, as the source; fewer are no faster on a CPU
 EPOCH = 100  # iterations between two lines of the log
 
 
@@ -54,10 +54,10 @@ def to_coarse(positions: np.ndarray, size: Sequence[int], coarse: Sequence[int])
     return moved
 
 
-def coarse_size(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
-    """The grid of the transforms for an atlas of ``size``: at most `MAX_VOXELS`, the finest axes coarsened first."""
+def coarse_size(size: tuple[int, ...], spacing: tuple[float, ...], voxels: int) -> tuple[int, ...]:
+    """The grid of the transforms for an atlas of ``size``: at most ``voxels``, the finest axes coarsened first."""
     own = np.asarray(spacing, dtype=float)
-    chosen = coarsen_spacing(MAX_VOXELS, own, own * size)
+    chosen = coarsen_spacing(voxels, own, own * size)
     return tuple(max(2, int(n * s / c + 1e-6)) for n, s, c in zip(size, own, chosen, strict=True))
 
 
@@ -101,7 +101,9 @@ def learn_transforms(
         log: receives lines of progress.
     """
     size = atlas.image.shape[1:]
-    coarse = coarse_size(size, atlas.transform.spacing)
+    voxels = FULL_VOXELS if plan.recipe.size == "paper" else SMALL_VOXELS
+    coarse = coarse_size(size, atlas.transform.spacing, voxels)
+    log(f"transforms on a grid of {' x '.join(map(str, coarse))} voxels")
     aligned = tuple(align_to(atlas, scan, plan, log) for scan in scans)
     low = atlas.image.min(axis=(1, 2, 3), keepdims=True)
     width = np.maximum(np.ptp(atlas.image, axis=(1, 2, 3), keepdims=True), 1e-6)
@@ -109,10 +111,9 @@ def learn_transforms(
         torch.from_numpy((resize_image(image, coarse, order=1) - low) / width)[None].float().to(device)
         for image in (atlas.image, *aligned)
     )
-    channels = FULL_WIDTH if plan.recipe.size == "paper" else SMALL_WIDTH
     torch.manual_seed(seed)
-    spatial = TransformNetwork(2 * source.shape[1], 3, width=channels).to(device)
-    appearance = TransformNetwork(2 * source.shape[1], source.shape[1], width=channels).to(device)
+    spatial = TransformNetwork(2 * source.shape[1], 3, width=WIDTH).to(device)
+    appearance = TransformNetwork(2 * source.shape[1], source.shape[1], width=WIDTH).to(device)
     train_spatial(spatial, source, targets, iterations=iterations, seed=seed, log=log)
     with torch.no_grad():
         forward = [spatial(source, target) for target in targets]
@@ -140,16 +141,14 @@ def train_spatial(
     log: Callable[[str], None],
 ) -> None:
     """Unsupervised registration: local cross-correlation of warped and target image, and smoothness. Each iteration
-    takes one scan and registers the atlas to it and it to the atlas, as the inverse transform comes from the same
-    network with its inputs exchanged."""
+    takes one scan and registers the atlas to it or it to the atlas, in turn, as the inverse transform comes from the
+    same network with its inputs exchanged."""
 
-    def loss(number: int) -> Tensor:
-        terms = []
-        for moving, fixed in ((source, targets[number]), (targets[number], source)):
-            displacement = network(moving, fixed)
-            correlation = local_cross_correlation(warp(moving, displacement), fixed)
-            terms.append(1 - correlation + SMOOTHNESS * smoothness(displacement))
-        return torch.stack(terms).mean()
+    def loss(iteration: int, number: int) -> Tensor:
+        moving, fixed = (source, targets[number]) if iteration % 2 == 0 else (targets[number], source)
+        displacement = network(moving, fixed)
+        correlation = local_cross_correlation(warp(moving, displacement), fixed)
+        return 1 - correlation + SMOOTHNESS * smoothness(displacement)
 
     _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log)
 
@@ -179,7 +178,7 @@ def train_appearance(
         iterations, seed, log: as in `learn_transforms`.
     """
 
-    def loss(number: int) -> Tensor:
+    def loss(_: int, number: int) -> Tensor:
         change = network(source, returned[number])
         made = warp(source + change, forward[number])
         difference = (made - targets[number]).square().mean()
@@ -190,7 +189,7 @@ def train_appearance(
 
 def _train(
     network: TransformNetwork,
-    loss_of: Callable[[int], Tensor],
+    loss_of: Callable[[int, int], Tensor],
     scans: int,
     iterations: int,
     rng: np.random.Generator,
@@ -200,7 +199,7 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     losses = []
     for iteration in range(iterations):
-        loss = loss_of(int(rng.integers(scans)))
+        loss = loss_of(iteration, int(rng.integers(scans)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
