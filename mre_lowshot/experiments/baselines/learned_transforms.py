@@ -28,6 +28,7 @@ FULL_VOXELS, SMALL_VOXELS = 1_000_000, 32_000  # of the grid of the transforms, 
 SMOOTHNESS, APPEARANCE_SMOOTHNESS = 1.0, 0.02  # weights of the source, for intensities from 0 to 1
 LEARNING_RATE = 1e-3  # of Adam; ten times the source's, because training is shorter
 WIDTH = 16  # feature channels at full resolution, as the source; fewer are no faster on a CPU
+PAIRS = 2  # of images in a mini-batch; a single one is slower on a CPU
 EPOCH = 100  # iterations between two lines of the log
 
 
@@ -141,13 +142,13 @@ def train_spatial(
     log: Callable[[str], None],
 ) -> None:
     """Unsupervised registration: local cross-correlation of warped and target image, and smoothness. Each iteration
-    takes one scan and registers the atlas to it or it to the atlas, in turn, as the inverse transform comes from the
-    same network with its inputs exchanged."""
+    takes one scan and registers the atlas to it and it to the atlas, as the inverse transform comes from the same
+    network with its inputs exchanged."""
 
-    def loss(iteration: int, number: int) -> Tensor:
-        moving, fixed = (source, targets[number]) if iteration % 2 == 0 else (targets[number], source)
-        displacement = network(moving, fixed)
-        correlation = local_cross_correlation(warp(moving, displacement), fixed)
+    def loss(numbers: Sequence[int]) -> Tensor:
+        both = torch.cat([source, targets[numbers[0]]])
+        displacement = network(both, both.flip(0))
+        correlation = local_cross_correlation(warp(both, displacement), both.flip(0))
         return 1 - correlation + SMOOTHNESS * smoothness(displacement)
 
     _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log)
@@ -178,10 +179,12 @@ def train_appearance(
         iterations, seed, log: as in `learn_transforms`.
     """
 
-    def loss(_: int, number: int) -> Tensor:
-        change = network(source, returned[number])
-        made = warp(source + change, forward[number])
-        difference = (made - targets[number]).square().mean()
+    atlas = source.expand(PAIRS, *source.shape[1:])
+
+    def loss(numbers: Sequence[int]) -> Tensor:
+        fields, fixed, back = (torch.cat([of[n] for n in numbers]) for of in (forward, targets, returned))
+        change = network(atlas, back)
+        difference = (warp(atlas + change, fields) - fixed).square().mean()
         return difference + APPEARANCE_SMOOTHNESS * smoothness_within_structures(change, contours)
 
     _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 2]), "appearance transform model", log)
@@ -189,7 +192,7 @@ def train_appearance(
 
 def _train(
     network: TransformNetwork,
-    loss_of: Callable[[int, int], Tensor],
+    loss_of: Callable[[Sequence[int]], Tensor],
     scans: int,
     iterations: int,
     rng: np.random.Generator,
@@ -199,7 +202,7 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     losses = []
     for iteration in range(iterations):
-        loss = loss_of(iteration, int(rng.integers(scans)))
+        loss = loss_of(rng.integers(scans, size=PAIRS).tolist())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

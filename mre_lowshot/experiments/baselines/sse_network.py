@@ -62,7 +62,7 @@ class Arm(nn.Module):
             x = add(x)
         x = add(self.bottleneck(x))
         for module in self.decoder:
-            x = add(module(F.max_unpool2d(x, places.pop(), 2)))
+            x = add(module(F.max_unpool2d(x, places.pop(), (2, 2))))
         return features
 
 

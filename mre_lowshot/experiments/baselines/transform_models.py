@@ -97,7 +97,8 @@ class TransformNetwork(nn.Module):
         self.up = nn.ModuleList(nn.Conv3d(b + s, w, 3, padding=1) for b, s, w in zip(below, skips, widths, strict=True))
         self.leave = nn.Conv3d(width, outputs, 3, padding=1)
         nn.init.normal_(self.leave.weight, std=1e-5)
-        nn.init.zeros_(self.leave.bias)
+        if self.leave.bias is not None:
+            nn.init.zeros_(self.leave.bias)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         x = F.leaky_relu(self.enter(torch.cat([one, other], dim=1)), SLOPE)
