@@ -14,8 +14,9 @@ from scipy.ndimage import map_coordinates
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines import learned_transforms
-from mre_lowshot.experiments.baselines.dataaug import BASELINES, Synthesis, SyntheticSampler, unlabelled_scans
+from mre_lowshot.experiments.baselines.dataaug import BASELINES, unlabelled_scans
 from mre_lowshot.experiments.baselines.learned_transforms import Transforms, align_to, coarse_size, to_coarse
+from mre_lowshot.experiments.baselines.synthesis import Synthesis, SyntheticSampler
 from mre_lowshot.experiments.baselines.transform_models import (
     EPSILON,
     TransformNetwork,
