@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -20,32 +20,26 @@ from mre_lowshot.config import FoldDecisions, Plan
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import results_folder
 from mre_lowshot.data.splits import Split
-from mre_lowshot.data.volume import read_labels
-from mre_lowshot.errors import UserError, describe_failure, log_unexpected
-from mre_lowshot.evaluation.calibration import Calibration
-from mre_lowshot.evaluation.metrics import case_metrics
-from mre_lowshot.evaluation.summary import CaseResult, changed_summaries, summarise, write_summary
+from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference import checkpoint
+from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
-from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.inference.sliding_window import log_to_stderr
-from mre_lowshot.inference.written import WrittenMaps
 from mre_lowshot.locks import locked
 from mre_lowshot.network.build import parameter_count
 from mre_lowshot.planners.fold import decide_fold
-from mre_lowshot.preprocessing.record import read_record, reference_of
 from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.sampling import TrainingCase
-from mre_lowshot.signed import set_aside
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.distributed import SINGLE, Processes
 from mre_lowshot.trainers.pretrained import load_pretrained
 from mre_lowshot.trainers.replaced import discard, has_checkpoint
 from mre_lowshot.trainers.symmetry import left_right_dice
 from mre_lowshot.trainers.trainer import MRETrainer, check_inputs
+from mre_lowshot.trainers.validation import ScoredFold, score_scans
 
 
 class TrainMode(Enum):
@@ -255,12 +249,13 @@ def validate(
     folder: Path,
     *,
     on_case: Callable[[str], None] | None = None,
+    around: Callable[[str], AbstractContextManager[object]] = nullcontext,
     log: Callable[[str], None] = log_to_stderr,
 ) -> dict[str, Any]:
     """Predict preprocessed cases, write the label maps on the scans' own grids and score them there.
 
     Writes ``folder/<case><ending>``, ``summary.json``, ``summary.csv`` and ``quality.csv``. A summary or label map that
-    someone has changed is kept as ``summary.json.old``.
+    someone has changed is kept as ``summary.json.old``. ``around`` gives a context for the prediction of a case.
 
     Returns:
         The summary, with each case's quality score (``quality``) beside its metrics, and the ``calibration`` of the
@@ -270,36 +265,17 @@ def validate(
     atlases = with_mirrored(trainer.atlases, plan)
     model = Model.of_fold(plan, trainer.inference_network, atlases, job.folder, dataset=trainer.dataset)
     predictor = Predictor(model, device=job.device, log=log)
-    labels = {name: value for name, value in plan.labels.items() if value}
-    results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()
+
+    def segment(case: PreparedCase) -> Prediction:
+        with around(case.name):
+            return predictor.export(predictor.refine(predictor.run_network(predictor.register(case))))
+
     scored = checkpoint.weights_digest(plan, trainer.inference_network.state_dict())
-    record, maps = read_record(plan, job.prepared), WrittenMaps(folder)
-    for name in names:
-        out = folder / f"{name}{plan.file_ending}"
-        try:
-            case = job.case(name)
-            reference = reference_of(plan, job.prepared, name, record)
-            refined = predictor.refine(predictor.run_network(predictor.register(case)))
-            prediction = predictor.export(refined)
-            for aside in maps.save(out, prediction.save):
-                log(f"note: {out} was changed since it was written; the changed one is kept as {aside.name}")
-            truth = read_labels(reference, like=prediction.labels.geometry)
-            predicted, spacing = prediction.labels.array, truth.geometry.spacing
-            metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
-            calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
-        except Exception as problem:  # whatever one scan fails with, the others are scored
-            failed[name] = describe_failure(problem, name)
-            log_unexpected(problem, log)
-            continue
-        qualities[name], warnings[name] = prediction.quality, prediction.warnings
-        results.append(CaseResult(name, metrics, str(out), str(reference)))
-        if on_case:
-            on_case(name)
-    summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}
-    for row in summary["metric_per_case"]:
-        row["quality"] = qualities[row["case"]].score
-    summary |= {"calibration": calibration.to_data(), "weights_sha256": scored}
-    set_aside(changed_summaries(folder))
-    write_summary(summary, folder)
-    write_qualities(folder, qualities, plan.labels, warnings=warnings)
-    return summary
+    return score_scans(
+        ScoredFold(job.prepared, plan, folder),
+        names,
+        segment,
+        more={"weights_sha256": scored},
+        on_case=on_case,
+        log=log,
+    )

@@ -11,7 +11,7 @@ from mre_lowshot.evaluation.summary import SUMMARY, TABLE, changed_summaries
 from mre_lowshot.files import remove_folder
 from mre_lowshot.inference import checkpoint, quality, written
 
-_OWN = re.compile(r"(plans|debug|run)\.json|progress\.png|training_log_[\d_]+\.txt|training_log\.jsonl")
+_OWN = re.compile(r"(plans|debug|run|resources)\.json|progress\.png|training_log_[\d_]+\.txt|training_log\.jsonl")
 
 
 def clear_fold(folder: Path) -> None:

@@ -8,33 +8,46 @@ from collections.abc import Sequence
 from mre_lowshot.cli import common
 from mre_lowshot.errors import UserError
 
-EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, baselines, readings,
-candidates.
+EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, table7 and table8
+comparison label by label, table9 time, table10 sSE, table11 DataAug, table12 ultrasound; baselines, readings,
+candidates, parts. Figures: figure3, figure4 (segmentations beside each other), figure5 (t-SNE of embeddings): their
+rows are run on fold 0, and drawn.
 Each row has its own plan (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table),
-trained and scored as by mre_train. Rows and folds that are done are skipped, an interrupted fold is continued.
+trained and scored as by mre_train. Rows and folds that are done are skipped, an interrupted fold is continued. A row
+may be a method of the literature instead of a recipe (--list); where its package is missing it is left out.
 
 --base small: the paper's method (recipe paper_small) with the network that is planned for a CPU.
 --base paper: the paper's recipe at the paper's size; needs a GPU.
-Table candidates: the recipe default with parts removed, and candidates beyond it. Choose candidates on the development
-set (--cohort develop --cohorts benchmarks/dev_report_split.json) and report figures of the report set; --iterations 300
-is enough to screen candidates. Several datasets after -d give one table for each dataset, and an overview.
+--quick: at most about an hour for a table on two cores; every output says so.
+Table candidates: the recipe default with parts removed, and candidates beyond it; table parts: what registration,
+refinement, the network and its parts contribute. Choose candidates on the development set (--cohort develop --cohorts
+benchmarks/dev_report_split.json) and report figures of the report set; --iterations 300 is enough to screen candidates.
+Several datasets after -d give one table for each dataset, and an overview.
 
 Writes results/DatasetXXX_Name/experiments/TABLE__LEVEL_BASE/: results.json, results.csv, pairs.csv (one line for each
-combination of row, training scan and test scan), table.txt.
+combination of row, training scan and test scan), table.txt, and table.md, table.tex, table.csv in the paper's layout.
 
 Examples:
   mre_experiment --list
   mre_experiment table2 -d Hippocampus --folds 0 1 2
   mre_experiment table2 -d BTCV --folds 0 --rows b e f --labels paper
-  mre_experiment table2 -d Hippocampus --print
-  mre_experiment candidates -d Hippocampus BTCV --folds 0 1 --cohort develop --cohorts benchmarks/dev_report_split.json
+  mre_experiment table2 -d Hippocampus --print --format markdown
+  mre_experiment table10 -d Hippocampus --quick
+  mre_experiment parts -d Hippocampus --seeds 0 1 --cohort develop --cohorts benchmarks/dev_report_split.json
+  mre_experiment parts -d Hippocampus --rows registration default unet_prior --panels
+  mre_experiment figure5 -d Hippocampus
 
-Exit code: 0 done, 1 some scans failed (named) or a training diverged, 2 wrong use, 130 interrupted (run it again)."""
+Exit code: 0 done, 1 some scans failed (named), a row was left out or a training diverged, 2 wrong use, 130 interrupted
+(run it again)."""
 
 
 def _parser() -> argparse.ArgumentParser:
     made = common.parser("mre_experiment", "Repeat the paper's tables by name; each row is a plan.", EPILOG)
-    made.add_argument("table", nargs="?", help="table2 ... table6, baselines, readings, candidates (--list shows them)")
+    made.add_argument(
+        "table",
+        nargs="?",
+        help="table2 ... table12, baselines, readings, candidates, parts, figure3 ... (--list shows all)",
+    )
     made.add_argument("-d", nargs="+", metavar="DATASET", help="id (17), name (BTCV), full name or path; one or more")
     made.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows (default: all)")
     made.add_argument(
@@ -57,6 +70,25 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="data-loading processes; 0: the training process loads (default: on CUDA up to 4, one less than the cores "
         "of a process; else 0). The result is the same with any number",
+    )
+    made.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", help="several seeds: every row and fold is trained with each"
+    )
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="a table in at most about an hour on two cores: few iterations, fold 0, three test scans; marked in all "
+        "outputs",
+    )
+    made.add_argument(
+        "--format",
+        nargs="+",
+        choices=("text", "markdown", "latex", "csv", "json"),
+        default=(),
+        help="print the table in the paper's layout in these formats (the files hold all of them)",
+    )
+    made.add_argument(
+        "--panels", action="store_true", help="draw the segmentations of the rows on the same slices (panels.png)"
     )
     made.add_argument("--reference", metavar="ROW", help="row to compare the others with (default: the table's)")
     made.add_argument(
@@ -103,6 +135,10 @@ def _main(arguments: Sequence[str] | None) -> int:
         base=options.base,
         iterations=options.iterations,
         seed=options.seed,
+        seeds=options.seeds,
+        quick=options.quick,
+        formats=options.format,
+        panels=options.panels,
         reference=options.reference,
         statistics=options.statistics,
         labels=options.labels,

@@ -6,10 +6,11 @@ a row, resume its training and predict with its models.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -21,8 +22,10 @@ from mre_lowshot.config.plan_files import load_plan, results_folder, same_plan
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
+from mre_lowshot.experiments.resources import Resources
 from mre_lowshot.experiments.tables import Base, Row, plan_name
 from mre_lowshot.files import copy, partial_name, write_json
+from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
@@ -31,6 +34,9 @@ from mre_lowshot.preprocessing.record import RECORD
 from mre_lowshot.preprocessing.references import reading, shared_files
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer
 from mre_lowshot.trainers.trainer import MRETrainer
+
+QUICK_VOXELS, QUICK_RANGE = 12_000_000, (20, 150)
+QUICK_SCANS = 3  # test scans of a fold
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,24 @@ class Setting:
     level: str = "1shot"  # number of training scans per fold
     iterations: int | None = None  # None: those of the row's recipe
     seed: int = 0
+    quick: bool = False  # fewer iterations, folds and test scans
 
     @property
     def name(self) -> str:
         """Part of the name of the results folder, for example ``1shot_small_300``."""
         parts = [self.level, self.base, *([str(self.iterations)] if self.iterations is not None else [])]
-        return "_".join(parts)
+        return "_".join([*parts, *(["quick"] if self.quick else [])])
+
+    def plan_of(self, row: Row) -> str:
+        """The name of a row's plan."""
+        return plan_name(row, self.base, self.iterations, seed=self.seed, quick=self.quick)
+
+    def level_of(self, row: Row) -> str:
+        """The level of a row: its own where the table has several, restricted to the cohort of ``level``."""
+        if not row.level:
+            return self.level
+        cohort = self.level.partition("_")[2]
+        return f"{row.cohort_level or row.level}_{cohort}" if cohort else row.level
 
 
 def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[str, Any], device: Device) -> Plan:
@@ -64,15 +82,31 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
     """
     if setting.base == "small":
         device = replace(device, kind="cpu")
-    name = plan_name(row, setting.base, setting.iterations)
+    name = setting.plan_of(row)
     plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
     changes = dict(row.changes)
-    if setting.iterations is not None:
-        changes["recipe.optimizer.iterations"] = str(setting.iterations)
-        plan = with_changes(plan, {"recipe.optimizer.iterations": str(setting.iterations)}, "mre_experiment")
+    iterations = quick_iterations(plan) if setting.quick and setting.iterations is None else setting.iterations
+    if iterations is not None:
+        changes["recipe.optimizer.iterations"] = str(iterations)
+        plan = with_changes(plan, {"recipe.optimizer.iterations": str(iterations)}, "mre_experiment")
     for key, factor in row.scaled.items():
         changes[key] = str(round(attrgetter(key)(plan) * factor))
     return with_changes(plan, changes, "mre_experiment")
+
+
+def quick_iterations(plan: Plan) -> int:
+    """The iterations of a row under ``--quick``: about two minutes of the small network on two cores, which computes
+    `QUICK_VOXELS` in that time (docs/PERFORMANCE.md), within `QUICK_RANGE` and the recipe's own."""
+    voxels = plan.recipe.sampling.batch_size * math.prod(plan.patch.size)
+    low, high = QUICK_RANGE
+    return min(max(low, min(high, round(QUICK_VOXELS / voxels))), plan.recipe.optimizer.iterations)
+
+
+def quick_split(split: Split) -> Split:
+    """A fold with at most `QUICK_SCANS` test scans, spread over all of them."""
+    names = split["val"]
+    count = min(QUICK_SCANS, len(names))
+    return {**split, "val": [names[n * len(names) // count] for n in range(count)]}
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
@@ -208,7 +242,9 @@ def train_fold(
     """
     start = time.monotonic()
     trainer = make_trainer(job, TrainMode.CONTINUE if job.has_checkpoint else TrainMode.NEW)
-    with progress(trainer) as on_step:
+    rest = trainer.iteration < job.plan.recipe.optimizer.iterations or needs_tuning(trainer.plan)
+    measured = Resources.load(job.folder).training(job.folder, job.device) if rest else nullcontext()
+    with measured, progress(trainer) as on_step:
         trainer.fit(workers, on_step)
     trainer.training_log.log(f"trained to iteration {trainer.iteration} in {time.monotonic() - start:.0f} s")
     return trainer

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mre_lowshot.evaluation import statistics
-from mre_lowshot.experiments.report import RowResult, comparisons, differences
+from mre_lowshot.experiments.figures import figure_listing
+from mre_lowshot.experiments.report import comparisons, differences
+from mre_lowshot.experiments.results import RowResult
 from mre_lowshot.experiments.runner import Setting
-from mre_lowshot.experiments.tables import TABLES, Table
+from mre_lowshot.experiments.tables import TABLES, Figure, Row, Table
 
 METHODS: tuple[statistics.Method, ...] = ("default", "paper")
 
 
 def listing() -> str:
-    """A list of all tables and their rows."""
+    """A list of all tables and their rows, and of the figures."""
     lines = []
     for table in TABLES.values():
         lines.append(f"{table.name}: {table.title}" + (f" (paper: {table.source})" if table.source else ""))
@@ -22,13 +24,22 @@ def listing() -> str:
             mark = " *" if row.name == table.reference else ""
             changes = [f"{k}={v}" for k, v in row.changes.items()] + [f"{k} x {v:g}" for k, v in row.scaled.items()]
             changes += [f"recipe {row.recipe}"] * (row.recipe != "paper")
+            changes += [f"baseline {row.baseline}"] * bool(row.baseline)
+            changes += [f"level {row.level}"] * bool(row.level)
             only = f" (--base {row.base} only)" if row.base else ""
             lines.append(f"  {row.name + mark:18} {row.label}{only}: {', '.join(changes) or 'no change'}")
-    return "\n".join([*lines, "* reference row"])
+    return "\n".join([*lines, "* reference row", *figure_listing()])
 
 
 def format_rows(
-    table: Table, rows: Sequence[RowResult], setting: Setting, dataset: str, reference: str, method: statistics.Method
+    table: Table,
+    rows: Sequence[RowResult],
+    setting: Setting,
+    dataset: str,
+    reference: str,
+    method: statistics.Method,
+    *,
+    quick: str = "",
 ) -> str:
     """The table as text: results of the rows, comparison with the reference row, and a legend.
 
@@ -39,13 +50,17 @@ def format_rows(
         dataset: dataset name.
         reference: name of the reference row.
         method: tests and correction, see `statistics.compare`.
+        quick: how a quick run differs; empty for another.
     """
-    iterations = sorted({run.iterations for r in rows for run in r.runs.values()})
+    iterations = sorted({run.iterations for r in rows for run in r.runs.values() if run.iterations})
     size = "small (CPU size)" if setting.base == "small" else "paper (the paper's size)"
     head = f"{table.name}: {table.title}. {dataset}, {setting.level}, base {size}"
     if iterations:
         head += f", {' / '.join(map(str, iterations))} iterations"
-    parts = [head, _results(rows, setting.level)]
+    seeds = sorted({run.seed for r in rows for run in r.runs.values()})
+    if len(seeds) > 1:
+        head += f", seeds {', '.join(map(str, seeds))} (averaged in each fold's difference)"
+    parts = [head, quick, _results(rows, setting.level)]
     parts.append(_compared(rows, reference, method))
     not_run = [r.row.name for r in rows if not r.runs]
     if not_run:
@@ -87,12 +102,12 @@ def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) ->
 
 
 def _results(rows: Sequence[RowResult], level: str) -> str:
-    papers = sorted({f.dataset for r in rows for f in r.row.paper if f.level == level}, reverse=True)
+    papers = sorted({f.dataset for r in rows for f in r.row.paper if _shown(f, r.row, level)}, reverse=True)
     head = ["row", "label", "n", "Dice", "HD95 mm", "NSD", "missed"]
     head += [f"{d}: {m}" for d in papers for m in ("Dice", "HD95")]
     lines = [head]
     for r in rows:
-        printed = {f.dataset: f for f in r.row.paper if f.level == level}
+        printed = {f.dataset: f for f in r.row.paper if _shown(f, r.row, level)}
         figures = []
         for name in papers:
             figure = printed.get(name)
@@ -103,6 +118,10 @@ def _results(rows: Sequence[RowResult], level: str) -> str:
         cells = [_mean_sd(r.mean_sd("Dice"), 4), _mean_sd(r.mean_sd("HD95"), 2), _mean_sd(r.mean_sd("NSD"), 4)]
         lines.append([r.row.name, r.row.label, str(len(r.runs)), *cells, missed, *figures])
     return _aligned(lines)
+
+
+def _shown(figure: Figure, row: Row, level: str) -> bool:
+    return figure.level == (row.level or level) and not math.isnan(figure.hd95)
 
 
 def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Method) -> str:

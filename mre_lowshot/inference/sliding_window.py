@@ -121,7 +121,7 @@ class SlidingWindow:
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
         maps = list(coordinates or [None] * len(self.networks))
         if padded is not image:
-            maps = [m if m is None else _extrapolated(m, padding) for m in maps]
+            maps = [m if m is None else extrapolated(m, padding) for m in maps]
         whole = self._cover(padded, _Frame(image.shape[1:], before, maps), progress)
         posterior = whole[(slice(None), *inner)]
         if not all(np.isfinite(channel).all() for channel in posterior):
@@ -293,7 +293,7 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-def _extrapolated(maps: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray:
+def extrapolated(maps: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray:
     """Coordinates (axes, *size), padded by linear extrapolation."""
     for axis, pad in enumerate(padding, start=1):
         widths = [(0, 0)] * maps.ndim

@@ -172,6 +172,34 @@ class Row:
     is_reference: bool = False
 
 
+@dataclass(frozen=True)
+class TableLine:
+    """A line of a table: a heading where it has one cell; ``printed`` where the figures are the paper's."""
+
+    cells: tuple[str, ...]
+    printed: bool = False
+    best: tuple[int, ...] = ()  # numbers of the cells set in bold
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """An experiment's table in the paper's layout."""
+
+    title: str
+    groups: tuple[tuple[str, int], ...]  # title and number of columns
+    head: tuple[str, ...]
+    lines: tuple[TableLine, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture (PNG) and its name."""
+
+    name: str
+    png: bytes
+
+
 KIND = Literal["model", "prediction", "experiment"]
 
 
@@ -187,7 +215,8 @@ class Report:
         cases: the worst first (`ordered`).
         facts: headline figures.
         warnings: that do not belong to one case.
-        trainings, calibrations, rows: where there are any.
+        trainings, calibrations, rows, pictures: where there are any.
+        paper_table: of an experiment, in the paper's layout.
         decisions: by heading: of the plan, and of each fold.
         plan: the whole plan as text (JSON).
     """
@@ -205,6 +234,8 @@ class Report:
     plan: str = ""
     rows: tuple[Row, ...] = ()
     rows_title: str = ""
+    paper_table: PaperTable | None = None
+    pictures: tuple[Picture, ...] = ()
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:

@@ -12,10 +12,12 @@ from mre_lowshot.config.plan_files import load_plan, results_folder
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
 from mre_lowshot.report import facts, stored
-from mre_lowshot.report.content import Fact, Report, Row, mean_of
+from mre_lowshot.report.content import Fact, PaperTable, Picture, Report, Row, TableLine, mean_of
 from mre_lowshot.report.model_content import Sources, decisions, fold_cases, folds_of, plan_labels, training
 
 RESULTS = "results.json"
+QUICK = "quick version (--quick): fewer iterations, folds and test scans; not a result to report"
+MOST_BYTES = 20_000_000  # of a picture
 
 
 def is_experiment(folder: Path) -> bool:
@@ -37,7 +39,8 @@ def experiment_report(folder: Path, sources: Sources) -> Report:
     about = [
         ("results", str(folder)),
         ("source", stored.text(data.get("source"))),
-        *((name, stored.text(value)) for name, value in setting.items()),
+        *((name, stored.text(value)) for name, value in setting.items() if name not in ("seed", "quick")),
+        ("seeds", ", ".join(map(stored.text, stored.items(data.get("seeds"))))),
         ("reference row", reference),
         ("scans and curves below", f"of row {reference}"),
     ]
@@ -47,13 +50,16 @@ def experiment_report(folder: Path, sources: Sources) -> Report:
         about=tuple((name, value) for name, value in about if value),
         rows=tuple(row for row in rows if row.dice),
         rows_title=_rows_title(rows, reference),
-        warnings=_failures(data),
+        warnings=(*([QUICK] if setting.get("quick") is True else []), *_failures(data)),
+        paper_table=_paper_table(data.get("layout")),
+        pictures=_pictures(folder),
     )
     chosen = next(
         (row for row in map(stored.table, stored.items(data.get("rows"))) if row.get("name") == reference), {}
     )
     named = {"dataset": folder.parent.parent.name, "plan": stored.text(chosen.get("plan"))}
-    model = results_folder(folder.parents[2], named["dataset"], named["plan"], stored.text(setting.get("level")))
+    level = stored.text(chosen.get("level")) or stored.text(setting.get("level"))
+    model = results_folder(folder.parents[2], named["dataset"], named["plan"], level)
     numbers = {stored.table(run).get("fold") for run in stored.items(chosen.get("runs"))}
     folds = [fold for fold in folds_of(model) if int(fold.name[5:]) in numbers]
     counted = Fact(
@@ -99,6 +105,45 @@ def _row(row: Mapping[str, Any], reference: str) -> Row:
         _difference(row),
         is_reference=name == reference,
     )
+
+
+def _paper_table(value: object) -> PaperTable | None:
+    """The table in the paper's layout; None where there is none, or it is damaged."""
+    layout = stored.table(value)
+    head = _texts(layout.get("head"))
+    lines = [
+        TableLine(
+            _texts(line.get("cells")),
+            printed=line.get("printed") is True,
+            best=tuple(n for n in stored.items(line.get("best")) if type(n) is int),
+        )
+        for line in map(stored.table, stored.items(layout.get("lines")))
+    ]
+    if not head or any(len(line.cells) not in (1, len(head)) for line in lines):
+        return None
+    groups = [
+        (stored.text(group.get("title")), columns)
+        for group in map(stored.table, stored.items(layout.get("groups")))
+        if type(columns := group.get("columns")) is int and 0 < columns <= len(head)
+    ]
+    groups = groups if sum(count for _, count in groups) == len(head) else []
+    return PaperTable(stored.text(layout.get("title")), tuple(groups), head, tuple(lines), _texts(layout.get("notes")))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(stored.text, stored.items(value)))
+
+
+def _pictures(folder: Path) -> tuple[Picture, ...]:
+    """The pictures that mre_experiment has drawn into the folder."""
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        try:
+            if path.is_file() and path.stat().st_size <= MOST_BYTES and not path.is_symlink():
+                found.append(Picture(path.stem, path.read_bytes()))
+        except OSError:
+            continue
+    return tuple(p for p in found if p.png.startswith(b"\x89PNG"))
 
 
 def _difference(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -31,7 +32,9 @@ def sections(report: Report) -> list[Section]:
     """All parts that have content, in their order on the page."""
     found = [
         ("summary", "", _facts(report) + _warnings(report)),
+        ("layout", "Table", _paper_table(report)),
         ("table", "Rows", _rows(report)),
+        ("pictures", "Figures", _pictures(report)),
         ("cases", "Scans", _viewer(report)),
         ("labels", "Structures", _labels(report)),
         ("calibration", "Estimates and calibration", _calibration(report)),
@@ -259,6 +262,34 @@ def _rows(report: Report) -> str:
     return (
         f'<p class="note">{text(report.rows_title)}</p><table><tr>{head}</tr>{"".join(lines)}</table>'
         f'<div class="plots">{drawn}</div>'
+    )
+
+
+def _paper_table(report: Report) -> str:
+    """An experiment's table in the paper's layout."""
+    if (table := report.paper_table) is None:
+        return ""
+    width = len(table.head)
+    groups = "".join(f'<th colspan="{count}">{text(title)}</th>' for title, count in table.groups)
+    head = (f"<tr>{groups}</tr>" if groups else "") + f"<tr>{''.join(f'<th>{text(n)}</th>' for n in table.head)}</tr>"
+    lines = []
+    for line in table.lines:
+        if len(line.cells) == 1:
+            lines.append(f'<tr><th class="text" colspan="{width}">{text(line.cells[0])}</th></tr>')
+            continue
+        cells = [f"<b>{text(c)}</b>" if i in line.best else text(c) for i, c in enumerate(line.cells)]
+        kind = ' class="printed"' if line.printed else ""
+        lines.append(f"<tr{kind}><td>{'</td><td>'.join(cells)}</td></tr>")
+    notes = "".join(f'<p class="note">{text(note)}</p>' for note in table.notes)
+    return f'<p>{text(table.title)}</p><div class="wide"><table>{head}{"".join(lines)}</table></div>{notes}'
+
+
+def _pictures(report: Report) -> str:
+    """Pictures as they are in the folder."""
+    return "".join(
+        f'<figure><img alt="{text(picture.name)}" src="data:image/png;base64,{b64encode(picture.png).decode()}">'
+        f"<figcaption>{text(picture.name)}</figcaption></figure>"
+        for picture in report.pictures
     )
 
 

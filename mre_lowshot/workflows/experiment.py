@@ -2,73 +2,57 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mre_lowshot import devices
 from mre_lowshot.config.check import require_whole
 from mre_lowshot.config.json import suggest
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.paper_datasets import groups_of
-from mre_lowshot.data.splits import load_or_make, parse_level, read_cohort, with_cohort
+from mre_lowshot.data.splits import parse_level, with_cohort
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments import report
-from mre_lowshot.experiments.report import RowResult
+from mre_lowshot.experiments.figures import FIGURES
+from mre_lowshot.experiments.grid import FORMATS, Grid, in_format
+from mre_lowshot.experiments.layouts import Content, layout, plain_grid
+from mre_lowshot.experiments.results import RowResult, collect
 from mre_lowshot.experiments.runner import (
     Setting,
     is_prepared,
-    plan_row,
     prepare_row,
     write_plan,
 )
 from mre_lowshot.experiments.tables import Base, Row, Table, named
 from mre_lowshot.experiments.text import format_overview, format_rows
+from mre_lowshot.experiments.tsne import require_sklearn
 from mre_lowshot.inference.models import MAX_FOLD
-from mre_lowshot.planners.fingerprint import write_fingerprint
-from mre_lowshot.planners.hardware import Device
-from mre_lowshot.planners.planner import facts_of
 from mre_lowshot.preprocessing.prepare import check_prepared
 from mre_lowshot.preprocessing.references import planning
 from mre_lowshot.trainers.fold import FoldJob
 from mre_lowshot.workflows.experiment_cluster import ExperimentCluster
+from mre_lowshot.workflows.experiment_figures import draw
 from mre_lowshot.workflows.experiment_fold import run_fold
-from mre_lowshot.workflows.plan import verified_dataset
+from mre_lowshot.workflows.experiment_tasks import Run, tasks_of
 from mre_lowshot.workflows.reporting import Reporter
 from mre_lowshot.workflows.train import check_options
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """Result of `experiment`: the rows' results by dataset, the text printed, and how many scans failed."""
+    """Result of `experiment`: the rows' results by dataset, the text printed, how many scans failed, by dataset the
+    table in the paper's layout, and the pictures drawn."""
 
     rows: dict[str, list[RowResult]]
     text: str
     failed: int = 0
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The settings that all rows and datasets of an experiment share."""
-
-    table: Table
-    rows: Sequence[Row]  # chosen
-    named_rows: bool  # whether rows were chosen by name
-    reference: str
-    setting: Setting
-    statistics: Method
-    folds: Sequence[int] | None
-    cohort: str | None
-    cohorts_file: Path | None
-    workers: int | None
-    device: str
-    space: Workspace
-    reporter: Reporter
-    cluster: ExperimentCluster | None = None
+    grids: dict[str, Grid] = field(default_factory=dict)
+    pictures: tuple[Path, ...] = ()
 
 
 def experiment(
@@ -81,6 +65,10 @@ def experiment(
     base: Base = "small",
     iterations: int | None = None,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    quick: bool = False,
+    formats: Sequence[str] = (),
+    panels: bool = False,
     reference: str | None = None,
     statistics: Method = "default",
     labels: Sequence[str] | None = None,
@@ -98,7 +86,8 @@ def experiment(
     Rows and folds that are done are skipped, and an interrupted fold is continued.
 
     Args:
-        table: its name (`experiments.tables.TABLES`); ``II`` and ``2`` mean ``table2``.
+        table: its name (`experiments.tables.TABLES`); ``II`` and ``2`` mean ``table2``. Or that of a figure
+            (`experiments.figures.FIGURES`), whose rows are run on fold 0 unless ``folds`` names others, and drawn.
         datasets: ids, names, full names or paths of raw datasets.
         rows: names of rows; None: all.
         folds: numbers; None: 0, 1 and 2 (with ``only_print``: all that exist).
@@ -106,6 +95,12 @@ def experiment(
         base: the small network, or the paper's size.
         iterations: of all rows, which get separate plans; None: the recipes'.
         seed: of weights and patches.
+        seeds: several, instead of ``seed``: every row and fold is trained with each.
+        quick: fewer iterations, fold 0 only unless ``folds`` names others, and a few test scans in each fold; the rows
+            get separate plans.
+        formats: of `experiments.grid.FORMATS`: the table in the paper's layout is reported in them, instead of the text
+            with comparisons.
+        panels: draw the segmentations of the chosen rows on the same slices.
         reference: name of the row to compare with; None: the table's.
         statistics: ``default`` (sign-flip permutation, Holm) or ``paper`` (paired t, Bonferroni).
         labels: to score; ``["paper"]``: those that the paper scores in its two datasets; None: all.
@@ -121,20 +116,30 @@ def experiment(
     Raises:
         UserError: an option is wrong.
     """
-    check_options(iterations=iterations, seed=seed, workers=workers)
+    for number in seeds or (seed,):
+        check_options(iterations=iterations, seed=number, workers=workers)
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format: {name!r} is unknown; {suggest(name, FORMATS)}")
     for fold in folds or ():
         require_whole("--folds", fold, 0, MAX_FOLD)
-    found_table, reporter = named(table), reporter or Reporter()
+    figure = FIGURES.get(str(table).strip().lower())
+    if figure and figure.kind == "embeddings":
+        require_sklearn()
+    found_table = named(figure.table if figure else table, FIGURES)
+    rows = rows or (figure.rows_at(base) if figure else None)
+    reporter = reporter or Reporter()
     cluster = ExperimentCluster(scheduler, device=device, reporter=reporter) if scheduler is not None else None
     level = with_cohort(level, cohort) if cohort is not None else parse_level(level)
-    run = _Run(
+    run = Run(
         table=found_table,
         rows=_chosen_rows(found_table, rows, base),
         named_rows=bool(rows),
         reference=found_table.row(reference).name if reference else found_table.reference,
-        setting=Setting(base, level, iterations, seed),
+        settings=[Setting(base, level, iterations, n, quick) for n in dict.fromkeys(seeds or (seed,))],
         statistics=statistics,
-        folds=folds,
+        formats=formats,
+        folds=folds or ([0] if (quick or figure) and not only_print else None),
         cohort=cohort,
         cohorts_file=Path(cohorts_file) if cohorts_file else None,
         workers=workers,
@@ -144,19 +149,25 @@ def experiment(
         cluster=cluster,
     )
     loaded = [Dataset.load(run.space.find(str(name), "raw")) for name in datasets]
-    scored = [labels_to_score(labels, list(dataset.labels)) for dataset in loaded]
-    failed, results, texts = 0, {}, []
+    scored = [labels_to_score(labels or _paper_labels(found_table, d), list(d.labels)) for d in loaded]
+    failed, results, texts, grids, pictures = 0, {}, [], {}, []
     with ExitStack() as held:
         if cluster is not None and not only_print:
             held.enter_context(cluster.connected(run.space))
         for dataset, names in zip(loaded, scored, strict=True):
             failed += 0 if only_print else _run_rows(run, dataset)
-            results[dataset.name], text = _report(run, dataset, names, only_print=only_print)
+            results[dataset.name], text, grid = _report(run, dataset, names, only_print=only_print)
             texts.append(text)
+            if grid is not None:
+                grids[dataset.name] = grid
+            if figure or panels:
+                path = draw(run, dataset, results[dataset.name], names, figure=figure)
+                pictures.append(path)
+                run.reporter.info(f"drawn to {path}")
     if len(results) > 1:
         texts.append(format_overview(results, run.reference))
         run.reporter.info(texts[-1])
-    return ExperimentResult(results, "\n".join(texts), failed)
+    return ExperimentResult(results, "\n".join(texts), failed, grids, tuple(pictures))
 
 
 def _chosen_rows(table: Table, names: Sequence[str] | None, base: Base) -> list[Row]:
@@ -167,52 +178,50 @@ def _chosen_rows(table: Table, names: Sequence[str] | None, base: Base) -> list[
     return rows
 
 
-def _run_rows(run: _Run, dataset: Dataset) -> int:
+def _paper_labels(table: Table, dataset: Dataset) -> list[str] | None:
+    """``["paper"]`` for the paper's own dataset in a table with a column for each label, as the paper scores some."""
+    groups = groups_of(list(dataset.labels))
+    return ["paper"] if table.layout == "labels" and groups and groups.dataset in table.datasets else None
+
+
+def _run_rows(run: Run, dataset: Dataset) -> int:
     """Plan, preprocess, train and score all rows; the number of scans that failed."""
-    device = devices.resolve("cpu" if run.cluster else run.device)  # each worker takes its own
-    planned_for = run.cluster.planned_for() if run.cluster else Device(device.type, devices.memory_gb(device))
     folder = run.space.preprocessed / dataset.name
-    _, fingerprint = verified_dataset(dataset.folder, run.reporter)
-    write_fingerprint(folder, fingerprint)
-    plans = [plan_row(row, run.setting, facts_of(dataset), fingerprint, planned_for) for row in run.rows]
-    cohort = None
-    if run.cohort is not None:
-        cohort = read_cohort(run.cohorts_file or folder / "cohorts.json", dataset.name, run.cohort)
-    level = run.setting.level
-    splits = load_or_make(folder, level, [case.name for case in dataset.labelled], cohort=cohort, log=run.reporter.info)
-    folds = run.folds or [n for n in (0, 1, 2) if n < len(splits)]
-    if max(folds) >= len(splits):
-        raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
-    if not all(splits[n]["val"] for n in folds):
-        raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
-    failed, remote = 0, []
+    tasks, failed = tasks_of(run, dataset, folder)
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
-    for row, plan in zip(run.rows, plans, strict=True):
+    begun, trained = time.monotonic(), 0
+    remote: dict[int | None, list[tuple[Row, FoldJob]]] = {}
+    for number, task in enumerate(tasks):
+        plan, job = task.job.plan, task.job
         if not (is_prepared(plan, dataset, folder) and (folder / f"{plan.plans_name}.json").is_file()):
             with planning(folder, plan.plans_name):
                 write_plan(plan, folder)
                 prepare_row(plan, dataset, folder, bar)
-        for fold in folds:
-            job = FoldJob(
-                plan,
-                level,
-                fold,
-                splits[fold],
-                prepared=folder,
-                results=run.space.results,
-                device=device,
-                seed=run.setting.seed,
-            )
-            if run.cluster:
-                remote.append((row, job))
-                continue
-            with job.reading(), job.locked():
-                write_plan(plan, folder)
-                check_prepared(plan, folder)
-                failed += run_fold(row, job, run.setting.iterations, workers=run.workers, reporter=run.reporter)
-    if run.cluster:
-        failed += run.cluster.run_folds(remote, iterations=run.setting.iterations, workers=run.workers)
+        if run.cluster:
+            remote.setdefault(task.iterations, []).append((task.row, job))
+            continue
+        before = time.monotonic()
+        with job.reading(), job.locked():
+            write_plan(plan, folder)
+            check_prepared(plan, folder)
+            failed += run_fold(task.row, job, task.iterations, workers=run.workers, reporter=run.reporter)
+        skipped = time.monotonic() - before < 1
+        begun, trained = (begun + time.monotonic() - before, trained) if skipped else (begun, trained + 1)
+        left = len(tasks) - number - 1
+        if trained and left:
+            seconds = (time.monotonic() - begun) / trained * left
+            run.reporter.info(f"{number + 1} of {len(tasks)} runs done; time left about {_duration(seconds)}")
+    for iterations, jobs in remote.items():
+        assert run.cluster is not None
+        failed += run.cluster.run_folds(jobs, iterations=iterations, workers=run.workers)
     return failed
+
+
+def _duration(seconds: float) -> str:
+    """A time for a person to read: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
@@ -234,19 +243,28 @@ def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[
     return list(wanted)
 
 
-def _report(run: _Run, dataset: Dataset, labels: list[str] | None, *, only_print: bool) -> tuple[list[RowResult], str]:
-    """Print the table of one dataset, and write it where something was trained."""
+def _report(
+    run: Run, dataset: Dataset, labels: list[str] | None, *, only_print: bool
+) -> tuple[list[RowResult], str, Grid | None]:
+    """Report the table of one dataset, and write it where something was trained."""
     # rows that were trained before are included though they were not requested now
     shown = run.rows if run.named_rows and only_print else list(run.table.rows_at(run.setting.base))
     folds = run.folds if only_print else None
     results = run.space.results
-    rows = report.collect(run.table, shown, run.setting, results, dataset.name, folds, labels)
-    text = format_rows(run.table, rows, run.setting, dataset.name, run.reference, run.statistics)
+    rows = collect(shown, run.settings, results, dataset.name, folds, labels)
+    arguments = (run.setting, dataset.name, run.reference)
+    text = format_rows(run.table, rows, *arguments, run.statistics, quick=run.quick)
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
-    run.reporter.info(text)
+    names = labels or [name for name, value in dataset.labels.items() if value]
+    grid = layout(
+        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names), quick=run.quick
+    ) or plain_grid(run.table, rows, *arguments, quick=run.quick)
+    shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
+    run.reporter.info(shown_text)
     if not only_print:
-        folder = results / dataset.name / "experiments" / f"{run.table.name}__{run.setting.name}"
-        data = report.to_data(run.table, rows, run.setting, dataset.name, run.reference, labels)
-        report.write(data, rows, text, folder)
+        folder = run.folder_of(dataset.name)
+        seeds = [setting.seed for setting in run.settings]
+        data = report.to_data(run.table, rows, *arguments, labels, seeds=seeds, grid=grid)
+        report.write(data, rows, text, folder, grid=grid)
         run.reporter.info(f"written to {folder}")
-    return rows, text
+    return rows, shown_text, grid

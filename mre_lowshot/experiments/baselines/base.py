@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +23,19 @@ class BaselineFold:
     Attributes:
         plan: of the row; its grid and normalisation are those of the cases.
         train: labelled cases.
-        unlabelled: other cases, without labels. They may be test cases (their images only).
+        unlabelled: other cases, without labels, each read when it is asked for: those outside the fold first, then its
+            test cases (their images only).
         classes: K, with background.
         device: to compute on.
         seed: of everything random.
         iterations: of training, if the user gave a number; None: the baseline's own.
-        folder: for checkpoints and other files of the fold.
+        folder: for checkpoints and other files of the baseline alone; an interrupted fit is called again with it.
         log: receives a line of progress.
     """
 
     plan: Plan
     train: tuple[PreparedCase, ...]
-    unlabelled: tuple[PreparedCase, ...]
+    unlabelled: Sequence[PreparedCase]
     classes: int
     device: torch.device
     seed: int
@@ -53,7 +54,7 @@ class Baseline:
         source: the publication, and the section of the paper that compares with it.
         fit: learns from a fold.
         recipe: whose preprocessing it uses.
-        package: that it needs beyond the core, as in an extra; empty for none.
+        package: that it needs beyond the core, as it is imported (``sklearn``); empty for none.
         axes: numbers of spatial axes that it works on.
         components: whether the small components of a fold's single-component classes are removed from its label maps,
             where the recipe removes them.

@@ -1,0 +1,232 @@
+"""A baseline on one fold: its cases, its training, and the scoring of its label maps, as mre_train does for a recipe.
+
+What a baseline receives holds no label map of a test scan. Its probabilities on the grid of the prepared cases go to
+the scan's own grid through `inference.export`, as those of our networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mre_lowshot.config import Plan
+from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.volume import read_labels
+from mre_lowshot.errors import NumericalError, UserError
+from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
+from mre_lowshot.experiments.resources import Resources
+from mre_lowshot.files import read_json, sha256, write_json
+from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
+from mre_lowshot.inference.quality import Quality, estimate_quality
+from mre_lowshot.planners.fold import decide_fold
+from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.trainers.claim import take_folder
+from mre_lowshot.trainers.fold import FoldJob, training_case
+from mre_lowshot.trainers.symmetry import left_right_dice
+from mre_lowshot.trainers.training_log import TrainingLog
+from mre_lowshot.trainers.validation import ScoredFold, score_scans
+
+FOLDER = "baseline"  # in the fold's folder: the baseline's own files
+SEGMENTED = "segmented.json"  # in it: the scans that are done, with the hash of each label map
+
+
+class UnlabelledCases(Sequence[PreparedCase]):
+    """Prepared cases without their label maps, each read when it is asked for."""
+
+    def __init__(self, job: FoldJob, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._job = job
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return UnlabelledCases(self._job, self.names[index])
+        return replace(self._job.case(self.names[index]), label=None)
+
+    def __iter__(self) -> Iterator[PreparedCase]:
+        return (self[n] for n in range(len(self)))
+
+
+def run_baseline(
+    baseline: Baseline,
+    job: FoldJob,
+    names: Sequence[str],
+    *,
+    iterations: int | None = None,
+    on_case: Callable[[str], None] | None = None,
+    log: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train a baseline on a fold and score it on the fold's test scans; the summary.
+
+    An interrupted run is continued: scans whose label maps are there are not segmented again. What the baseline itself
+    keeps of an interrupted training is in its own folder.
+
+    Args:
+        baseline: the method.
+        job: the fold, held for writing.
+        names: all prepared cases of the dataset, for `BaselineFold.unlabelled`.
+        iterations: of training; None: the baseline's own.
+        on_case: called with the name of each test scan that was scored.
+        log: receives progress.
+        warn: receives warnings.
+
+    Raises:
+        UserError: the baseline does not work on this dataset, or the folder holds results of another plan, seed or
+            split.
+    """
+    if job.plan.network.axes not in baseline.axes:
+        kind = "2D images" if job.plan.network.axes == 2 else "volumes"
+        raise UserError(f"baseline {baseline.name}: does not work on {kind}; leave the row out (--rows)")
+    train = tuple(job.case(name) for name in job.split["train"])
+    plan = _decided(job, train)
+    folder = job.folder / FOLDER
+    take_folder(job.folder, job.plan, plan, dataset_json=job.prepared / "dataset.json", begins=False)
+    folder.mkdir(exist_ok=True)
+    notes = TrainingLog(job.folder)
+    resources = Resources.load(job.folder)
+    fold = BaselineFold(
+        plan=plan,
+        train=train,
+        unlabelled=UnlabelledCases(job, _others(job, names)),
+        classes=job.plan.network.classes,
+        device=job.device,
+        seed=job.seed,
+        iterations=iterations,
+        folder=folder,
+        log=_both(notes.log, log),
+    )
+    scored = ScoredFold(job.prepared, plan, job.folder / "validation")
+    segmented = _Segmented(folder, scored, job)
+    if any(segmented.kept(name) is None for name in job.split["val"]):
+        with resources.training(job.folder, job.device):
+            segmenter = baseline.fit(fold)
+        notes.log(f"trained in {resources.train_seconds:.0f} s")
+    else:
+        segmenter = _no_segmenter
+
+    def segment(case: PreparedCase) -> Prediction:
+        if (kept := segmented.kept(case.name)) is not None:
+            return kept
+        with resources.scan(case.name, job.device):
+            prediction = _prediction(segmenter, case, plan, components=baseline.components)
+        resources.save(job.folder)
+        segmented.note(prediction)
+        return prediction
+
+    def done(name: str) -> None:
+        segmented.save(name)
+        if on_case:
+            on_case(name)
+
+    return score_scans(scored, job.split["val"], segment, more={"baseline": baseline.name}, on_case=done, log=warn)
+
+
+def _decided(job: FoldJob, train: Sequence[PreparedCase]) -> Plan:
+    """The plan with the decisions that the labels of the training cases determine, as for a recipe."""
+    cases = [training_case(case, job.plan.network.axes) for case in train]
+    decisions = decide_fold(
+        job.plan,
+        level=job.level,
+        fold=job.fold,
+        train=job.split["train"],
+        test=job.split["val"],
+        labels=[c.label for c in cases],
+        seed=job.seed,
+        images=[c.image for c in cases],
+        symmetry=left_right_dice(cases, job.plan),
+    )
+    return replace(job.plan, fold=decisions)
+
+
+def _others(job: FoldJob, names: Sequence[str]) -> list[str]:
+    """The cases that are not trained on: those outside the split first, then the test cases."""
+    train, test = set(job.split["train"]), list(job.split["val"])
+    return [n for n in names if n not in train and n not in test] + test
+
+
+def _prediction(segmenter: Segmenter, case: PreparedCase, plan: Plan, *, components: bool) -> Prediction:
+    """The label map of a case on the scan's own grid."""
+    probabilities = np.asarray(segmenter(replace(case, label=None)), dtype=np.float32)
+    wanted = (plan.network.classes, *case.image.shape[1:])
+    if probabilities.shape != wanted:
+        raise ValueError(f"probabilities of shape {probabilities.shape} instead of {wanted}")
+    if not np.isfinite(probabilities).all():
+        raise NumericalError("a probability is not finite")
+    refined = RefinedScan(
+        name=case.name,
+        probabilities=probabilities,
+        quality=estimate_quality(probabilities, None),
+        transform=case.transform,
+        geometry=Geometry.from_json(case.geometry),
+        warnings=case.warnings,
+    )
+    removes = components and plan.recipe.refinement.largest_component
+    single = plan.fold.single_component if removes and plan.fold else ()
+    return export_scan(refined, plan.labels, single)
+
+
+def _no_segmenter(case: PreparedCase) -> np.ndarray:
+    raise UserError(f"case {case.name}: its label map has changed since it was written; run the row again")
+
+
+class _Segmented:
+    """The scans of an interrupted run that need not be segmented again."""
+
+    def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob) -> None:
+        self.path, self.scored, self.job = folder / SEGMENTED, scored, job
+        self._new: dict[str, Quality] = {}
+        try:
+            content = read_json(self.path, "list of segmented scans")
+            self._listed = {str(k): dict(v) for k, v in content.items()}
+        except (UserError, AttributeError, TypeError, ValueError):
+            self._listed = {}
+
+    def kept(self, name: str) -> Prediction | None:
+        """The prediction of an earlier run, without probabilities; None where there is none, or it was changed."""
+        entry, path, plan = self._listed.get(name), self.scored.path_of(name), self.scored.plan
+        try:
+            if entry is None or sha256(path) != entry["sha256"]:
+                return None
+            geometry = Geometry.from_json(self.job.case(name).geometry)
+            quality = Quality(
+                str(entry["basis"]), float(entry["score"]), {int(k): _float(v) for k, v in entry["classes"].items()}
+            )
+            return Prediction(name, read_labels(path, like=geometry), quality, plan.labels)
+        except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def note(self, prediction: Prediction) -> None:
+        """Keep the quality of a new prediction until its label map is written."""
+        self._new[prediction.name] = prediction.quality
+
+    def save(self, name: str) -> None:
+        """List a scan whose label map is written."""
+        quality = self._new.pop(name, None)
+        if quality is None:
+            return
+        self._listed[name] = {
+            "sha256": sha256(self.scored.path_of(name)),
+            "basis": quality.basis,
+            "score": quality.score,
+            "classes": {str(k): v for k, v in quality.classes.items()},
+        }
+        write_json(self.path, self._listed)
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _both(one: Callable[[str], None], other: Callable[[str], None]) -> Callable[[str], None]:
+    def log(line: str) -> None:
+        one(line)
+        other(line)
+
+    return log

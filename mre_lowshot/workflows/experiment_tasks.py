@@ -1,0 +1,162 @@
+"""The folds that an experiment runs: one of a row, with its plan, its split and its seed, each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mre_lowshot import devices
+from mre_lowshot.config import Plan
+from mre_lowshot.data.dataset import Dataset
+from mre_lowshot.data.named_splits import level_splits
+from mre_lowshot.data.splits import Split
+from mre_lowshot.data.workspace import Workspace
+from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation.statistics import Method
+from mre_lowshot.experiments.runner import QUICK_SCANS, Setting, plan_row, quick_split
+from mre_lowshot.experiments.tables import Row, Table
+from mre_lowshot.planners.fingerprint import write_fingerprint
+from mre_lowshot.planners.hardware import Device
+from mre_lowshot.planners.planner import facts_of
+from mre_lowshot.trainers.fold import FoldJob
+from mre_lowshot.workflows.experiment_cluster import ExperimentCluster
+from mre_lowshot.workflows.plan import verified_dataset
+from mre_lowshot.workflows.reporting import Reporter
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings that all rows and datasets of an experiment share."""
+
+    table: Table
+    rows: Sequence[Row]  # chosen
+    named_rows: bool  # whether rows were chosen by name
+    reference: str
+    settings: Sequence[Setting]  # one for each seed
+    statistics: Method
+    formats: Sequence[str]
+    folds: Sequence[int] | None
+    cohort: str | None
+    cohorts_file: Path | None
+    workers: int | None
+    device: str
+    space: Workspace
+    reporter: Reporter
+    cluster: ExperimentCluster | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """That of the first seed."""
+        return self.settings[0]
+
+    def folder_of(self, dataset: str) -> Path:
+        """Where the table of a dataset is written."""
+        seeds = [setting.seed for setting in self.settings]
+        name = f"{self.table.name}__{self.setting.name}"
+        name += f"_seeds{'-'.join(map(str, seeds))}" if seeds != [0] else ""
+        return self.space.results / dataset / "experiments" / name
+
+    @property
+    def quick(self) -> str:
+        """How a quick run differs; empty for another."""
+        if not self.setting.quick:
+            return ""
+        return f"QUICK VERSION (--quick): fewer iterations and folds, at most {QUICK_SCANS} test scans in each fold"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fold of a row, to be run."""
+
+    row: Row
+    job: FoldJob
+    iterations: int | None  # of a baseline
+
+
+def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]:
+    """The folds to run, and how many rows are left out: baselines whose package is missing, and rows with a level of
+    their own for which there are too few scans."""
+    device = devices.resolve("cpu" if run.cluster else run.device)  # each worker takes its own
+    planned_for = run.cluster.planned_for() if run.cluster else Device(device.type, devices.memory_gb(device))
+    _, fingerprint = verified_dataset(dataset.folder, run.reporter)
+    write_fingerprint(folder, fingerprint)
+    splits = _Splits(run, dataset, folder)
+    tasks: list[Task] = []
+    left_out: list[str] = []
+    for row in run.rows:
+        try:
+            found = [
+                (setting, plan_row(row, setting, facts_of(dataset), fingerprint, planned_for))
+                for setting in run.settings
+            ]
+            folds = splits.of(row)
+        except UserError as problem:
+            if not (row.baseline or row.level):
+                raise
+            left_out.append(f"row {row.name} is left out: {problem}")
+            continue
+        for setting, plan in found:
+            made = _jobs(run, row, setting, plan, folds=folds, prepared=folder, device=device)
+            # the iterations of a baseline are its own, unless the user or --quick limits them
+            iterations = plan.recipe.optimizer.iterations if setting.quick else setting.iterations
+            tasks += [Task(row, job, iterations) for job in made]
+    if left_out and not tasks:
+        raise UserError(left_out[0])
+    for line in left_out:
+        run.reporter.warning(line)
+    return tasks, len(left_out)
+
+
+def _jobs(
+    run: Run, row: Row, setting: Setting, plan: Plan, *, folds: dict[int, Split], prepared: Path, device: torch.device
+) -> list[FoldJob]:
+    level = setting.level_of(row)
+    return [
+        FoldJob(
+            plan,
+            level,
+            fold,
+            quick_split(split) if setting.quick else split,
+            prepared=prepared,
+            results=run.space.results,
+            device=device,
+            seed=setting.seed,
+        )
+        for fold, split in folds.items()
+    ]
+
+
+class _Splits:
+    """The chosen folds of each level."""
+
+    def __init__(self, run: Run, dataset: Dataset, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.names, self.dataset = [case.name for case in dataset.labelled], dataset.name
+
+    def of(self, row: Row) -> dict[int, Split]:
+        """The folds of a row, by number.
+
+        Raises:
+            UserError: there are too few scans, or no such fold, or no test scan.
+        """
+        run, level = self.run, self.run.setting.level_of(row)
+        _, splits = level_splits(
+            self.folder,
+            level.removesuffix(f"_{run.cohort}"),
+            self.names,
+            dataset=self.dataset,
+            cohort=run.cohort,
+            cohorts_file=run.cohorts_file,
+            log=run.reporter.info,
+        )
+        folds = run.folds or [n for n in (0, 1, 2) if n < len(splits)]
+        if max(folds) >= len(splits):
+            raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
+        if not all(splits[n]["val"] for n in folds):
+            raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
+        return {n: splits[n] for n in folds}
