@@ -63,8 +63,9 @@ def test_an_added_case_is_trained_on_and_tested_on(space, scan, capfd):
     assert add(space, *scan) == 0
     out = capfd.readouterr().out
     command_line = next(line for line in out.splitlines() if line.startswith("next: "))
-    assert "mre_train Dataset900_Synthetic all fold0 -p Tiny --workspace" in command_line
-    assert f"--pretrained_weights {space.model() / 'fold_0/checkpoint_final.pth'}" in out
+    assert "mre_train Dataset900_Synthetic all fold0 -p Tiny --pretrained_weights" in command_line
+    assert f"--pretrained_weights {space.model() / 'fold_0/checkpoint_final.pth'}" in command_line
+    assert "or, from scratch: mre_train Dataset900_Synthetic all fold0 -p Tiny --workspace" in out
     assert (space.raw / "imagesTr/visit_0000.nii.gz").read_bytes() == scan[0].read_bytes()
     assert (space.raw / "labelsTr/visit.nii.gz").read_bytes() == scan[1].read_bytes()
     description = json.loads((space.raw / "dataset.json").read_text())

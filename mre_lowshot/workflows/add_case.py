@@ -40,8 +40,9 @@ class AddResult:
         cases: names of the cases that were added.
         present: names of cases of a prediction folder that the dataset has already, with the same label map.
         plans: names of the plans under which they were preprocessed.
-        command: the next command: a training on all annotated scans.
-        command_from_weights: the same, beginning with the weights of the last training; empty where there is none.
+        command: the next command: a training on all annotated scans, which begins with the weights of the last training
+            where there is one, because that reached a higher Dice (docs/CORRECTING.md).
+        command_from_scratch: the same from scratch; empty where there are no last weights.
         notes: differences of the scans from the dataset's, and structures that a plan's grid loses.
     """
 
@@ -50,7 +51,7 @@ class AddResult:
     present: tuple[str, ...] = ()
     plans: tuple[str, ...] = ()
     command: str = ""
-    command_from_weights: str = ""
+    command_from_scratch: str = ""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -150,13 +151,13 @@ def _add(
         added.append(one.name)
         count = len(current.labelled) + 1
         reporter.info(f"added case {one.name} to {raw}: {count} labelled scans; preprocessed for {', '.join(plans)}")
-    command = next_command(space, plans[plans_name])
-    reporter.info(f"next: {command}")
-    faster = ""
+    command, from_scratch = next_command(space, plans[plans_name]), ""
     if weights := last_weights(space.results, plans[plans_name]):
-        faster = next_command(space, plans[plans_name], before=weights)
-        reporter.info(f"or, beginning with the last weights (fewer --iterations may do): {faster}")
-    return AddResult(raw, tuple(added), tuple(present), tuple(plans), command, faster, tuple(texts))
+        from_scratch, command = command, next_command(space, plans[plans_name], before=weights)
+    reporter.info(f"next: {command}")
+    if from_scratch:
+        reporter.info(f"or, from scratch: {from_scratch}")
+    return AddResult(raw, tuple(added), tuple(present), tuple(plans), command, from_scratch, tuple(texts))
 
 
 def _check_raw(raw: Path, folder: Path, plan: Plan) -> None:
