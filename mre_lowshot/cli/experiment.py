@@ -10,15 +10,16 @@ from mre_lowshot.errors import UserError
 
 EPILOG = """Tables: table2 (or II) ablation, table3 N_e, table4 M, table5 mixing, table6 distance, table7 and table8
 comparison label by label, table9 time, table10 sSE, table11 DataAug, table12 ultrasound; baselines, readings,
-candidates, parts. Figures: figure3, figure4 (segmentations beside each other), figure5 (t-SNE of embeddings): their
-rows are run on fold 0, and drawn.
-Each row has its own plan (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table),
-trained and scored as by mre_train. Rows and folds that are done are skipped, an interrupted fold is continued. A row
-may be a method of the literature instead of a recipe (--list); where its package is missing it is left out.
+candidates, parts. Figures: figure3, figure4 (segmentations side by side), figure5 (t-SNE of embeddings); their rows are
+trained on fold 0, then drawn.
+Each row has its own plan (preprocessed/DatasetXXX_Name/table2_a.json; the full method is table2_e in every table), and
+is trained and scored as by mre_train. Rows and folds that are complete are skipped; an interrupted fold is continued. A
+row may run a method of the literature instead of a recipe (--list shows which; docs/BASELINES.md). If its package is
+missing, the row is left out.
 
 --base small: the paper's method (recipe paper_small) with the network that is planned for a CPU.
 --base paper: the paper's recipe at the paper's size; needs a GPU.
---quick: at most about an hour for a table on two cores; every output says so.
+--quick: a short version of a table, at most about an hour on two cores; every output is marked.
 Table candidates: the recipe default with parts removed, and candidates beyond it; table parts: what registration,
 refinement, the network and its parts contribute. Choose candidates on the development set (--cohort develop --cohorts
 benchmarks/dev_report_split.json) and report figures of the report set; --iterations 300 is enough to screen candidates.
@@ -42,7 +43,9 @@ Exit code: 0 done, 1 some scans failed (named), a row was left out or a training
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = common.parser("mre_experiment", "Repeat the paper's tables by name; each row is a plan.", EPILOG)
+    made = common.parser(
+        "mre_experiment", "Repeat the paper's tables and figures by name; each row of a table is a plan.", EPILOG
+    )
     made.add_argument(
         "table",
         nargs="?",
@@ -53,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--folds", nargs="+", type=int, metavar="N", help="folds (default: 0 1 2; --print: all that exist)"
     )
-    made.add_argument("--level", default="1shot", help="1shot, 2shot, 3shot, ... (default: %(default)s)")
+    made.add_argument(
+        "--level",
+        default="1shot",
+        help="1shot, 2shot, 3shot, ...; rows with a level of their own keep it (default: %(default)s)",
+    )
     common.add_cohort(made)
     made.add_argument(
         "--base", choices=("small", "paper"), default="small", help="size of the network (default: %(default)s)"
@@ -72,20 +79,20 @@ def _parser() -> argparse.ArgumentParser:
         "of a process; else 0). The result is the same with any number",
     )
     made.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", help="several seeds: every row and fold is trained with each"
+        "--seeds", nargs="+", type=int, metavar="N", help="instead of --seed: train each row and fold with all of these"
     )
     made.add_argument(
         "--quick",
         action="store_true",
-        help="a table in at most about an hour on two cores: few iterations, fold 0, three test scans; marked in all "
-        "outputs",
+        help="a short version, at most about an hour on two cores: at most 150 iterations, fold 0, at most three test "
+        "scans; marked in all outputs",
     )
     made.add_argument(
         "--format",
         nargs="+",
         choices=("text", "markdown", "latex", "csv", "json"),
         default=(),
-        help="print the table in the paper's layout in these formats (the files hold all of them)",
+        help="print the table in the paper's layout in these formats (it is saved in all of them)",
     )
     made.add_argument(
         "--panels", action="store_true", help="draw the segmentations of the rows on the same slices (panels.png)"
@@ -93,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--reference", metavar="ROW", help="row to compare the others with (default: the table's)")
     made.add_argument(
         "--statistics", choices=("default", "paper"), default="default",
-        help="default: sign-flip permutation and Holm; paper: Bonferroni as in the paper, and the paired t test (the "
-        "paper names no test); results.json has both",
+        help="default: sign-flip permutation and Holm; paper: Bonferroni as in the paper, with the paired t test "
+        "(the paper names no test); results.json has both",
     )  # fmt: skip
     made.add_argument(
         "--labels", nargs="+", metavar="NAME",

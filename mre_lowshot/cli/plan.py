@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         "--n4",
         choices=("auto", "on", "off"),
         default="auto",
-        help="correct the bias field of MRI: auto (recipes default and unet_default, unless the scans were corrected "
-        'before; "bias_field_corrected": true in dataset.json states it), on or off (default: %(default)s)',
+        help="bias field correction of MRI; auto: with recipes default and unet_default, unless the scans were "
+        'corrected before (state it by "bias_field_corrected": true in dataset.json) (default: %(default)s)',
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",

@@ -24,7 +24,7 @@ nnUNetv2_predict's -tr -npp -nps -chk --verbose are accepted (docs/SLICER.md).
 quality.csv (with -num_parts quality_part0.csv ...) ranks the scans, those to check first on top, by a score between 0
 and 1 for each scan and label: the agreement of the network with the labels warped by registration (where scans are
 registered), or the expected Dice of the probabilities. It is not the Dice against a reference, and no threshold makes a
-segmentation acceptable: check the scans from the top of the list down, until the segmentations are correct.
+segmentation acceptable: check the scans in this order, and stop where the segmentations are correct.
 
 label_descriptions.txt (for ITK-SNAP) and dseg.tsv (BIDS) give the labels' names and colours; NIfTI label maps hold them
 too. docs/OUTPUTS.md describes every file.
@@ -103,10 +103,11 @@ def _parser() -> argparse.ArgumentParser:
                       help="replace files that mre_predict has not written, or that have changed since (otherwise they "
                       "are refused before the work starts)")  # fmt: skip
     made.add_argument("-npp", type=int, default=1, metavar="COUNT",
-                      help="how many further scans are worked on while one is predicted, as far as the memory allows "
-                      "(default: %(default)s; 0: one scan after the other). The label maps are the same")  # fmt: skip
+                      help="process up to COUNT + 1 scans at the same time, as far as the memory allows (default: "
+                      "%(default)s; 0: one scan after the other). The label maps do not depend on it")  # fmt: skip
     made.add_argument("-nps", type=int, default=1, metavar="COUNT",
-                      help="accepted as by nnUNetv2_predict; label maps are written one at a time")  # fmt: skip
+                      help="accepted as by nnUNetv2_predict, without effect: label maps are written one at a "
+                      "time")  # fmt: skip
     made.add_argument("--verbose", action="store_true", help="print the seconds of each case")
     made.add_argument("-num_parts", type=int, default=1, help="split the cases among this many runs")
     made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")

@@ -9,11 +9,11 @@ from mre_lowshot.cli import common
 
 EPILOG = """Levels: 1shot, 2shot, 3shot (any number), 5pct (percent of the annotated cases, at least one), loo (leave
 one out), all; with --cohort NAME also rest (train on the annotated cases outside the cohort, test on the cohort), and
-split (the file of --cohorts holds folds of that name: {"NAME": [{"train": [cases], "val": [cases]}]}). Folds are saved
-in preprocessed/DatasetXXX_Name/splits_LEVEL.json. The cases of a fold that are not trained on are its test set, scored
-once with the final weights (no decision uses them). A dataset with a single annotated case can be trained too.
-A separate test set (imagesTs, labelsTs) is scored with mre_predict -i imagesTs and mre_evaluate labelsTs; add --no_val
-if the fold's other cases need no scores.
+split (the folds that the file of --cohorts lists under NAME: {"NAME": [{"train": [cases], "val": [cases]}]}). Folds are
+saved in preprocessed/DatasetXXX_Name/splits_LEVEL.json. The cases of a fold that are not trained on are its test set,
+scored once with the final weights (no decision uses them). A dataset with a single annotated case can be trained too. A
+separate test set (imagesTs, labelsTs) is scored with mre_predict -i imagesTs and mre_evaluate labelsTs; add --no_val if
+the fold's other cases need no scores.
 
 Writes results/DatasetXXX_Name/MRETrainer__MREPlans__LEVEL/fold_N/: checkpoint_latest.pth, checkpoint_final.pth,
 plans.json, progress.png, training_log_*.txt, training_log.jsonl (one JSON object per iteration: loss, patch Dice,
