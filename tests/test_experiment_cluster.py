@@ -44,7 +44,8 @@ class Job(SimpleNamespace):
 def task(folder: Path, refused: bool = False) -> FoldTask:
     plan = SimpleNamespace(dataset_name="D", plans_name="P")
     model = folder / "model"
-    job = Job(fold=1, split={"val": ["x", "y"]}, plan=plan, prepared=folder, folder=model / "fold_1", refused=refused)
+    job = Job(fold=1, level="1shot", split={"val": ["x", "y"]}, plan=plan, prepared=folder, folder=model / "fold_1",
+              refused=refused)  # fmt: skip
     (folder / "on").mkdir(exist_ok=True)
     return FoldTask(SimpleNamespace(name="e"), job, iterations=None, workers=None, device="cpu", running=folder / "on")
 
@@ -79,7 +80,7 @@ def test_whatever_a_fold_fails_with_is_its_outcome(on_worker, tmp_path):
 @pytest.mark.parametrize("end", ["run", "claim"])
 def test_a_fold_ends_with_the_run_that_sent_it_or_where_another_worker_has_it(on_worker, tmp_path, monkeypatch, end):
     monkeypatch.setattr(experiment_worker, "ASK_SECONDS", 0.0)
-    steps, claim = [], tmp_path / "on/D__P__fold_1.json"
+    steps, claim = [], tmp_path / "on/D__P__1shot__fold_1.json"
 
     def trains(reporter):
         with reporter.bar(3, description="", unit="it") as bar:

@@ -71,15 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of iterations for all rows; they get separate plans (table2_a_N)",
     )
-    made.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
+    seeds = made.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
+    seeds.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", help="train each row and fold with all of these seeds"
+    )
     made.add_argument(
         "--workers",
         type=int,
         help="data-loading processes; 0: the training process loads (default: on CUDA up to 4, one less than the cores "
         "of a process; else 0). The result is the same with any number",
-    )
-    made.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", help="instead of --seed: train each row and fold with all of these"
     )
     made.add_argument(
         "--quick",

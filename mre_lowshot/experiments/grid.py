@@ -108,6 +108,11 @@ def _tex(value: str) -> str:
     return "".join(_LATEX.get(c, c) for c in value)
 
 
+def _tex_line(cells: Sequence[str]) -> str:
+    made = " & ".join(cells) + r" \\"
+    return f"{{}}{made}" if made.startswith(("[", "*")) else made  # else an argument of the end of the line before
+
+
 def latex(grid: Grid) -> str:
     """The table as a LaTeX ``table`` (package booktabs)."""
     columns = len(grid.head)
@@ -117,14 +122,14 @@ def latex(grid: Grid) -> str:
     ]  # fmt: skip
     if grid.groups:
         cells = [rf"\multicolumn{{{count}}}{{c}}{{{_tex(title)}}}" for title, count in grid.groups]
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [" & ".join(map(_tex, grid.head)) + r" \\", r"\midrule"]
+        lines.append(_tex_line(cells))
+    lines += [_tex_line([*map(_tex, grid.head)]), r"\midrule"]
     for line in grid.lines:
         if line.is_heading:
             lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\textit{{{_tex(line.cells[0])}}}}} \\")
             continue
         cells = [rf"\textbf{{{_tex(c)}}}" if i in line.best else _tex(c) for i, c in enumerate(line.cells)]
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append(_tex_line(cells))
     lines += [r"\bottomrule", r"\end{tabular}", *(rf"\par\footnotesize {_tex(note)}" for note in grid.notes)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 

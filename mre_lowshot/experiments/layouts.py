@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from mre_lowshot.data.paper_datasets import KNOWN, plain
 from mre_lowshot.evaluation.bus import BUS_METRICS
+from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.grid import Grid, Line
 from mre_lowshot.experiments.records import MEAN, MEAN_EXCL, Figure, Reference, Row, Table
 from mre_lowshot.experiments.report import comparisons
@@ -24,7 +25,8 @@ _SHORT = {
 }
 PERCENT, MM = "Dice (%)", "HD95 (mm)"
 _NOTE = (
-    "Means (SD over runs). * significant difference to {} (p corrected < .05). Lines and columns 'paper': as printed"
+    "Means (SD over runs). * significant difference in Dice to {} (p corrected < .05, statistics {}); rows trained on "
+    "other scans are not compared. Lines and columns 'paper': as printed, without its asterisks"
 )
 
 
@@ -39,6 +41,7 @@ class Content:
         level: of rows without their own.
         reference: name of the row of the comparison.
         labels: names of the scored labels, in the dataset's order.
+        statistics: test and correction behind the asterisks.
     """
 
     table: Table
@@ -47,6 +50,7 @@ class Content:
     level: str
     reference: str
     labels: Sequence[str]
+    statistics: Method = "default"
 
 
 def layout(content: Content, *, quick: str = "") -> Grid | None:
@@ -99,7 +103,9 @@ def _by_rows(content: Content) -> Grid:
     groups = [("", 1 + len(table.marks)), (content.dataset, len(ours))]
     head = ["", *(title for title, _ in table.marks), *ours]
     for name in table.datasets:
-        groups.append((f"paper: {name}", len(ours)))
+        found = dict.fromkeys(f.level for r in content.rows if (f := _printed(r.row, name, level)))
+        other = [n for n in found if n != level.partition("_")[0]]  # the paper has the table at one level only
+        groups.append((", ".join([f"paper: {name}", *other]), len(ours)))
         head += ours
     lines = []
     for r in content.rows:
@@ -286,7 +292,7 @@ def _cells(values: Mapping[str, tuple[float, float]], head: Sequence[str]) -> li
 
 def _stars(content: Content) -> dict[str, str]:
     """An asterisk for each row whose Dice differs significantly from the reference row's."""
-    compared = comparisons(content.rows, content.reference, "Dice", "default")
+    compared = comparisons(content.rows, content.reference, "Dice", content.statistics)
     significant = {name for name, c in compared.items() if c.p_corrected < SIGNIFICANT}
     return {r.row.name: "*" if r.row.name in significant else "" for r in content.rows}
 
@@ -315,7 +321,7 @@ def _value(cell: str) -> float:
 
 
 def _note(content: Content) -> str:
-    return _NOTE.format(content.table.row(content.reference).label) + "."
+    return _NOTE.format(content.table.row(content.reference).label, content.statistics) + "."
 
 
 def _pair(mean: float, sd: float) -> str:

@@ -35,7 +35,8 @@ class Panel:
 
 def panels_of(rows: Sequence[RowResult]) -> dict[str, list[Panel]]:
     """The label maps that there are of each scan, by scan: one of each row, of its first run that tests the scan. Only
-    scans that all rows with runs have tested."""
+    scans that all rows with runs have tested; where there is none, those that the same rows, as many as possible, have
+    tested (of seven scans, fold 0 of one-, three- and six-shot has no test scan in common)."""
     found: dict[str, list[Panel]] = {}
     shown = [r for r in rows if r.runs]
     for r in shown:
@@ -48,7 +49,8 @@ def panels_of(rows: Sequence[RowResult]) -> dict[str, list[Panel]]:
                 files.setdefault(name, Panel(r.row.label, local, run.cases[name]["Dice"]))
         for name, panel in files.items():
             found.setdefault(name, []).append(panel)
-    return {name: panels for name, panels in found.items() if len(panels) == len(shown)}
+    most = max(([p.title for p in panels] for panels in found.values()), key=len, default=[])
+    return {name: panels for name, panels in found.items() if [p.title for p in panels] == most}
 
 
 def chosen_scans(found: Mapping[str, Sequence[Panel]], reference: str) -> list[str]:

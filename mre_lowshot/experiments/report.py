@@ -148,15 +148,16 @@ def write(
         for r in rows
     ]  # fmt: skip
     pairs = [
-        [r.row.name, run.seed, run.fold, " ".join(run.train), case, *(values[m] for m in METRICS)]
+        [r.row.name, run.folder.parent.name, run.seed, run.fold, " ".join(run.train), case,
+         *(values[m] for m in METRICS)]
         for r in rows
         for run in r.runs.values()
         for case, values in run.cases.items()
-    ]
+    ]  # fmt: skip
     texts = {
         "table.txt": text + "\n",
         "results.csv": _csv(head, lines),
-        "pairs.csv": _csv(["row", "seed", "fold", "training_scans", "test_scan", *METRICS], pairs),
+        "pairs.csv": _csv(["row", "model", "seed", "fold", "training_scans", "test_scan", *METRICS], pairs),
     }
     if grid is not None:
         texts |= {"table.md": markdown(grid), "table.tex": latex(grid), "table.csv": to_csv(grid)}

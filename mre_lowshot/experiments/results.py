@@ -75,7 +75,7 @@ class RowResult:
         """Mean and standard deviation over all test images of the metrics of breast ultrasound, %."""
         values: dict[str, list[float]] = {name: [] for name in BUS_METRICS}
         for run in self.runs.values():
-            for metrics in _bus_of(run.folder):
+            for metrics in _bus_of(run):
                 for name in BUS_METRICS:
                     values[name].append(100 * metrics[name])
         return {name: mean_sd([v for v in found if not math.isnan(v)]) for name, found in values.items()}
@@ -160,11 +160,13 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
     )
 
 
-def _bus_of(folder: Path) -> list[Mapping[str, float]]:
-    """The metrics of breast ultrasound of each test image of a fold: the mean over labels. None of volumes."""
-    summary: dict[str, Any] = read_json(folder / "validation" / "summary.json", "summary of a fold")
+def _bus_of(run: Run) -> list[Mapping[str, float]]:
+    """The metrics of breast ultrasound of each test image of a run: the mean over its labels. None of volumes."""
+    summary: dict[str, Any] = read_json(run.folder / "validation" / "summary.json", "summary of a fold")
+    numbers = summary.get("labels", {})
+    chosen = {str(numbers[name]) for name in next(iter(run.labels.values()), ()) if name in numbers}
     return [
-        {name: mean([row[name] for row in case["bus"].values()]) for name in BUS_METRICS}
+        {name: mean([row[name] for n, row in case["bus"].items() if not chosen or n in chosen]) for name in BUS_METRICS}
         for case in summary["metric_per_case"]
         if case.get("bus")
     ]

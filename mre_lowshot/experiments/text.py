@@ -77,7 +77,7 @@ def format_rows(
     return "\n".join(part for part in parts if part)
 
 
-def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) -> str:
+def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str, *, quick: str = "") -> str:
     """One line per row and one column per dataset: Dice, and in brackets the mean difference to the reference row.
 
     The difference is over the runs that both rows have. ``found`` maps dataset names to results of the rows.
@@ -96,9 +96,8 @@ def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str) ->
                 cell += f" ({sum(differ) / len(differ):+.4f}, n {len(differ)})" if differ else f" (n {len(row.runs)})"
             cells.append(cell)
         lines.append([name, *cells])
-    return "\n".join(
-        [f"all datasets: Dice (difference to row {reference} over n common runs)", _aligned(lines, left=1)]
-    )
+    title = f"all datasets: Dice (difference to row {reference} over n common runs)"
+    return "\n".join([title, *([quick] if quick else []), _aligned(lines, left=1)])
 
 
 def _results(rows: Sequence[RowResult], level: str) -> str:
@@ -121,7 +120,7 @@ def _results(rows: Sequence[RowResult], level: str) -> str:
 
 
 def _shown(figure: Figure, row: Row, level: str) -> bool:
-    return figure.level == (row.level or level) and not math.isnan(figure.hd95)
+    return figure.level == (row.level or level.partition("_")[0]) and not math.isnan(figure.hd95)
 
 
 def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Method) -> str:

@@ -65,14 +65,15 @@ def draw_embeddings(path: Path, rows: Sequence[RowResult], prepared: Path, *, de
         raise UserError(f"{title}: no row with a network has a run yet; run them first")
     clouds: list[Cloud] = []
     labels: Mapping[str, int] = {}
-    name = ""
+    names: list[str] = []
     for row in shown:
         run = next(iter(row.runs.values()))
         predictor = Predictor(load_model(run.folder, None, device), device=device)
         labels, name = predictor.plan.labels, sorted(run.cases)[0]
+        names.append(name)
         clouds.append(_cloud(row.row.label, predictor, prepared, name))
-    draw_clouds(path, clouds, labels, f"{title}. Scan {name}")
-    return name
+    draw_clouds(path, clouds, labels, f"{title}. Scan {', '.join(dict.fromkeys(names))}")
+    return names[0]
 
 
 def draw_clouds(path: Path, clouds: Sequence[Cloud], labels: Mapping[str, int], title: str) -> None:

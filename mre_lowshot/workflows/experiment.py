@@ -165,7 +165,7 @@ def experiment(
                 pictures.append(path)
                 run.reporter.info(f"drawn to {path}")
     if len(results) > 1:
-        texts.append(format_overview(results, run.reference))
+        texts.append(format_overview(results, run.reference, quick=run.quick))
         run.reporter.info(texts[-1])
     return ExperimentResult(results, "\n".join(texts), failed, grids, tuple(pictures))
 
@@ -190,7 +190,7 @@ def _run_rows(run: Run, dataset: Dataset) -> int:
     tasks, failed = tasks_of(run, dataset, folder)
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
     begun, trained = time.monotonic(), 0
-    remote: dict[int | None, list[tuple[Row, FoldJob]]] = {}
+    remote: list[tuple[Row, FoldJob, int | None]] = []
     for number, task in enumerate(tasks):
         plan, job = task.job.plan, task.job
         if not (is_prepared(plan, dataset, folder) and (folder / f"{plan.plans_name}.json").is_file()):
@@ -198,7 +198,7 @@ def _run_rows(run: Run, dataset: Dataset) -> int:
                 write_plan(plan, folder)
                 prepare_row(plan, dataset, folder, bar)
         if run.cluster:
-            remote.setdefault(task.iterations, []).append((task.row, job))
+            remote.append((task.row, job, task.iterations))
             continue
         before = time.monotonic()
         with job.reading(), job.locked():
@@ -211,9 +211,8 @@ def _run_rows(run: Run, dataset: Dataset) -> int:
         if trained and left:
             seconds = (time.monotonic() - begun) / trained * left
             run.reporter.info(f"{number + 1} of {len(tasks)} runs done; time left about {_duration(seconds)}")
-    for iterations, jobs in remote.items():
-        assert run.cluster is not None
-        failed += run.cluster.run_folds(jobs, iterations=iterations, workers=run.workers)
+    if run.cluster and remote:
+        failed += run.cluster.run_folds(remote, workers=run.workers)
     return failed
 
 
@@ -257,7 +256,7 @@ def _report(
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
     names = labels or [name for name, value in dataset.labels.items() if value]
     grid = layout(
-        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names), quick=run.quick
+        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics), quick=run.quick
     ) or plain_grid(run.table, rows, *arguments, quick=run.quick)
     shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
     run.reporter.info(shown_text)

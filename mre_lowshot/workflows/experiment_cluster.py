@@ -68,28 +68,28 @@ class ExperimentCluster(ClusterClient):
             )
         return min(found, key=lambda device: device.memory_gb)
 
-    def run_folds(self, jobs: Sequence[tuple[Row, FoldJob]], *, iterations: int | None, workers: int | None) -> int:
+    def run_folds(self, jobs: Sequence[tuple[Row, FoldJob, int | None]], *, workers: int | None) -> int:
         """Train and score the folds of rows whose cases are preprocessed; the number of scans that failed. A fold that
         fails as a whole counts as all its test scans; the others are run all the same.
 
         Args:
-            jobs: rows with their folds.
-            iterations: of training, if the user gave a number.
+            jobs: rows with their folds, and the iterations of training of a baseline, if they are limited.
             workers: data-loading processes; None: chosen for the device.
 
         Raises:
             UserError: the scheduler is gone.
         """
         assert self._running is not None
-        for _, job in jobs:
+        for _, job, _ in jobs:
             write_plan(job.plan, job.prepared)
             check_prepared(job.plan, job.prepared)
         there = [
-            (row, replace(job, prepared=job.prepared.absolute(), results=job.results.absolute())) for row, job in jobs
+            (row, replace(job, prepared=job.prepared.absolute(), results=job.results.absolute()), iterations)
+            for row, job, iterations in jobs
         ]
         tasks = [
             FoldTask(row, job, iterations=iterations, workers=workers, device=self.device, running=self._running)
-            for row, job in there
+            for row, job, iterations in there
         ]
         failed = 0
         with (

@@ -15,6 +15,7 @@ from mre_lowshot.data.splits import Split
 from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
+from mre_lowshot.experiments.baselines.registry import baseline
 from mre_lowshot.experiments.runner import QUICK_SCANS, Setting, plan_row, quick_split
 from mre_lowshot.experiments.tables import Row, Table
 from mre_lowshot.planners.fingerprint import write_fingerprint
@@ -90,10 +91,8 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     left_out: list[str] = []
     for row in run.rows:
         try:
-            found = [
-                (setting, plan_row(row, setting, facts_of(dataset), fingerprint, planned_for))
-                for setting in run.settings
-            ]
+            settings = run.settings if not row.baseline or baseline(row.baseline).random else run.settings[:1]
+            found = [(one, plan_row(row, one, facts_of(dataset), fingerprint, planned_for)) for one in settings]
             folds = splits.of(row)
         except UserError as problem:
             if not (row.baseline or row.level):
@@ -154,9 +153,9 @@ class _Splits:
             cohorts_file=run.cohorts_file,
             log=run.reporter.info,
         )
-        folds = run.folds or [n for n in (0, 1, 2) if n < len(splits)]
-        if max(folds) >= len(splits):
-            raise UserError(f"--folds {max(folds)}: level {level} has folds 0 to {len(splits) - 1} here")
+        folds = [n for n in run.folds or (0, 1, 2) if n < len(splits) or (run.folds and not row.level)]
+        if not folds or max(folds) >= len(splits):
+            raise UserError(f"--folds {max(run.folds or folds)}: level {level} has folds 0 to {len(splits) - 1} here")
         if not all(splits[n]["val"] for n in folds):
             raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
         return {n: splits[n] for n in folds}

@@ -75,8 +75,8 @@ class _Claim:
     for lost that still runs, that worker gives the fold up."""
 
     def __init__(self, task: FoldTask) -> None:
-        plan = task.job.plan
-        self.path = task.running / f"{plan.dataset_name}__{plan.plans_name}__fold_{task.job.fold}.json"
+        job, plan = task.job, task.job.plan  # rows with their own levels share a plan
+        self.path = task.running / f"{plan.dataset_name}__{plan.plans_name}__{job.level}__fold_{job.fold}.json"
         self.own = {"host": processes.host(), "pid": os.getpid(), "id": uuid.uuid4().hex}
 
     def read(self) -> dict[str, Any]:
@@ -117,6 +117,7 @@ class _Collector(Reporter):
 
     def info(self, line: str) -> None:
         self.lines.append((False, line))
+        self.ask()  # a baseline has no bar while it learns
 
     def warning(self, line: str) -> None:
         self.lines.append((True, line))

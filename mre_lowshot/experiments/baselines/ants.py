@@ -72,7 +72,10 @@ def fit(fold: BaselineFold) -> Segmenter:
             grid = write(fixed, positive(case), case)
             for train in fold.train:
                 files = (fold.folder / f"{train.name}_{part}.nii.gz" for part in ("image", "label"))
-                warped = ants.warp(fixed, grid, *files, pair=f"{case.name} from {train.name}")
+                try:
+                    warped = ants.warp(fixed, grid, *files, pair=f"{case.name} from {train.name}")
+                except UserError as problem:  # the scan counts as failed, and its fold as done
+                    raise UserError(f"{problem} (first delete the fold's validation/summary.json)") from None
                 if warped.failed:
                     fold.log(f"{case.name}: registration failed from {train.name}: {warped.failed}; its label map "
                              "counts as empty")  # fmt: skip
@@ -116,4 +119,6 @@ ANTS = Baseline(
     fit=fit,
     recipe="default",
     axes=(3,),
+    check=find_ants,
+    random=False,
 )

@@ -58,6 +58,8 @@ class Baseline:
         axes: numbers of spatial axes that it works on.
         components: whether the small components of a fold's single-component classes are removed from its label maps,
             where the recipe removes them.
+        check: raises a UserError where something else that it needs is missing, as a program.
+        random: whether its result depends on the seed. Otherwise it is run with the first of several seeds only.
     """
 
     name: str
@@ -68,3 +70,5 @@ class Baseline:
     package: str = ""
     axes: tuple[int, ...] = (2, 3)
     components: bool = False
+    check: Callable[[], object] | None = None
+    random: bool = True

@@ -81,6 +81,7 @@ REGISTRATION = Baseline(
     fit=partial(fit, refined=False),
     recipe="default",
     axes=(3,),
+    random=False,
 )
 REGISTRATION_REFINED = Baseline(
     name="registration_refined",
@@ -89,5 +90,6 @@ REGISTRATION_REFINED = Baseline(
     fit=partial(fit, refined=True),
     recipe="default",
     axes=(3,),
+    random=False,
     components=True,
 )

@@ -57,6 +57,8 @@ def baseline(name: str) -> Baseline:
         raise UserError(f"baseline {name}: this version has no {PLACES[name]}")
     if found.package and find_spec(found.package) is None:
         raise UserError(_missing(name, found.package))
+    if found.check:
+        found.check()
     return found
 
 

@@ -192,7 +192,7 @@ class _Segmented:
         """The prediction of an earlier run, without probabilities; None where there is none, or it was changed."""
         entry, path, plan = self._listed.get(name), self.scored.path_of(name), self.scored.plan
         try:
-            if entry is None or sha256(path) != entry["sha256"]:
+            if entry is None or sha256(path) != entry["sha256"] or entry["inputs"] != self._inputs(name):
                 return None
             geometry = Geometry.from_json(self.job.case(name).geometry)
             quality = Quality(
@@ -201,6 +201,10 @@ class _Segmented:
             return Prediction(name, read_labels(path, like=geometry), quality, plan.labels)
         except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
+
+    def _inputs(self, name: str) -> dict[str, str]:
+        """Hashes of the files that the training scans and the scan were made from."""
+        return {n: self.job.case(n).source for n in (*self.job.split["train"], name)}
 
     def note(self, prediction: Prediction) -> None:
         """Keep the quality of a new prediction until its label map is written."""
@@ -213,6 +217,7 @@ class _Segmented:
             return
         self._listed[name] = {
             "sha256": sha256(self.scored.path_of(name)),
+            "inputs": self._inputs(name),
             "basis": quality.basis,
             "score": quality.score,
             "classes": {str(k): v for k, v in quality.classes.items()},

@@ -7,10 +7,6 @@ from mre_lowshot.experiments.table_rows.common import BOTH, UNET
 
 BRAIN = ("GM", "BG", "WM", "WMH", "CSF", "VT", "CB", "BS", MEAN, MEAN_EXCL)
 ORGANS = ("Spleen", "R.kid.", "L.kid.", "Gallbladder", "Esophagus", "Liver", "Stomach", "Pancreas", MEAN)
-AUG_MRI = {
-    "recipe.augmentation.brightness_probability": "0.5",
-    "recipe.augmentation.contrast_probability": "0.5",
-}  # the paper's "Aug." without mirroring, for the recipe of the U-Net's own schedule
 
 
 def _brain(dice: str, hd95: str, level: str = "1shot") -> tuple[Figure]:
@@ -64,7 +60,7 @@ TABLE7 = Table(
         Row("unet_1_literal", "U-Net-1", recipe="unet", level="1shot", group=ONE, base="paper", paper=_UNET_7),
         Row("unet_1_aug", "Aug. + U-Net-1", UNET, recipe="paper_aug", level="1shot", group=ONE, base="small",
             paper=_UNET_AUG_7),
-        Row("unet_1_aug_literal", "Aug. + U-Net-1", AUG_MRI, recipe="unet", level="1shot", group=ONE, base="paper",
+        Row("unet_1_aug_literal", "Aug. + U-Net-1", recipe="unet_aug", level="1shot", group=ONE, base="paper",
             paper=_UNET_AUG_7),
         Row("mre_1", "MRE-Net-1", level="1shot", group=ONE, paper=_brain(
             "80.84 (1.61) 74.88 (2.71) 83.70 (1.29) 58.42 (2.03) 79.50 (1.58) 90.57 (4.43) 87.57 (1.76) "
@@ -100,7 +96,7 @@ TABLE7 = Table(
         Row("unet_6_literal", "U-Net-6", recipe="unet", level="6shot", group=FEW, base="paper", paper=_UNET_6_7),
         Row("unet_6_aug", "Aug. + U-Net-6", UNET, recipe="paper_aug", level="6shot", group=FEW, base="small",
             paper=_UNET_6_AUG_7),
-        Row("unet_6_aug_literal", "Aug. + U-Net-6", AUG_MRI, recipe="unet", level="6shot", group=FEW, base="paper",
+        Row("unet_6_aug_literal", "Aug. + U-Net-6", recipe="unet_aug", level="6shot", group=FEW, base="paper",
             paper=_UNET_6_AUG_7),
     ),
     layout="labels", datasets=BOTH[:1],
@@ -146,7 +142,7 @@ TABLE8 = Table(
             "63.30 (10.57) 42.44 (13.59) 105.26 (29.81) 41.56 (16.76) 43.78 (10.11) 31.72 (7.70) 33.09 (5.89) "
             "70.33 (7.43) *53.93 (15.47)")),
         Row("unet_1_aug", "Aug. + U-Net-1", UNET, recipe="paper_aug", level="1shot", base="small", paper=_UNET_AUG_8),
-        Row("unet_1_aug_literal", "Aug. + U-Net-1", AUG_MRI, recipe="unet", level="1shot", base="paper",
+        Row("unet_1_aug_literal", "Aug. + U-Net-1", recipe="unet_aug", level="1shot", base="paper",
             paper=_UNET_AUG_8),
         Row("mre_1", "MRE-Net-1", level="1shot", paper=_organs(
             "78.08 (1.92) 75.92 (1.70) 77.43 (2.98) 52.15 (1.76) 56.83 (1.62) 91.35 (0.81) 59.65 (1.53) "
@@ -154,12 +150,12 @@ TABLE8 = Table(
             "22.93 (3.37) 18.54 (3.20) 19.47 (5.66) 27.61 (7.23) 15.87 (6.78) 10.62 (2.78) 12.98 (2.36) "
             "24.10 (5.16) 19.02 (8.63)")),
         Row("unet_6_aug", "Aug. + U-Net-6", UNET, recipe="paper_aug", level="6shot", base="small", paper=_UNET_6_8),
-        Row("unet_6_aug_literal", "Aug. + U-Net-6", AUG_MRI, recipe="unet", level="6shot", base="paper",
+        Row("unet_6_aug_literal", "Aug. + U-Net-6", recipe="unet_aug", level="6shot", base="paper",
             paper=_UNET_6_8),
         Row("unet_20_aug", "Aug. + U-Net-20", UNET, recipe="paper_aug", level="20shot", cohort_level="rest",
             base="small",
             paper=_UNET_20_8),
-        Row("unet_20_aug_literal", "Aug. + U-Net-20", AUG_MRI, recipe="unet", level="20shot", cohort_level="rest",
+        Row("unet_20_aug_literal", "Aug. + U-Net-20", recipe="unet_aug", level="20shot", cohort_level="rest",
             base="paper",
             paper=_UNET_20_8),
     ),
@@ -180,7 +176,7 @@ TABLE9 = Table(
         Row("ants_1", "ANTs", baseline="ants", level="1shot", paper=_timed("-, ~28 min (64 threads)")),
         Row("unet_1_aug", "Aug. + U-Net", UNET, recipe="paper_aug", level="1shot", base="small",
             paper=_timed("~120 min, ~3 s")),
-        Row("unet_1_aug_literal", "Aug. + U-Net", AUG_MRI, recipe="unet", level="1shot", base="paper",
+        Row("unet_1_aug_literal", "Aug. + U-Net", recipe="unet_aug", level="1shot", base="paper",
             paper=_timed("~120 min, ~3 s")),
         Row("mre_1", "MRE-Net", level="1shot", paper=_timed("~150 min, ~4 s")),
     ),
