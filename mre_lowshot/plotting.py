@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
+from mre_lowshot.quiet import without_warnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +24,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with atomic_write(path, check=check_png) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font has no sign for a letter of a name
+    with (
+        atomic_write(path, check=check_png) as temporary,
+        without_warnings(),
+    ):  # of a name's letters that the font lacks
         FigureCanvasAgg(figure).print_figure(str(temporary), dpi=110, format="png")
 
 

@@ -27,7 +27,7 @@ from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.workflows.evaluate import EvaluationResult
 from mre_lowshot.workflows.plan import PlanResult
-from mre_lowshot.workflows.predict import PredictResult
+from mre_lowshot.workflows.prediction_run import PredictResult
 from mre_lowshot.workflows.reporting import Reporter
 from mre_lowshot.workflows.train import FoldResult, TrainResult
 
@@ -327,7 +327,7 @@ def test_a_plan_of_the_old_format_is_refused_with_the_advice_to_plan_again(space
     ):
         with pytest.raises(UserError) as refused:
             attempt()
-        assert str(refused.value) == f"Tiny.json: {VERSION_1}"
+        assert str(refused.value) == f"{path}: {VERSION_1}"
     mre_lowshot.plan("900", changes=CHANGES, overwrite=True, preprocess=False, **options)
     assert json.loads(path.read_text())["format_version"] == 2
 

@@ -25,6 +25,7 @@ LAYERS = [
         "processes",
         "limits",
         "plain",
+        "quiet",
         "files",
         "locks",
         "signed",

@@ -25,7 +25,7 @@ from mre_lowshot.atlas.registration.images import (
 )
 from mre_lowshot.config import Plan
 from mre_lowshot.devices import free_memory
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, is_out_of_memory
 from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
 from mre_lowshot.sampling import TrainingCase
 
@@ -90,23 +90,24 @@ def align(
         pairs = zip(atlases, passes, strict=True)
         registered = [_register(atlas, image, spacing, plan=plan, previous=its, device=device) for atlas, its in pairs]
         return np.concatenate(registered)
-    except torch.OutOfMemoryError:
-        if device is None or device.type == "cpu":
-            raise
-        free_memory()
-        return align(atlases, image, spacing, plan=plan, previous=previous)
     except RuntimeError as problem:  # SimpleITK gives the reason in its last line
+        short = is_out_of_memory(problem)
+        if short and (device is None or device.type == "cpu"):
+            raise
         reason = str(problem).strip().splitlines()[-1]
-        if min(image.shape[1:]) < MIN_VOXELS:
+        if not short and min(image.shape[1:]) < MIN_VOXELS:
             size = " x ".join(map(str, image.shape[1:]))
             raise UserError(
                 f"cannot be registered to a training scan: it has {size} voxels on the plan's grid, and {MIN_VOXELS} "
                 "or more are needed along each axis; give the whole scan, and check the voxel size in its header"
             ) from None
-        raise UserError(
-            f"cannot be registered to a training scan ({reason}); if such scans are common, "
-            "plan with -p NAME --set recipe.atlas.registration=none network.atlas_prior=false"
-        ) from None
+        if not short:
+            raise UserError(
+                f"cannot be registered to a training scan ({reason}); if such scans are common, "
+                "plan with -p NAME --set recipe.atlas.registration=none network.atlas_prior=false"
+            ) from None
+    free_memory()  # the tensors in the traceback are gone by now
+    return align(atlases, image, spacing, plan=plan, previous=previous)
 
 
 def _register(

@@ -63,8 +63,8 @@ def in_order(
         for item in items:
             while held and not (len(held) < threads + WAITING and admit([*(one.item for one in held), item])):
                 yield next_result()
-            for one in held:
-                one.accompanied = True
+            if held:  # the others are marked already; a variable here would keep a result that was taken
+                held[0].accompanied = True
             held.append(_Held(item, submit(work, item), bool(held)))
         while held:
             yield next_result()

@@ -194,10 +194,13 @@ class Predictor:
             read: reads the image of a case.
         """
         cases = list(cases)
+        gpu = torch.cuda.current_device() if self.device.type == "cuda" and self.device.index is None else None
         turns = Turns() if self.device.type != "cpu" or self.window.has_state else None
 
         def work(numbered: tuple[int, Case]) -> Outcome:
             number, case = numbered
+            if gpu is not None:  # a new thread begins with the first GPU, whatever the caller has set
+                torch.cuda.set_device(gpu)
             try:
                 crop = (crops or {}).get(case.name)
                 return self._outcome(case, crop, read, turns.turn(number) if turns else nullcontext())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
-from mre_lowshot.errors import NumericalError, UserError, is_out_of_memory
+from mre_lowshot.errors import MemoryLimitError, NumericalError, UserError, is_out_of_memory
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
 from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
@@ -188,8 +188,9 @@ class SlidingWindow:
             except RuntimeError as problem:
                 if not is_out_of_memory(problem):
                     raise
-                if self.tile_batch == 1:
-                    raise UserError(f"{self.device}: its memory does not hold a single tile; use device cpu") from None
+                if self.tile_batch == len(group) == 1:  # another thread may have halved the former
+                    text = f"{self.device}: its memory does not hold a single tile; use device cpu"
+                    raise MemoryLimitError(text) from None
                 self.tile_batch = max(1, self.tile_batch // 2)
                 self.log(f"{self.device}: out of memory, continuing with {self.tile_batch} tiles at a time")
                 if self.device.type == "cuda":

@@ -61,6 +61,8 @@ def affine(fixed: Any, moving: Any, device: torch.device | None = None) -> Any:
     best = found[int(np.argmax(scores))][None]
     for factor, step in ((2, 1.0), (1, 0.25)):
         best = _ascend(level(factor, most=16000), best, half, step=step, least=0.02, rounds=40)
+    if not np.isfinite(_correlations(*at(2), best)).all():
+        raise RuntimeError("the registration leaves no overlap of the images")
     places = best[0].cpu().numpy()
     matrix = other.half[:, None] * places[:, :3] / one.half
     return affine_transform(matrix, other.half * places[:, 3] + other.centre - one.centre, one.centre)
@@ -124,11 +126,14 @@ def _correlations(fixed: Tensor, moving: Tensor, transforms: Tensor) -> np.ndarr
 def _correlation(fixed: Tensor, moving: Tensor, transforms: np.ndarray) -> np.ndarray:
     """Correlation (B,), over the whole grid of ``fixed``, with ``moving`` after warping; both locally normalised
     there."""
-    moved = torch.stack([warped(moving, positions(each, fixed.shape, moving)) for each in transforms])
+    places = [positions(each, fixed.shape, moving) for each in transforms]
+    moved = torch.stack([warped(moving, at) for at in places])
+    sides = moving.new_tensor(moving.shape).view(3, 1, 1, 1)
+    met = torch.stack([((at >= -0.5) & (at <= sides - 0.5)).all(dim=0).any() for at in places])
     one, other = (v - mean_of(v) for v in (locally_normalised(fixed), locally_normalised(moved)))
     spread = (mean_of(one**2) * mean_of(other**2)).sqrt()
     found = torch.where(spread > 0, mean_of(one * other) / spread.clamp_min(1e-12), -1.0)
-    return found.flatten().double().cpu().numpy()
+    return found.flatten().double().where(met, -torch.inf).cpu().numpy()
 
 
 def positions(transform: np.ndarray, size: Sequence[int], moving: Tensor) -> Tensor:

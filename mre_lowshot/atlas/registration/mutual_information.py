@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 BINS, MARGIN = 32, 2  # bins of the histogram along each image; empty ones at each end, for the B-splines
 UNIT = 2**20  # of the histogram's counts: as integers they have the same sum in every order
+PLANES = 16  # across each axis, at least, that samples lie in
 CHUNK = 256  # samples whose gradients are summed by one product
 
 
@@ -36,7 +38,9 @@ class Level:
     def of(cls, fixed: Tensor, moving: Tensor, most: int) -> Level:
         """Both images (D, H, W); at most ``most`` voxels of ``fixed`` are the samples, evenly spread."""
         every = -(-fixed.numel() // most)
-        while every > 1 and any(every % n == 0 or n % every == 0 for n in fixed.shape[1:]):
+        while every > 1 and any(
+            every % n == 0 or n % every == 0 or n // math.gcd(every, n) < min(n, PLANES) for n in fixed.shape[1:]
+        ):
             every += 1  # else the samples would lie in few planes
         at = torch.arange(0, fixed.numel(), every, device=fixed.device)
         index = torch.stack(

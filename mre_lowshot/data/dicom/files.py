@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from mre_lowshot.data.dicom.frames import VARIANTS
 from mre_lowshot.data.listing import no_folder
 from mre_lowshot.errors import UserError
 from mre_lowshot.limits import require_memory
+from mre_lowshot.quiet import Shared, without_warnings
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -46,8 +46,7 @@ def require_packages() -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of pydicom and highdicom: what matters in them is checked here and named with the file."""
+def _silent_loggers() -> Iterator[None]:
     import logging
 
     loggers = [logging.getLogger("pydicom"), logging.getLogger("highdicom")]
@@ -55,12 +54,20 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+_LOGGERS = Shared(_silent_loggers)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of pydicom and highdicom: what matters in them is checked here and named with the file."""
+    with without_warnings(), _LOGGERS.held():
+        yield
 
 
 @contextmanager
@@ -76,7 +83,9 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except UserError as problem:
         text = str(problem)
-        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+        raise type(problem)(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    except MemoryError:
+        raise
     except Exception as problem:  # pydicom raises many kinds for damaged files and values that violate the standard
         raise UserError(f"{path}: its DICOM header cannot be read ({problem}); export the file again") from None
 

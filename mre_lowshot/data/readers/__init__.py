@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import MemoryLimitError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,9 +105,9 @@ def _call(path: Path, function: str) -> Any:
     try:
         return getattr(import_module(READERS[ending]), function)(path)
     except UserError as problem:
-        raise UserError(_printable(path, str(problem))) from None
+        raise type(problem)(_printable(path, str(problem))) from None
     except MemoryError:
-        raise UserError(f"{path}: does not fit into memory; crop or downsample the image") from None
+        raise MemoryLimitError(f"{path}: does not fit into memory; crop or downsample the image") from None
     except Exception as problem:  # of any class: the libraries' errors must not end the run of the other files
         reason = str(problem).strip().splitlines() or [type(problem).__name__]
         fix = f"export it again as one of {', '.join(READABLE_ENDINGS)}"

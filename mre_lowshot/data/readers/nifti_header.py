@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.readers.content import not_an_image
 from mre_lowshot.data.readers.header import Header
 from mre_lowshot.errors import UserError
+from mre_lowshot.quiet import without_warnings
 
 _NAMES = {1: "1 bit", 32: "complex", 1792: "complex", 2048: "complex", 1536: "128-bit float"}
 _COLOURS = {128: 3, 2304: 4}
@@ -45,8 +45,7 @@ def parse(path: Path, start: bytes) -> NiftiHeader:
     """
     format_name, raw = _raw(path, start)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             found = _FORMATS[format_name](raw, check=False)
             size, components, dimensions = _size(path, found)
             dtype = _dtype(path, found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -32,6 +31,7 @@ from mre_lowshot.data.readers.nrrd_kinds import component_axis_of
 from mre_lowshot.data.readers.verified import compare, data_file, packer
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
+from mre_lowshot.quiet import without_warnings
 
 _LONGEST = 1 << 20  # bytes of a header
 _TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
@@ -149,8 +149,7 @@ def _parsed(path: Path, file: BinaryIO, layers: bool = False) -> tuple[Header, d
     if not end and len(raw) == _LONGEST:
         raise damaged(path, "its header does not end")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             fields = dict(nrrd.read_header(BytesIO(text + b"\n")))
         dtype = nrrd.reader._determine_datatype(fields) if _encoding(fields) != "text" else _plain_type(fields)
         sizes = [int(n) for n in fields["sizes"]]

@@ -8,7 +8,6 @@ its final class. docs/BASELINES.md lists what differs from the publication.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from mre_lowshot.experiments.baselines import superpixels
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
 from mre_lowshot.experiments.baselines.requirements import require_axes, require_package
 from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.quiet import without_warnings
 
 WORDS = 50  # of the codebook
 WORDS_FROM = 20_000  # pixels at most that the codebook is made from
@@ -62,7 +62,6 @@ def fit(fold: BaselineFold) -> Segmenter:
     require_axes("scs", fold, 2)
     require_package("scs", "sklearn", "baselines")
     from sklearn.cluster import MiniBatchKMeans
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -85,8 +84,7 @@ def fit(fold: BaselineFold) -> Segmenter:
         random_state=fold.seed,
     )  # fmt: skip
     balanced = drawn_equally(classes, rng)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is chosen
+    with without_warnings():
         classifier = make_pipeline(StandardScaler(), network).fit(features[balanced], classes[balanced])
     fold.log(f"{len(features)} superpixels of {len(divided)} images, {codebook.n_clusters} words")
 
