@@ -19,7 +19,7 @@ missing, the row is left out.
 
 --base small: the paper's method (recipe paper_small) with the network that is planned for a CPU.
 --base paper: the paper's recipe at the paper's size; needs a GPU.
---quick: a short version of a table, at most about an hour on two cores; every output is marked.
+--quick: a short version of a table, meant to take about an hour on two cores; every output is marked.
 Table candidates: the recipe default with parts removed, and candidates beyond it; table parts: what registration,
 refinement, the network and its parts contribute. Choose candidates on the development set (--cohort develop --cohorts
 benchmarks/dev_report_split.json) and report figures of the report set; --iterations 300 is enough to screen candidates.
@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--quick",
         action="store_true",
-        help="a short version, at most about an hour on two cores: at most 150 iterations, fold 0, at most three test "
-        "scans; marked in all outputs",
+        help="a short version, meant to take about an hour on two cores: at most 150 iterations, fold 0, at most three "
+        "test scans; marked in all outputs",
     )
     made.add_argument(
         "--format",
