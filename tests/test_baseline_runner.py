@@ -130,6 +130,14 @@ def test_an_interrupted_baseline_segments_the_other_scans_only(space, fakes, cap
     CALLS.clear()
     assert run(space, "--folds", 0, "--rows", "bright") == 0
     assert CALLS == []  # nothing left to segment
+    listed = json.loads((fold / "baseline/segmented.json").read_text())
+    assert set(listed["phantom_002"]["inputs"]) == {"phantom_001", "phantom_002"}
+    listed["phantom_002"]["inputs"]["phantom_001"] = "another training scan"
+    (fold / "baseline/segmented.json").write_text(json.dumps(listed))
+    (fold / "validation/summary.json").unlink()
+    CALLS.clear()
+    assert run(space, "--folds", 0, "--rows", "bright") == 0
+    assert CALLS == ["fit", "phantom_002"]
 
 
 def test_panels_formats_and_the_report(space, fakes, capsys, monkeypatch):

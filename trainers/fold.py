@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -160,17 +160,7 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     saved = checkpoint.load(job.folder / checkpoint.LATEST, job.device) if loads else None
     if saved:
         check_inputs(saved[1]["training"].get("inputs"), inputs, job.folder / checkpoint.LATEST)
-    decisions = decide_fold(
-        job.plan,
-        level=job.level,
-        fold=job.fold,
-        train=job.split["train"],
-        test=job.split["val"],
-        labels=[c.label for c in cases],
-        seed=job.seed,
-        images=[c.image for c in cases],
-        symmetry=[] if saved else left_right_dice(cases, job.plan, job.device),
-    )
+    decisions = decisions_of(job, cases, symmetry=[] if saved else None)
     if saved:  # what was found by registration is kept: another machine may round differently
         decisions = _with_saved(decisions, saved[0])
     plan = replace(job.plan, fold=decisions)
@@ -208,6 +198,29 @@ def make_trainer(job: FoldJob, mode: TrainMode = TrainMode.NEW) -> MRETrainer:
     if job.processes.first:
         _write_debug(job, trainer, cases)
     return trainer
+
+
+def decisions_of(
+    job: FoldJob, cases: Sequence[TrainingCase], *, symmetry: Sequence[Mapping[str, float]] | None = None
+) -> FoldDecisions:
+    """What the labels and images of a fold's training cases determine.
+
+    Args:
+        job: the fold.
+        cases: its training cases, on the plan's grid.
+        symmetry: left-right Dice by label, one mapping per case; None: computed by registration.
+    """
+    return decide_fold(
+        job.plan,
+        level=job.level,
+        fold=job.fold,
+        train=job.split["train"],
+        test=job.split["val"],
+        labels=[c.label for c in cases],
+        seed=job.seed,
+        images=[c.image for c in cases],
+        symmetry=left_right_dice(cases, job.plan, job.device) if symmetry is None else symmetry,
+    )
 
 
 def _with_saved(decisions: FoldDecisions, begun: Plan) -> FoldDecisions:

@@ -22,11 +22,9 @@ from mre_lowshot.experiments.resources import Resources
 from mre_lowshot.files import read_json, sha256, write_json
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.quality import Quality, estimate_quality
-from mre_lowshot.planners.fold import decide_fold
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.trainers.claim import take_folder
-from mre_lowshot.trainers.fold import FoldJob, training_case
-from mre_lowshot.trainers.symmetry import left_right_dice
+from mre_lowshot.trainers.fold import FoldJob, decisions_of, training_case
 from mre_lowshot.trainers.training_log import TrainingLog
 from mre_lowshot.trainers.validation import ScoredFold, score_scans
 
@@ -85,7 +83,8 @@ def run_baseline(
         kind = "2D images" if job.plan.network.axes == 2 else "volumes"
         raise UserError(f"baseline {baseline.name}: does not work on {kind}; leave the row out (--rows)")
     train = tuple(job.case(name) for name in job.split["train"])
-    plan = _decided(job, train)
+    cases = [training_case(case, job.plan.network.axes) for case in train]
+    plan = replace(job.plan, fold=decisions_of(job, cases))
     folder = job.folder / FOLDER
     take_folder(job.folder, job.plan, plan, dataset_json=job.prepared / "dataset.json", begins=False)
     folder.mkdir(exist_ok=True)
@@ -103,7 +102,7 @@ def run_baseline(
         log=_both(notes.log, log),
     )
     scored = ScoredFold(job.prepared, plan, job.folder / "validation")
-    segmented = _Segmented(folder, scored, job)
+    segmented = _Segmented(folder, scored, job, train)
     if any(segmented.kept(name) is None for name in job.split["val"]):
         with resources.training(job.folder, job.device):
             segmenter = baseline.fit(fold)
@@ -117,7 +116,7 @@ def run_baseline(
         with resources.scan(case.name, job.device):
             prediction = _prediction(segmenter, case, plan, components=baseline.components)
         resources.save(job.folder)
-        segmented.note(prediction)
+        segmented.note(case, prediction.quality)
         return prediction
 
     def done(name: str) -> None:
@@ -126,23 +125,6 @@ def run_baseline(
             on_case(name)
 
     return score_scans(scored, job.split["val"], segment, more={"baseline": baseline.name}, on_case=done, log=warn)
-
-
-def _decided(job: FoldJob, train: Sequence[PreparedCase]) -> Plan:
-    """The plan with the decisions that the labels of the training cases determine, as for a recipe."""
-    cases = [training_case(case, job.plan.network.axes) for case in train]
-    decisions = decide_fold(
-        job.plan,
-        level=job.level,
-        fold=job.fold,
-        train=job.split["train"],
-        test=job.split["val"],
-        labels=[c.label for c in cases],
-        seed=job.seed,
-        images=[c.image for c in cases],
-        symmetry=left_right_dice(cases, job.plan),
-    )
-    return replace(job.plan, fold=decisions)
 
 
 def _others(job: FoldJob, names: Sequence[str]) -> list[str]:
@@ -179,9 +161,10 @@ def _no_segmenter(case: PreparedCase) -> np.ndarray:
 class _Segmented:
     """The scans of an interrupted run that need not be segmented again."""
 
-    def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob) -> None:
+    def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob, train: Sequence[PreparedCase]) -> None:
         self.path, self.scored, self.job = folder / SEGMENTED, scored, job
-        self._new: dict[str, Quality] = {}
+        self._trained = {case.name: case.source for case in train}
+        self._new: dict[str, tuple[Quality, dict[str, str]]] = {}
         try:
             content = read_json(self.path, "list of segmented scans")
             self._listed = {str(k): dict(v) for k, v in content.items()}
@@ -192,9 +175,12 @@ class _Segmented:
         """The prediction of an earlier run, without probabilities; None where there is none, or it was changed."""
         entry, path, plan = self._listed.get(name), self.scored.path_of(name), self.scored.plan
         try:
-            if entry is None or sha256(path) != entry["sha256"] or entry["inputs"] != self._inputs(name):
+            if entry is None or sha256(path) != entry["sha256"]:
                 return None
-            geometry = Geometry.from_json(self.job.case(name).geometry)
+            case = self.job.case(name)
+            if entry["inputs"] != self._inputs(case):
+                return None
+            geometry = Geometry.from_json(case.geometry)
             quality = Quality(
                 str(entry["basis"]), float(entry["score"]), {int(k): _float(v) for k, v in entry["classes"].items()}
             )
@@ -202,22 +188,22 @@ class _Segmented:
         except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
 
-    def _inputs(self, name: str) -> dict[str, str]:
+    def _inputs(self, case: PreparedCase) -> dict[str, str]:
         """Hashes of the files that the training scans and the scan were made from."""
-        return {n: self.job.case(n).source for n in (*self.job.split["train"], name)}
+        return {**self._trained, case.name: case.source}
 
-    def note(self, prediction: Prediction) -> None:
+    def note(self, case: PreparedCase, quality: Quality) -> None:
         """Keep the quality of a new prediction until its label map is written."""
-        self._new[prediction.name] = prediction.quality
+        self._new[case.name] = quality, self._inputs(case)
 
     def save(self, name: str) -> None:
         """List a scan whose label map is written."""
-        quality = self._new.pop(name, None)
-        if quality is None:
+        if name not in self._new:
             return
+        quality, inputs = self._new.pop(name)
         self._listed[name] = {
             "sha256": sha256(self.scored.path_of(name)),
-            "inputs": self._inputs(name),
+            "inputs": inputs,
             "basis": quality.basis,
             "score": quality.score,
             "classes": {str(k): v for k, v in quality.classes.items()},
