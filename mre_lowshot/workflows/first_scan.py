@@ -1,4 +1,4 @@
-"""The first scan is read while torch is being imported, which takes most of a command's start. Only numpy is needed."""
+"""The first scan is read in a thread while torch is being imported. Only numpy is needed for it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from mre_lowshot.atlas.registration.volumes import downsampled, locally_normalis
 
 STARTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of the scan's length, along z
 MIN_VOXELS = 4  # of an image, along each axis
-RELAXATION = 0.6  # of the step, where the gradient turns back
+RELAXATION = 0.6  # of the step, after the gradient has reversed its direction
 
 
 def affine(fixed: Any, moving: Any, device: torch.device | None = None) -> Any:
@@ -85,7 +85,7 @@ def _starts(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
 
 def _ascend(level: Level, transforms: Tensor, half: np.ndarray, *, step: float, least: float, rounds: int) -> Tensor:
     """Follow the gradient of mutual information from each of several transforms (B, 3, 4) of places, with steps of a
-    fixed length that shrinks whenever the gradient turns back.
+    fixed length that shrinks whenever the gradient reverses its direction.
 
     Args:
         level: the images.
