@@ -140,7 +140,8 @@ def prepare_dataset(
         for case in progress(dataset.labelled):
             if case.label is None:
                 continue
-            source = source_of(case, references[case.name], raw=dataset.folder, folder=folder)
+            crop = crops.get(case.name) if plan.preprocessing.crop == "given" else None
+            source = source_of(case, references[case.name], raw=dataset.folder, folder=folder, crop=crop)
             image = read_channels(list(case.images))
             label = read_labels(case.label, like=image.geometry)
             prepared = prepare_case(case.name, image, label, plan=plan, crop=crops.get(case.name))

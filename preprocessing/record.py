@@ -59,11 +59,15 @@ class CaseSource:
     images: tuple[SourceFile, ...]
     label: tuple[SourceFile, ...]  # several where the voxels are in a file of their own
     reference: tuple[SourceFile, ...]  # the copy in `REFERENCES`
+    crop: tuple[tuple[int, int], ...] | None = None  # its box in crops.json, where the plan uses it
 
     @property
     def content(self) -> str:
-        """A hash of the images' and the label map's content."""
-        return hashlib.sha256("".join(f.sha256 for f in (*self.images, *self.label)).encode()).hexdigest()
+        """A hash of the images' and the label map's content, and of the box that they are cropped to."""
+        parts = [f.sha256 for f in (*self.images, *self.label)]
+        if self.crop is not None:
+            parts.append(json.dumps(self.crop))
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,18 @@ class Record:
     raw_relative: str  # the same from the folder of the preprocessed dataset, for a workspace that was moved
     cases: dict[str, CaseSource]
     crops: str | None = None  # SHA-256 of crops.json, where the plan uses it
+
+    def contents(self, names: Iterable[str]) -> dict[str, str]:
+        """Name -> hash of the content (`CaseSource.content`) of those of ``names`` that are in the record."""
+        return {name: self.cases[name].content for name in names if name in self.cases}
+
+    def changed(self, before: object) -> list[str]:
+        """The cases whose content differs from ``before``, or that are gone: `contents` as read from a file. Nothing is
+        compared where it is something else, as of an older version."""
+        if not isinstance(before, dict):
+            return []
+        now = self.contents(before)
+        return [str(name) for name, found in before.items() if now.get(name) != found]
 
     def raw_folder(self, folder: Path) -> Path | None:
         """The raw dataset, None where it no longer exists; ``folder`` is preprocessed/DatasetXXX_Name."""
@@ -142,11 +158,7 @@ def read_record(plan: Plan, folder: Path) -> Record:
     if not path.is_file():
         raise UserError(f"{path.parent}: holds no complete set of preprocessed cases; {fix}")
     try:
-        data = read_json(path, "record of preprocessing")
-        checksum = data.pop("checksum", None) if isinstance(data, dict) else None
-        record = from_json(Record, data, str(path))
-        if checksum != _checksum(data):
-            raise UserError(f"{path}: is damaged, its checksum differs")
+        record = load_record(path)
     except UserError as problem:
         raise UserError(f"{problem}; or {fix}") from None
     wanted = settings_of(plan)
@@ -159,6 +171,20 @@ def read_record(plan: Plan, folder: Path) -> Record:
         raise UserError(
             f"{path}: the cases were preprocessed with other settings than the plan's; {fix} ({'; '.join(different)})"
         )
+    return record
+
+
+def load_record(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    data = read_json(path, "record of preprocessing")
+    checksum = data.pop("checksum", None) if isinstance(data, dict) else None
+    record = from_json(Record, data, str(path))
+    if checksum != _checksum(data):
+        raise UserError(f"{path}: is damaged, its checksum differs")
     return record
 
 
@@ -265,7 +291,9 @@ def reference_of(plan: Plan, folder: Path, name: str, record: Record | None = No
     return folder / source.reference[0].file
 
 
-def source_of(case: Case, reference: Path, *, raw: Path, folder: Path) -> CaseSource:
+def source_of(
+    case: Case, reference: Path, *, raw: Path, folder: Path, crop: tuple[tuple[int, int], ...] | None = None
+) -> CaseSource:
     """The present state of a case's files.
 
     Args:
@@ -273,6 +301,7 @@ def source_of(case: Case, reference: Path, *, raw: Path, folder: Path) -> CaseSo
         reference: the copy of its label map.
         raw: folder of the raw dataset.
         folder: preprocessed/DatasetXXX_Name.
+        crop: the box that it is cropped to, if one is given.
     """
     label = [case.label] if case.label else []
-    return CaseSource(states(case.images, raw), states(label, raw), states([reference], folder))
+    return CaseSource(states(case.images, raw), states(label, raw), states([reference], folder), crop)

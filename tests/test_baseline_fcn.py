@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from references import TINY, single_thread, tiny_plan  # noqa: F401
-from toy_folds import head_case, image_plan, lesion_case, mean_dice, toy_fold
+from toy_folds import image_plan, lesion_case, mean_dice, toy_fold
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines import fcn
 from mre_lowshot.experiments.baselines.fcn import FCN
 from mre_lowshot.experiments.baselines.fcn_network import FCN8s
+from mre_lowshot.experiments.baselines.requirements import require_data
 from mre_lowshot.grid import IGNORE
 
 
@@ -117,6 +118,6 @@ def test_images_without_annotation_change_no_weight(tiny, tmp_path):
     assert np.isfinite(FCN.fit(fold)(replace(case, label=None))).all()
 
 
-def test_volumes_are_refused(tmp_path):
+def test_volumes_are_refused():
     with pytest.raises(UserError, match="baseline fcn: works on 2D images only, Dataset001_Tiny holds volumes"):
-        FCN.fit(toy_fold(tmp_path, [head_case(0)], tiny_plan(TINY)))
+        require_data(FCN, tiny_plan(TINY))

@@ -1,6 +1,8 @@
 """Registration without a network: our own and ANTs, as baselines."""
 
+import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +11,17 @@ import pytest
 from brains import LIKE
 from references import tiny_plan
 from test_against_ants import Fake
-from toy_folds import head_case, image_plan, lesion_case, mean_dice, toy_fold
+from toy_folds import head_case, image_plan, mean_dice, toy_fold
 
 from mre_lowshot.config import MinHu
 from mre_lowshot.data.volume import read_image, read_labels
 from mre_lowshot.errors import UserError
-from mre_lowshot.experiments.baselines import ants, registration
+from mre_lowshot.experiments.baselines import ants, ants_process, registration
 from mre_lowshot.experiments.baselines.ants_process import AntsProcess, WarpedLabels, majority_vote
+from mre_lowshot.experiments.baselines.dataaug import BASELINES as DATAAUG
 from mre_lowshot.experiments.baselines.registration import REGISTRATION, REGISTRATION_REFINED
+from mre_lowshot.experiments.baselines.requirements import require_data
+from mre_lowshot.experiments.baselines.sse import BASELINES as SSE
 from mre_lowshot.grid import IGNORE
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
@@ -97,11 +102,24 @@ def test_a_scan_that_cannot_be_registered_is_named(tmp_path):
         REGISTRATION.fit(toy_fold(tmp_path, [head_case(0)], AFFINE))(thin)
 
 
-@pytest.mark.parametrize("baseline", [REGISTRATION, REGISTRATION_REFINED, ants.ANTS], ids=lambda b: b.name)
-def test_2d_images_are_refused(baseline, tmp_path):
+@pytest.mark.parametrize(
+    "baseline",
+    [REGISTRATION, REGISTRATION_REFINED, ants.ANTS, SSE["sse_10"], DATAAUG["dataaug_ids_5"]],
+    ids=lambda b: b.name,
+)
+def test_2d_images_are_refused(baseline):
     words = f"baseline {baseline.name}: works on volumes only, Dataset001_Tiny holds 2D images; leave its row out"
     with pytest.raises(UserError, match=words):
-        baseline.fit(toy_fold(tmp_path, [lesion_case(0)], image_plan()))
+        require_data(baseline, image_plan())
+
+
+def test_volumes_of_one_slice_are_refused_where_a_method_needs_more():
+    flat = replace(TEST, image=TEST.image[:, :1], name="flat")
+    require_data(REGISTRATION, AFFINE, [flat])
+    require_data(SSE["sse_10"], AFFINE, [TEST])
+    for baseline in (SSE["sse_10"], DATAAUG["dataaug_ids_5"]):
+        with pytest.raises(UserError, match=rf"{baseline.name}: case flat has 1 x 30 x 36 voxels.* along axis z"):
+            require_data(baseline, AFFINE, [TEST, flat])
 
 
 def test_ants_propagates_labels_in_its_own_process(tmp_path, monkeypatch):
@@ -112,6 +130,24 @@ def test_ants_propagates_labels_in_its_own_process(tmp_path, monkeypatch):
     assert (probabilities.argmax(axis=0) == fold.train[0].label).all()
     assert fold.log.__self__ == ["antspyx 0.6.3, transform SyN, interpolator genericLabel, seed 1"]
     assert len(fake.calls()) == 1
+
+
+def test_ants_is_stopped_where_the_run_has_ended(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho $$ > " + str(tmp_path / "pid") + "\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(ants_process, "ASK_SECONDS", 0.02)
+
+    def ask():
+        if (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text():
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        AntsProcess(program, "test", ask).version()
+    assert time.monotonic() - begun < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from references import tiny_plan
-from toy_folds import head_case, image_plan, lesion_case, mean_dice, toy_fold
+from toy_folds import image_plan, lesion_case, mean_dice, toy_fold
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines import superpixels
+from mre_lowshot.experiments.baselines.registry import baseline
+from mre_lowshot.experiments.baselines.requirements import require_data
 from mre_lowshot.experiments.baselines.scs import NEIGHBOURS, SCS, drawn_equally, reclassified
 
 pytest.importorskip("sklearn")
@@ -129,9 +131,9 @@ def test_images_of_one_class_are_refused(tmp_path):
         SCS.fit(toy_fold(tmp_path, [replace(case, label=np.zeros_like(case.label))], image_plan()))
 
 
-def test_volumes_and_a_missing_package_are_refused(tmp_path, monkeypatch):
+def test_volumes_and_a_missing_package_are_refused(monkeypatch):
     with pytest.raises(UserError, match="baseline scs: works on 2D images only, Dataset001_Tiny holds volumes"):
-        SCS.fit(toy_fold(tmp_path, [head_case(0)], tiny_plan()))
+        require_data(SCS, tiny_plan())
     monkeypatch.setattr("mre_lowshot.experiments.baselines.requirements.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'the package sklearn is not installed; pip install .*\[baselines\]"'):
-        SCS.fit(toy_fold(tmp_path, [lesion_case(0, (24, 26))], image_plan()))
+        baseline("scs")

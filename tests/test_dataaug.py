@@ -9,7 +9,7 @@ import pytest
 import torch
 from baseline_folds import SIZE, ellipsoids, mean_dice, toy_fold
 from conftest import interrupt_after
-from references import NONE, TINY_2D, single_thread, tiny_plan, whole_map  # noqa: F401
+from references import NONE, single_thread, tiny_plan, whole_map  # noqa: F401
 from scipy.ndimage import map_coordinates
 
 from mre_lowshot.errors import UserError
@@ -146,8 +146,6 @@ def test_unlabelled_scans_are_the_first_and_the_log_names_test_scans(tmp_path):
     assert "none of them is a test scan" in lines[1]
     with pytest.raises(UserError, match="no unlabelled scan"):
         unlabelled_scans(replace(fold, unlabelled=()), 5)
-    with pytest.raises(UserError, match="needs volumes of several slices"):
-        BASELINES["dataaug_sas_5"].fit(replace(fold, plan=tiny_plan(replace(TINY_2D, coordinates="none"))))
 
 
 @pytest.fixture
@@ -177,6 +175,20 @@ def test_a_seed_gives_the_same_result_with_and_without_labels_of_other_scans(tmp
     with_labels, without = ([replace(scan, label=label)] for label in (scan.label, None))
     one, other = (learned(tmp_path / n, mode, scans, 1) for n, scans in (("one", with_labels), ("other", without)))
     assert np.array_equal(one(scan), other(replace(scan, label=None)))
+
+
+def test_every_step_asks_whether_the_run_goes_on(tmp_path, quick):
+    asked = []
+
+    def ask():
+        asked.append((tmp_path / "unet").is_dir())
+        if asked[-1]:
+            raise KeyboardInterrupt
+
+    fold = toy_fold(tmp_path, unlabelled=[ellipsoids(1)], iterations=3, batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        BASELINES["dataaug_ids_5"].fit(replace(fold, ask=ask))
+    assert asked == [False] * (1 + 3 + 1) + [True]  # a scan aligned, both models, an iteration of the U-Net
 
 
 @pytest.mark.slow

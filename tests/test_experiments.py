@@ -326,6 +326,14 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
             "row mre_1 is left out: --folds 9: level 1shot has folds 0 to 2",
         ),
         (("figure6",), "did you mean"),
+        (
+            ("table9", "--level", "split", "--cohort", "twenty"),
+            "rows ants_1, unet_1_aug, mre_1 of table9 have their own",
+        ),
+        (
+            ("table12", "--level", "split_x", "--print", "--rows", "mre_5"),
+            "rows mre_5 of table12 have their own number",
+        ),
         (("table2", "--level", "3shot"), "--level 3shot: leaves no test scan"),
         (("table2", "--level", "shot"), "level 'shot'"),
         (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from baseline_folds import ellipsoids, mean_dice, toy_fold
-from references import EVERYTHING, NONE, TINY_2D, single_thread, tiny_plan  # noqa: F401
+from references import EVERYTHING, NONE, single_thread, tiny_plan  # noqa: F401
 
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines import sse
@@ -170,10 +170,7 @@ def test_training_ends_when_the_loss_no_longer_falls(tmp_path, monkeypatch):
     assert lines[-1] == f"converged after {1 + sse.PATIENCE * (sse.DROPS + 1)} iterations"
 
 
-def test_2d_images_and_volumes_without_a_class_are_refused(tmp_path):
-    fold = toy_fold(tmp_path)
-    with pytest.raises(UserError, match="needs volumes of several slices"):
-        sse.fit(replace(fold, plan=tiny_plan(replace(TINY_2D, coordinates="none"))), k=10)
+def test_volumes_without_a_class_are_refused(tmp_path):
     empty = replace(ellipsoids(0), label=np.zeros_like(ellipsoids(0).label))
     with pytest.raises(UserError, match="scan0 hold background only"):
         sse.fit(toy_fold(tmp_path, train=[empty]), k=10)

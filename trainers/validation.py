@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def score_scans(
     segment: Callable[[PreparedCase], Prediction],
     *,
     more: Mapping[str, Any] | None = None,
+    learned_from: Collection[str] = (),
     on_case: Callable[[str], None] | None = None,
     log: Callable[[str], None] = log_to_stderr,
 ) -> dict[str, Any]:
@@ -62,12 +63,14 @@ def score_scans(
         segment: a preprocessed case to its prediction. Where all predictions have probabilities, the summary has their
             ``calibration`` on the plan's grid.
         more: further entries of the summary.
+        learned_from: other cases than the fold's whose images were used.
         on_case: called with the name of each case that was scored.
         log: receives messages.
 
     Returns:
         The summary, with each case's quality score (``quality``) beside its metrics, and of images those of breast
-        ultrasound (``bus``, `evaluation.bus`).
+        ultrasound (``bus``, `evaluation.bus`); ``inputs`` has a hash of the scan and the label map of each case that
+        was trained on or scored.
     """
     plan, folder = fold.plan, fold.folder
     labels = {name: value for name, value in plan.labels.items() if value}
@@ -106,6 +109,8 @@ def score_scans(
             row["bus"] = {str(value): metrics for value, metrics in images[row["case"]].items()}
     summary |= {"calibration": calibration.to_data()} if calibrated else {}
     summary |= more or {}
+    used = dict.fromkeys((*(plan.fold.train if plan.fold else ()), *learned_from, *names))
+    summary["inputs"] = record.contents(used)
     set_aside(changed_summaries(folder))
     write_summary(summary, folder)
     write_qualities(folder, qualities, plan.labels, warnings=warnings)

@@ -37,6 +37,8 @@ class Run:
     labels: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> label -> mean over test scans
     resources: Resources = field(default_factory=Resources)
     folder: Path = Path()  # of the fold
+    inputs: Mapping[str, str] = field(default_factory=dict)  # case -> hash of what was trained on and scored
+    crop_given: bool = False  # whether the hashes cover boxes of crops.json
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         labels={m: {name: mean([summary["mean"][k].get(m)]) for name, k in chosen.items()} for m in METRICS},
         resources=Resources.load(path.parents[1]),
         folder=path.parents[1],
+        inputs=inputs if isinstance(inputs := summary.get("inputs"), dict) else {},
+        crop_given=plan.preprocessing.crop == "given",
     )
 
 

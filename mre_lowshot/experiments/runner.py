@@ -24,13 +24,13 @@ from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.resources import Resources
 from mre_lowshot.experiments.tables import Base, Row, plan_name
-from mre_lowshot.files import copy, partial_name, write_json
+from mre_lowshot.files import copy, partial_name, read_json, write_json
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.hardware import Device
 from mre_lowshot.planners.planner import make_plan, with_changes
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_dataset
-from mre_lowshot.preprocessing.record import RECORD
+from mre_lowshot.preprocessing.record import RECORD, read_record
 from mre_lowshot.preprocessing.references import reading, shared_files
 from mre_lowshot.trainers.fold import FoldJob, TrainMode, make_trainer
 from mre_lowshot.trainers.trainer import MRETrainer
@@ -195,12 +195,13 @@ def summary_path_of(job: FoldJob) -> Path:
 
 
 def is_done(job: FoldJob) -> bool:
-    """Whether the fold has been trained and scored.
+    """Whether the fold has been trained and scored, on the preprocessed cases as they are now.
 
     Raises:
-        UserError: it was trained with another plan, split or seed.
+        UserError: it was trained with another plan, split or seed, or on other scans or label maps.
     """
-    if not summary_path_of(job).is_file():
+    path = summary_path_of(job)
+    if not path.is_file():
         return False
     trained = load_plan(job.folder / "plans.json")
     if not is_of(trained, job.plan, job.seed, job.split):
@@ -209,7 +210,16 @@ def is_done(job: FoldJob) -> bool:
             f"{job.folder}: was trained with another plan, another split or another seed ({seed}) than the row; move "
             "it away"
         )
+    scored = read_json(path, "summary of a fold").get("inputs")
+    if changed := read_record(job.plan, job.prepared).changed(scored):
+        raise UserError(f"{path}: {changed_note(changed)}; delete {job.folder} to run it again, or restore the files")
     return True
+
+
+def changed_note(cases: Sequence[str]) -> str:
+    """What the input of a fold that was scored on other input than the present is."""
+    shown = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if cases[5:] else "")
+    return f"scan, label map or crop box of {shown} changed since the fold was trained and scored"
 
 
 def is_of(trained: Plan, plan: Plan, seed: int, split: Split | None = None) -> bool:

@@ -97,7 +97,8 @@ def stage_case(made: Changes, case: NewCase, plans: Mapping[str, Plan], raw: Pat
     crops, notes, names = read_crops(raw), [], set[str]()
     for name, plan in plans.items():
         record = read_record(plan, folder)
-        source = CaseSource(case.sources, case.label_sources, reference)
+        crop = crops.get(case.name) if plan.preprocessing.crop == "given" else None
+        source = CaseSource(case.sources, case.label_sources, reference, crop)
         if name == next(iter(plans)):
             names = set(record.cases)
         if case.name in record.cases:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from mre_lowshot.experiments import report
 from mre_lowshot.experiments.figures import FIGURES
 from mre_lowshot.experiments.grid import FORMATS, Grid, in_format
 from mre_lowshot.experiments.layouts import Content, layout, plain_grid
+from mre_lowshot.experiments.present import present_runs
 from mre_lowshot.experiments.results import RowResult, collect
 from mre_lowshot.experiments.runner import (
     Setting,
@@ -38,8 +38,9 @@ from mre_lowshot.trainers.fold import FoldJob
 from mre_lowshot.workflows.experiment_cluster import ExperimentCluster
 from mre_lowshot.workflows.experiment_figures import draw
 from mre_lowshot.workflows.experiment_fold import run_fold
-from mre_lowshot.workflows.experiment_tasks import Run, tasks_of
-from mre_lowshot.workflows.reporting import Reporter
+from mre_lowshot.workflows.experiment_progress import RunTimes
+from mre_lowshot.workflows.experiment_tasks import QUICK_MARK, Run, require_levels, tasks_of
+from mre_lowshot.workflows.reporting import Marked, Reporter
 from mre_lowshot.workflows.train import check_options
 
 
@@ -128,7 +129,7 @@ def experiment(
         require_sklearn()
     found_table = named(figure.table if figure else table, FIGURES)
     rows = rows or (figure.rows_at(base) if figure else None)
-    reporter = reporter or Reporter()
+    reporter = Marked(reporter or Reporter(), QUICK_MARK) if quick else reporter or Reporter()
     cluster = ExperimentCluster(scheduler, device=device, reporter=reporter) if scheduler is not None else None
     level = with_cohort(level, cohort) if cohort is not None else parse_level(level)
     run = Run(
@@ -148,6 +149,7 @@ def experiment(
         reporter=reporter,
         cluster=cluster,
     )
+    require_levels(run)
     loaded = [Dataset.load(run.space.find(str(name), "raw")) for name in datasets]
     scored = [labels_to_score(labels or _paper_labels(found_table, d), list(d.labels)) for d in loaded]
     failed, results, texts, grids, pictures = 0, {}, [], {}, []
@@ -166,7 +168,7 @@ def experiment(
                 run.reporter.info(f"drawn to {path}")
     if len(results) > 1:
         texts.append(format_overview(results, run.reference, quick=run.quick))
-        run.reporter.info(texts[-1])
+        run.reporter.table(texts[-1])
     return ExperimentResult(results, "\n".join(texts), failed, grids, tuple(pictures))
 
 
@@ -189,7 +191,7 @@ def _run_rows(run: Run, dataset: Dataset) -> int:
     folder = run.space.preprocessed / dataset.name
     tasks, failed = tasks_of(run, dataset, folder)
     bar = partial(run.reporter.iterate, description="preprocess", unit="scan")
-    begun, trained = time.monotonic(), 0
+    times = RunTimes(tasks)
     remote: list[tuple[Row, FoldJob, int | None]] = []
     for number, task in enumerate(tasks):
         plan, job = task.job.plan, task.job
@@ -200,27 +202,15 @@ def _run_rows(run: Run, dataset: Dataset) -> int:
         if run.cluster:
             remote.append((task.row, job, task.iterations))
             continue
-        before = time.monotonic()
-        with job.reading(), job.locked():
+        with times.measured(number), job.reading(), job.locked():
             write_plan(plan, folder)
             check_prepared(plan, folder)
             failed += run_fold(task.row, job, task.iterations, workers=run.workers, reporter=run.reporter)
-        skipped = time.monotonic() - before < 1
-        begun, trained = (begun + time.monotonic() - before, trained) if skipped else (begun, trained + 1)
-        left = len(tasks) - number - 1
-        if trained and left:
-            seconds = (time.monotonic() - begun) / trained * left
-            run.reporter.info(f"{number + 1} of {len(tasks)} runs done; time left about {_duration(seconds)}")
+        if line := times.line(number):
+            run.reporter.info(line)
     if run.cluster and remote:
         failed += run.cluster.run_folds(remote, workers=run.workers)
     return failed
-
-
-def _duration(seconds: float) -> str:
-    """A time for a person to read: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def labels_to_score(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str] | None:
@@ -250,7 +240,8 @@ def _report(
     shown = run.rows if run.named_rows and only_print else list(run.table.rows_at(run.setting.base))
     folds = run.folds if only_print else None
     results = run.space.results
-    rows = collect(shown, run.settings, results, dataset.name, folds, labels)
+    found = collect(shown, run.settings, results, dataset.name, folds, labels)
+    rows = present_runs(found, run.space.preprocessed / dataset.name, run.reporter.warning)
     arguments = (run.setting, dataset.name, run.reference)
     text = format_rows(run.table, rows, *arguments, run.statistics, quick=run.quick)
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
@@ -259,7 +250,7 @@ def _report(
         Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics), quick=run.quick
     ) or plain_grid(run.table, rows, *arguments, quick=run.quick)
     shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
-    run.reporter.info(shown_text)
+    run.reporter.table(shown_text)
     if not only_print:
         folder = run.folder_of(dataset.name)
         seeds = [setting.seed for setting in run.settings]

@@ -100,5 +100,6 @@ def _run_baseline(row: Row, job: FoldJob, iterations: int | None, reporter: Repo
             iterations=iterations,
             on_case=lambda _: bar.update(),
             log=lambda line: reporter.info(f"  {line}"),
+            ask=reporter.ask,
             warn=reporter.warning,
         )

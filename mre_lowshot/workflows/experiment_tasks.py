@@ -16,6 +16,7 @@ from mre_lowshot.data.workspace import Workspace
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.baselines.registry import baseline
+from mre_lowshot.experiments.baselines.requirements import require_data
 from mre_lowshot.experiments.runner import QUICK_SCANS, Setting, plan_row, quick_split
 from mre_lowshot.experiments.tables import Row, Table
 from mre_lowshot.planners.fingerprint import write_fingerprint
@@ -28,6 +29,8 @@ from mre_lowshot.workflows.reporting import Reporter
 
 if TYPE_CHECKING:
     import torch
+
+QUICK_MARK = "[quick]"  # before each line of a run with --quick
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Task:
 
 
 def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]:
-    """The folds to run, and how many rows are left out: baselines whose package is missing, and rows with a level of
-    their own for which there are too few scans."""
+    """The folds to run, and how many rows are left out: baselines whose package is missing or that do not work on the
+    data, and rows with a level of their own for which there are too few scans."""
     device = devices.resolve("cpu" if run.cluster else run.device)  # each worker takes its own
     planned_for = run.cluster.planned_for() if run.cluster else Device(device.type, devices.memory_gb(device))
     _, fingerprint = verified_dataset(dataset.folder, run.reporter)
@@ -93,6 +96,10 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
         try:
             settings = run.settings if not row.baseline or baseline(row.baseline).random else run.settings[:1]
             found = [(one, plan_row(row, one, facts_of(dataset), fingerprint, planned_for)) for one in settings]
+            if row.baseline:
+                require_data(baseline(row.baseline), found[0][1])
+            if len(settings) < len(run.settings):
+                run.reporter.info(f"row {row.name}: does not depend on the seed, is run with {settings[0].seed} only")
             folds = splits.of(row)
         except UserError as problem:
             if not (row.baseline or row.level):
@@ -109,6 +116,21 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     for line in left_out:
         run.reporter.warning(line)
     return tasks, len(left_out)
+
+
+def require_levels(run: Run) -> None:
+    """Refuse folds that the user names for rows with a number of training scans of their own.
+
+    Raises:
+        UserError: names the rows.
+    """
+    own = [row.name for row in run.rows if row.level]
+    if own and run.setting.level.partition("_")[0] == "split":
+        raise UserError(
+            f"--level {run.setting.level}: rows {', '.join(own)} of {run.table.name} have their own number of training "
+            "scans and draw their folds from a list of cases; leave out --level and let --cohort name such a list, or "
+            "run named folds with another table, as baselines (--rows unet_aug)"
+        )
 
 
 def _jobs(
@@ -156,6 +178,9 @@ class _Splits:
         folds = [n for n in run.folds or (0, 1, 2) if n < len(splits) or (run.folds and not row.level)]
         if not folds or max(folds) >= len(splits):
             raise UserError(f"--folds {max(run.folds or folds)}: level {level} has folds 0 to {len(splits) - 1} here")
+        if missing := [str(n) for n in run.folds or () if n >= len(splits)]:
+            has = f"level {level} has folds 0 to {len(splits) - 1}"
+            run.reporter.info(f"row {row.name}: {has}; left out: --folds {' '.join(missing)}")
         if not all(splits[n]["val"] for n in folds):
             raise UserError(f"--level {level}: leaves no test scan; annotate more scans, or train on fewer")
         return {n: splits[n] for n in folds}

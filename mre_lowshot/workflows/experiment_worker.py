@@ -117,7 +117,7 @@ class _Collector(Reporter):
 
     def info(self, line: str) -> None:
         self.lines.append((False, line))
-        self.ask()  # a baseline has no bar while it learns
+        self.ask()
 
     def warning(self, line: str) -> None:
         self.lines.append((True, line))

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from mre_lowshot.data.volume import write_volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.ants_process import AntsProcess
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
-from mre_lowshot.experiments.baselines.requirements import require_axes, require_package
+from mre_lowshot.experiments.baselines.requirements import require_package
 from mre_lowshot.grid import IGNORE
 from mre_lowshot.preprocessing.store import PreparedCase
 
@@ -42,7 +43,7 @@ def find_ants() -> AntsProcess:
     given = os.environ.get(VARIABLE)
     if not given:
         try:
-            require_package("ants", "ants", "ants")
+            require_package("ants", "ants")
         except UserError as problem:
             raise UserError(f"{problem}, or set {VARIABLE} to the Python of an environment that has antspyx") from None
         return AntsProcess(Path(sys.executable), "Python")
@@ -55,10 +56,9 @@ def fit(fold: BaselineFold) -> Segmenter:
     """Write the training scans as files for ANTs; nothing is trained. Only the first channel is registered.
 
     Raises:
-        UserError: the data are 2D, or antspyx is missing.
+        UserError: antspyx is missing.
     """
-    require_axes("ants", fold, 3)
-    ants = find_ants()
+    ants = replace(find_ants(), ask=fold.ask)
     fold.log(", ".join(f"{name} {value}" for name, value in ants.settings().items()))
     for case in fold.train:
         label = case.needed_label()

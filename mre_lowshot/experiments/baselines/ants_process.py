@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ import numpy as np
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
+from mre_lowshot.experiments.baselines.base import go_on
 
 WORKER = Path(__file__).with_name("ants_worker.py")
 VERSION = "0.6.3"  # of antspyx, as measured
 TRANSFORM = "SyN"
 INTERPOLATOR = "genericLabel"  # ANTs' interpolator for label maps; nearestNeighbor scores lower
 SEED = 1
+ASK_SECONDS = 1.0  # between two calls of `AntsProcess.ask`
 THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 
 
@@ -59,10 +61,12 @@ class AntsProcess:
     Attributes:
         python: the environment's Python executable.
         given: how the user named it, for messages, as ``--ants_python``.
+        ask: called every second while the program runs; where it raises, the program is stopped.
     """
 
     python: Path
     given: str
+    ask: Callable[[], None] = go_on
 
     def version(self) -> str:
         """Version of antspyx.
@@ -119,11 +123,24 @@ class AntsProcess:
         # -I: only that environment's packages, and no module of this folder instead of them
         command = [str(self.python), "-I", str(WORKER), *map(str, arguments)]
         try:
-            return subprocess.run(command, capture_output=True, text=True, env=environment())
+            started = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+            )
         except OSError as problem:
             raise UserError(
                 f"{self.given} {self.python}: cannot be run ({problem.strerror}); give the environment's bin/python"
             ) from None
+        with started as process:
+            try:
+                while True:
+                    try:
+                        out, err = process.communicate(timeout=ASK_SECONDS)
+                        return subprocess.CompletedProcess(command, process.returncode, out, err)
+                    except subprocess.TimeoutExpired:
+                        self.ask()
+            except BaseException:  # Ctrl-C, or the run has ended
+                process.kill()
+                raise
 
 
 def majority_vote(maps: Sequence[np.ndarray]) -> np.ndarray:

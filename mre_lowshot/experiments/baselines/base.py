@@ -16,6 +16,10 @@ Segmenter = Callable[[PreparedCase], np.ndarray]
 """Class probabilities (K, D, H, W), float32, on the grid of a prepared case, which has no label."""
 
 
+def go_on() -> None:
+    """Nothing ends the run."""
+
+
 @dataclass(frozen=True)
 class BaselineFold:
     """What a baseline may learn from.
@@ -31,6 +35,7 @@ class BaselineFold:
         iterations: of training, if the user gave a number; None: the baseline's own.
         folder: for checkpoints and other files of the baseline alone; an interrupted fit is called again with it.
         log: receives a line of progress.
+        ask: to be called every few seconds; raises where the run that the fold belongs to has ended.
     """
 
     plan: Plan
@@ -42,11 +47,13 @@ class BaselineFold:
     iterations: int | None
     folder: Path
     log: Callable[[str], None]
+    ask: Callable[[], None] = go_on
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method of the literature, as a row of a table runs it.
+    """A method of the literature, as a row of a table runs it. What it needs (package, check, axes, extended) is
+    stated here alone; `requirements` checks it before ``fit``.
 
     Attributes:
         name: of the row.
@@ -55,10 +62,11 @@ class Baseline:
         fit: learns from a fold.
         recipe: whose preprocessing it uses.
         package: that it needs beyond the core, as it is imported (``sklearn``); empty for none.
+        check: raises a UserError where something else that it needs is missing, as a program.
         axes: numbers of spatial axes that it works on.
+        extended: axes of a labelled scan along which it needs two voxels or more.
         components: whether the small components of a fold's single-component classes are removed from its label maps,
             where the recipe removes them.
-        check: raises a UserError where something else that it needs is missing, as a program.
         random: whether its result depends on the seed. Otherwise it is run with the first of several seeds only.
     """
 
@@ -68,7 +76,8 @@ class Baseline:
     fit: Callable[[BaselineFold], Segmenter]
     recipe: str = "paper_small"
     package: str = ""
-    axes: tuple[int, ...] = (2, 3)
-    components: bool = False
     check: Callable[[], object] | None = None
+    axes: tuple[int, ...] = (2, 3)
+    extended: tuple[int, ...] = ()
+    components: bool = False
     random: bool = True

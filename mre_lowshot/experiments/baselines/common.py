@@ -1,4 +1,4 @@
-"""What the baselines for volumes share: they refuse 2D images, and choose one labelled scan where there are several."""
+"""What the baselines for one labelled scan share: the choice of it where there are several."""
 
 from __future__ import annotations
 
@@ -6,34 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mre_lowshot.errors import UserError
-from mre_lowshot.experiments.baselines.base import BaselineFold
 from mre_lowshot.grid import resize_image
 from mre_lowshot.preprocessing.store import PreparedCase
 
 AVERAGE_SIDE = 32  # voxels along each axis, at most, of the scans that are averaged
-
-
-def require_volumes(fold: BaselineFold, method: str, *, axes: Sequence[int] = (0, 1, 2)) -> None:
-    """Refuse what ``method`` cannot learn from.
-
-    Args:
-        fold: to learn from.
-        method: begins the message.
-        axes: along which a scan needs several voxels.
-
-    Raises:
-        UserError: no labelled scan, 2D images, or a scan of one slice.
-    """
-    if not fold.train:
-        raise UserError(f"{method}: the fold has no labelled scan; it needs one")
-    for case in fold.train:
-        size = case.image.shape[1:]
-        if fold.plan.network.axes != 3 or len(size) != 3 or any(size[axis] < 2 for axis in axes):
-            raise UserError(
-                f"{method}: case {case.name} has {' x '.join(map(str, size))} voxels and the plan's network "
-                f"{fold.plan.network.axes} axes; the method needs volumes of several slices, leave this row out"
-            )
 
 
 def nearest_to_average(cases: Sequence[PreparedCase]) -> int:

@@ -17,7 +17,7 @@ from mre_lowshot.config import Plan
 from mre_lowshot.config.presets import UNET_NETWORK
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
-from mre_lowshot.experiments.baselines.common import nearest_to_average, require_volumes
+from mre_lowshot.experiments.baselines.common import nearest_to_average
 from mre_lowshot.experiments.baselines.learned_transforms import learn_transforms
 from mre_lowshot.experiments.baselines.synthesis import Synthesis, SyntheticSampler
 from mre_lowshot.inference.checkpoint import LATEST
@@ -71,17 +71,16 @@ def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
     """Learn transforms to ``wanted`` unlabelled scans, or as many as there are, and train the U-Net.
 
     Raises:
-        UserError: 2D images, or no unlabelled scan.
+        UserError: no unlabelled scan.
         NumericalError: a loss is not finite.
     """
-    require_volumes(fold, METHOD)
     atlas = fold.train[nearest_to_average(fold.train)]
     scans = unlabelled_scans(fold, wanted)
     plan = unet_plan(fold.plan, atlas, fold.seed, fold.iterations)
     fold.log(f"{METHOD}: atlas {atlas.name}" + (", nearest to the average" if len(fold.train) > 1 else ""))
     transforms = learn_transforms(
         atlas, scans, plan=plan, iterations=plan.recipe.optimizer.iterations, device=fold.device, seed=fold.seed,
-        log=fold.log,
+        log=fold.log, ask=fold.ask,
     )  # fmt: skip
     labelled = TrainingCase(
         np.ascontiguousarray(atlas.image, dtype=np.float32), atlas.needed_label(), atlas.transform.spacing
@@ -98,8 +97,11 @@ def fit(fold: BaselineFold, *, mode: Mode, wanted: int) -> Segmenter:
     if mode != "sas":
         trainer.sampler = SyntheticSampler(synthesis, plan, seed=fold.seed, coupled=mode == "coupled")
     if (trainer.folder / LATEST).is_file():  # of an interrupted fit
-        trainer.resume()
-    trainer.fit()
+        try:
+            trainer.resume()
+        except UserError as problem:
+            raise UserError(f"{problem} (of a baseline: delete {trainer.folder})") from None
+    trainer.fit(on_step=lambda _: fold.ask())
     loss = trainer.training_log.history["loss"]
     fold.log(f"U-Net, iteration {trainer.iteration}: loss {np.mean(loss[-50:]):.4f}")
     window = SlidingWindow(
@@ -118,6 +120,7 @@ BASELINES: dict[str, Baseline] = {
         partial(fit, mode=mode, wanted=wanted),
         recipe="paper_aug_small",
         axes=(3,),
+        extended=(0, 1, 2),
     )
     for wanted in (5, 10, 20)
     for mode in ("sas", "ids")

@@ -16,7 +16,6 @@ from torch.nn import functional
 from mre_lowshot.errors import NumericalError
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
 from mre_lowshot.experiments.baselines.fcn_network import STRIDE, FCN8s
-from mre_lowshot.experiments.baselines.requirements import require_axes
 from mre_lowshot.grid import IGNORE
 from mre_lowshot.preprocessing.store import PreparedCase
 
@@ -30,10 +29,8 @@ def fit(fold: BaselineFold) -> Segmenter:
     learning rate drops to a tenth after half of them.
 
     Raises:
-        UserError: the data are volumes.
         NumericalError: the loss is not finite.
     """
-    require_axes("fcn", fold, 2)
     recipe, device = fold.plan.recipe, fold.device
     iterations = fold.iterations or recipe.optimizer.iterations
     torch.manual_seed(fold.seed)
@@ -50,6 +47,7 @@ def fit(fold: BaselineFold) -> Segmenter:
         loss.backward()
         optimizer.step()
         schedule.step()
+        fold.ask()
         if (iteration + 1) % LOG_EVERY == 0 or iteration + 1 == iterations:
             value = loss.item()
             if not np.isfinite(value):

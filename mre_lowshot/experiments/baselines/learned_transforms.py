@@ -12,6 +12,7 @@ from mre_lowshot.atlas.alignment import align
 from mre_lowshot.atlas.atlas import Atlas
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
+from mre_lowshot.experiments.baselines.base import go_on
 from mre_lowshot.experiments.baselines.transform_models import TransformNetwork, contours_of, warp
 from mre_lowshot.experiments.baselines.transform_training import train_appearance, train_spatial
 from mre_lowshot.grid import coarsen_spacing, coordinate_maps, resize_image, sample_image, sample_label, voxel_positions
@@ -78,6 +79,7 @@ def learn_transforms(
     device: torch.device,
     seed: int,
     log: Callable[[str], None],
+    ask: Callable[[], None] = go_on,
 ) -> Transforms:
     """Train the spatial and then the appearance transform model, and apply them to every scan.
 
@@ -89,12 +91,16 @@ def learn_transforms(
         device: to train on.
         seed: of weights and order.
         log: receives lines of progress.
+        ask: as in `BaselineFold`.
     """
     size = atlas.image.shape[1:]
     voxels = FULL_VOXELS if plan.recipe.size == "paper" else SMALL_VOXELS
     coarse = coarse_size(size, atlas.transform.spacing, voxels)
     log(f"transforms on a grid of {' x '.join(map(str, coarse))} voxels")
-    aligned = tuple(align_to(atlas, scan, plan, log) for scan in scans)
+    aligned = []
+    for scan in scans:
+        aligned.append(align_to(atlas, scan, plan, log))
+        ask()
     low = atlas.image.min(axis=(1, 2, 3), keepdims=True)
     width = np.maximum(np.ptp(atlas.image, axis=(1, 2, 3), keepdims=True), 1e-6)
     source, *targets = (
@@ -104,7 +110,7 @@ def learn_transforms(
     torch.manual_seed(seed)
     spatial = TransformNetwork(2 * source.shape[1], 3, width=WIDTH).to(device)
     appearance = TransformNetwork(2 * source.shape[1], source.shape[1], width=WIDTH).to(device)
-    train_spatial(spatial, source, targets, iterations=iterations, seed=seed, log=log)
+    train_spatial(spatial, source, targets, iterations=iterations, seed=seed, log=log, ask=ask)
     with torch.no_grad():
         forward = [spatial(source, target) for target in targets]
         returned = [warp(target, spatial(target, source)) for target in targets]
@@ -112,10 +118,10 @@ def learn_transforms(
     label = sample_label(atlas.needed_label(), to_coarse(voxel_positions((0, 0, 0), coarse), coarse, size))
     train_appearance(
         appearance, source, targets, forward=forward, returned=returned,
-        contours=contours_of(torch.from_numpy(label)).to(device), iterations=half, seed=seed, log=log,
+        contours=contours_of(torch.from_numpy(label)).to(device), iterations=half, seed=seed, log=log, ask=ask,
     )  # fmt: skip
     with torch.no_grad():
         changes = [appearance(source, back)[0].cpu().numpy() * width for back in returned]
     ratio = (np.asarray(size) / np.asarray(coarse)).astype(np.float32).reshape(3, 1, 1, 1)
     moved = tuple(field[0].cpu().numpy() * ratio for field in forward)
-    return Transforms(moved, tuple(c.astype(np.float32) for c in changes), aligned)
+    return Transforms(moved, tuple(c.astype(np.float32) for c in changes), tuple(aligned))

@@ -20,7 +20,6 @@ from mre_lowshot.atlas.mirrored import with_mirrored
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
-from mre_lowshot.experiments.baselines.requirements import require_axes
 from mre_lowshot.inference.ensemble import ensemble_settings
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.refinement.pipeline import refine
@@ -34,11 +33,7 @@ def fit(fold: BaselineFold, *, refined: bool) -> Segmenter:
         fold: the labelled scans; with ``refined`` its plan has the fold's decisions, otherwise there are no mirrored
             atlases and no HU limits.
         refined: apply the refinement of the plan's recipe.
-
-    Raises:
-        UserError: the data are 2D.
     """
-    require_axes("registration_refined" if refined else "registration", fold, 3)
     plan = registering(fold.plan)
     cases = fold.train[:MAX_ATLASES]
     atlases = tuple(Atlas.of(training_case(case, 3)) for case in cases)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 
 from mre_lowshot.config.json import suggest
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.base import Baseline
+from mre_lowshot.experiments.baselines.requirements import missing_package, require_programs
 
 _HERE = "mre_lowshot.experiments.baselines"
 PLACES: dict[str, str] = {
@@ -30,9 +30,6 @@ PLACES: dict[str, str] = {
 }
 """Name of a baseline -> ``module:ATTRIBUTE`` or ``module:DICT.key``, a `Baseline`."""
 
-# Importable package -> the extra of mre-lowshot that installs it.
-_EXTRAS = {"ants": "ants", "sklearn": "baselines"}
-
 
 def baseline(name: str) -> Baseline:
     """The baseline named ``name``.
@@ -51,18 +48,9 @@ def baseline(name: str) -> Baseline:
         missing = (problem.name or "").split(".")[0]
         if missing == "mre_lowshot":
             raise UserError(f"baseline {name}: this version has no {problem.name}") from None
-        raise UserError(_missing(name, missing)) from None
+        raise UserError(missing_package(name, missing)) from None
     found = found.get(key) if key and isinstance(found, Mapping) else found
     if not isinstance(found, Baseline):
         raise UserError(f"baseline {name}: this version has no {PLACES[name]}")
-    if found.package and find_spec(found.package) is None:
-        raise UserError(_missing(name, found.package))
-    if found.check:
-        found.check()
+    require_programs(found)
     return found
-
-
-def _missing(name: str, package: str) -> str:
-    extra = _EXTRAS.get(package)
-    install = f'pip install "mre-lowshot[{extra}]"' if extra else f"pip install {package}"
-    return f"baseline {name}: the package {package} is not installed; run: {install}"

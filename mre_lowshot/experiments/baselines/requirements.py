@@ -1,46 +1,72 @@
-"""What a baseline needs to be used at all, checked before any work."""
+"""What a baseline needs, as its record states it (`base.Baseline`): programs, checked when it is named, and data of the
+right kind, checked when its row is planned and again with the fold's scans."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
+from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError
-from mre_lowshot.experiments.baselines.base import BaselineFold
+from mre_lowshot.experiments.baselines.base import Baseline
+from mre_lowshot.preprocessing.store import PreparedCase
+
+# Importable package -> the extra of mre-lowshot that installs it.
+_EXTRAS = {"ants": "ants", "sklearn": "baselines"}
+_KINDS = {2: "2D images", 3: "volumes"}
 
 
-def require_axes(name: str, fold: BaselineFold, *axes: int) -> None:
-    """Require data of the right kind.
-
-    Args:
-        name: of the baseline.
-        fold: what it shall learn from.
-        axes: numbers of spatial axes that it works on.
+def require_programs(baseline: Baseline) -> None:
+    """Require the package and whatever else a baseline runs.
 
     Raises:
-        UserError: the plan is for data with another number of axes.
+        UserError: it is missing; the message has the command that installs it.
     """
-    found = fold.plan.network.axes
-    if found not in axes:
-        kinds = {2: "2D images", 3: "volumes"}
-        raise UserError(
-            f"baseline {name}: works on {' and '.join(kinds[n] for n in axes)} only, {fold.plan.dataset_name} holds "
-            f"{kinds[found]}; leave its row out (--rows)"
-        )
+    if baseline.package:
+        require_package(baseline.name, baseline.package)
+    if baseline.check:
+        baseline.check()
 
 
-def require_package(name: str, package: str, extra: str) -> None:
-    """Require a package beyond the core.
-
-    Args:
-        name: of the baseline.
-        package: as it is imported.
-        extra: the extra of mre-lowshot that installs it.
+def require_package(name: str, package: str) -> None:
+    """Require a package beyond the core for the baseline ``name``.
 
     Raises:
         UserError: it is not installed; the message has the command that installs it.
     """
     if find_spec(package) is None:
+        raise UserError(missing_package(name, package))
+
+
+def missing_package(name: str, package: str) -> str:
+    """The message for a package that the baseline ``name`` needs."""
+    extra = _EXTRAS.get(package)
+    install = f'pip install -c constraints.txt "mre-lowshot[{extra}]"' if extra else f"pip install {package}"
+    return f"baseline {name}: the package {package} is not installed; {install}"
+
+
+def require_data(baseline: Baseline, plan: Plan, train: Sequence[PreparedCase] = ()) -> None:
+    """Require data of the kind that a baseline works on.
+
+    Args:
+        baseline: the method.
+        plan: of its row.
+        train: labelled scans of the fold; empty: only the plan is compared.
+
+    Raises:
+        UserError: the plan is for data with another number of axes, or a labelled scan is too small.
+    """
+    found = plan.network.axes
+    if found not in baseline.axes:
         raise UserError(
-            f'baseline {name}: the package {package} is not installed; pip install -c constraints.txt "mre-lowshot'
-            f'[{extra}]"'
+            f"baseline {baseline.name}: works on {' and '.join(_KINDS[n] for n in baseline.axes)} only, "
+            f"{plan.dataset_name} holds {_KINDS[found]}; leave its row out (--rows)"
         )
+    for case in train:
+        size = case.image.shape[1:]
+        if any(size[axis] < 2 for axis in baseline.extended):
+            raise UserError(
+                f"baseline {baseline.name}: case {case.name} has {' x '.join(map(str, size))} voxels, and the method "
+                f"needs two or more along axis {' and '.join('zyx'[axis] for axis in baseline.extended)}; leave its "
+                "row out (--rows)"
+            )

@@ -6,7 +6,7 @@ the scan's own grid through `inference.export`, as those of our networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from mre_lowshot.config import Plan
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import NumericalError, UserError
-from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
+from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter, go_on
+from mre_lowshot.experiments.baselines.requirements import require_data
 from mre_lowshot.experiments.resources import Resources
 from mre_lowshot.files import read_json, sha256, write_json
 from mre_lowshot.inference.export import Prediction, RefinedScan, export_scan
 from mre_lowshot.inference.quality import Quality, estimate_quality
+from mre_lowshot.preprocessing.record import read_record
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.trainers.claim import take_folder
 from mre_lowshot.trainers.fold import FoldJob, decisions_of, training_case
@@ -33,19 +35,27 @@ SEGMENTED = "segmented.json"  # in it: the scans that are done, with the hash of
 
 
 class UnlabelledCases(Sequence[PreparedCase]):
-    """Prepared cases without their label maps, each read when it is asked for."""
+    """Prepared cases without their label maps, each read when it is asked for.
 
-    def __init__(self, job: FoldJob, names: Sequence[str]) -> None:
+    Args:
+        job: the fold.
+        names: of the cases.
+        read: receives the hash of the files of each case that is read.
+    """
+
+    def __init__(self, job: FoldJob, names: Sequence[str], read: dict[str, str]) -> None:
         self.names = tuple(names)
-        self._job = job
+        self._job, self._read = job, read
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return UnlabelledCases(self._job, self.names[index])
-        return replace(self._job.case(self.names[index]), label=None)
+            return UnlabelledCases(self._job, self.names[index], self._read)
+        case = replace(self._job.case(self.names[index]), label=None)
+        self._read[case.name] = case.source
+        return case
 
     def __iter__(self) -> Iterator[PreparedCase]:
         return (self[n] for n in range(len(self)))
@@ -60,6 +70,7 @@ def run_baseline(
     on_case: Callable[[str], None] | None = None,
     log: Callable[[str], None],
     warn: Callable[[str], None],
+    ask: Callable[[], None] = go_on,
 ) -> dict[str, Any]:
     """Train a baseline on a fold and score it on the fold's test scans; the summary.
 
@@ -74,15 +85,14 @@ def run_baseline(
         on_case: called with the name of each test scan that was scored.
         log: receives progress.
         warn: receives warnings.
+        ask: called every few seconds while the baseline learns; raises where the run has ended.
 
     Raises:
         UserError: the baseline does not work on this dataset, or the folder holds results of another plan, seed or
             split.
     """
-    if job.plan.network.axes not in baseline.axes:
-        kind = "2D images" if job.plan.network.axes == 2 else "volumes"
-        raise UserError(f"baseline {baseline.name}: does not work on {kind}; leave the row out (--rows)")
     train = tuple(job.case(name) for name in job.split["train"])
+    require_data(baseline, job.plan, train)
     cases = [training_case(case, job.plan.network.axes) for case in train]
     plan = replace(job.plan, fold=decisions_of(job, cases))
     folder = job.folder / FOLDER
@@ -90,19 +100,21 @@ def run_baseline(
     folder.mkdir(exist_ok=True)
     notes = TrainingLog(job.folder)
     resources = Resources.load(job.folder)
+    read = {case.name: case.source for case in train}
     fold = BaselineFold(
         plan=plan,
         train=train,
-        unlabelled=UnlabelledCases(job, _others(job, names)),
+        unlabelled=UnlabelledCases(job, _others(job, names), read),
         classes=job.plan.network.classes,
         device=job.device,
         seed=job.seed,
         iterations=iterations,
         folder=folder,
         log=_both(notes.log, log),
+        ask=ask,
     )
     scored = ScoredFold(job.prepared, plan, job.folder / "validation")
-    segmented = _Segmented(folder, scored, job, train)
+    segmented = _Segmented(folder, scored, job, read)
     if any(segmented.kept(name) is None for name in job.split["val"]):
         with resources.training(job.folder, job.device):
             segmenter = baseline.fit(fold)
@@ -124,7 +136,15 @@ def run_baseline(
         if on_case:
             on_case(name)
 
-    return score_scans(scored, job.split["val"], segment, more={"baseline": baseline.name}, on_case=done, log=warn)
+    return score_scans(
+        scored,
+        job.split["val"],
+        segment,
+        more={"baseline": baseline.name},
+        learned_from=segmented.learned_from,
+        on_case=done,
+        log=warn,
+    )
 
 
 def _others(job: FoldJob, names: Sequence[str]) -> list[str]:
@@ -159,11 +179,14 @@ def _no_segmenter(case: PreparedCase) -> np.ndarray:
 
 
 class _Segmented:
-    """The scans of an interrupted run that need not be segmented again."""
+    """The scans of an interrupted run that need not be segmented again. ``read`` has the hash of the files of each case
+    that the baseline learns from, and ``learned_from`` those cases, of earlier runs too."""
 
-    def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob, train: Sequence[PreparedCase]) -> None:
+    def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob, read: Mapping[str, str]) -> None:
         self.path, self.scored, self.job = folder / SEGMENTED, scored, job
-        self._trained = {case.name: case.source for case in train}
+        self._read, self._train = read, tuple(read)
+        self.learned_from = set(read)
+        self._record = read_record(job.plan, job.prepared)
         self._new: dict[str, tuple[Quality, dict[str, str]]] = {}
         try:
             content = read_json(self.path, "list of segmented scans")
@@ -177,9 +200,10 @@ class _Segmented:
         try:
             if entry is None or sha256(path) != entry["sha256"]:
                 return None
-            case = self.job.case(name)
-            if entry["inputs"] != self._inputs(case):
+            if not {*self._train, name} <= entry["inputs"].keys() or self._record.changed(entry["inputs"]):
                 return None
+            case = self.job.case(name)
+            self.learned_from |= entry["inputs"].keys()
             geometry = Geometry.from_json(case.geometry)
             quality = Quality(
                 str(entry["basis"]), float(entry["score"]), {int(k): _float(v) for k, v in entry["classes"].items()}
@@ -188,13 +212,10 @@ class _Segmented:
         except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
 
-    def _inputs(self, case: PreparedCase) -> dict[str, str]:
-        """Hashes of the files that the training scans and the scan were made from."""
-        return {**self._trained, case.name: case.source}
-
     def note(self, case: PreparedCase, quality: Quality) -> None:
-        """Keep the quality of a new prediction until its label map is written."""
-        self._new[case.name] = quality, self._inputs(case)
+        """Keep the quality of a new prediction until its label map is written, and what it depends on."""
+        self.learned_from |= self._read.keys()
+        self._new[case.name] = quality, {**self._read, case.name: case.source}
 
     def save(self, name: str) -> None:
         """List a scan whose label map is written."""

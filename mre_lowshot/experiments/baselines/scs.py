@@ -16,7 +16,6 @@ import numpy as np
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines import superpixels
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold, Segmenter
-from mre_lowshot.experiments.baselines.requirements import require_axes, require_package
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.quiet import without_warnings
 
@@ -57,16 +56,17 @@ def fit(fold: BaselineFold) -> Segmenter:
     """Learn codebook and classifier from the superpixels of the training images.
 
     Raises:
-        UserError: the data are volumes, scikit-learn is missing, or all superpixels have the same class.
+        UserError: all superpixels have the same class.
     """
-    require_axes("scs", fold, 2)
-    require_package("scs", "sklearn", "baselines")
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    divided = [_Divided.of(case) for case in fold.train]
+    divided = []
+    for case in fold.train:
+        divided.append(_Divided.of(case))
+        fold.ask()
     rng, each = np.random.default_rng(fold.seed), -(-WORDS_FROM // len(divided))
     pixels = np.concatenate([rng.permutation(superpixels.descriptors(one.enhanced))[:each] for one in divided])
     codebook = MiniBatchKMeans(min(WORDS, len(pixels)), random_state=fold.seed, n_init=3).fit(pixels)

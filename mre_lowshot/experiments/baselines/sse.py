@@ -14,7 +14,7 @@ import torch
 
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.experiments.baselines.base import Baseline, BaselineFold
-from mre_lowshot.experiments.baselines.common import nearest_to_average, require_volumes
+from mre_lowshot.experiments.baselines.common import nearest_to_average
 from mre_lowshot.experiments.baselines.sse_network import TwoArms, dice_loss
 from mre_lowshot.experiments.baselines.sse_pairs import PairSampler
 from mre_lowshot.experiments.baselines.sse_segmenter import FewShotSegmenter
@@ -46,10 +46,9 @@ def fit(fold: BaselineFold, *, k: int | None) -> FewShotSegmenter:
     """Train the two arms on the fold's labelled volumes; ``k`` support slices of each class at prediction (None: all).
 
     Raises:
-        UserError: 2D images, or no class in the labels.
+        UserError: no class in the labels.
         NumericalError: the loss is not finite.
     """
-    require_volumes(fold, METHOD, axes=(0,))
     plan = fold.plan
     size = FULL if plan.recipe.size == "paper" else SMALL
     number = nearest_to_average(fold.train)
@@ -87,6 +86,7 @@ def train(network: TwoArms, pairs: PairSampler, fold: BaselineFold) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        fold.ask()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise NumericalError(f"{METHOD}: the loss is {losses[-1]} in iteration {iteration + 1}")
@@ -108,7 +108,9 @@ def train(network: TwoArms, pairs: PairSampler, fold: BaselineFold) -> None:
 
 SOURCE = "Roy et al., Med Image Anal 59 (2020) 101587; paper, IV-K.1 and Table X"
 _PLAIN = {
-    f"sse_{name}": Baseline(f"sse_{name}", f"sSE-guided few-shot, k = {shown}", SOURCE, partial(fit, k=k), axes=(3,))
+    f"sse_{name}": Baseline(
+        f"sse_{name}", f"sSE-guided few-shot, k = {shown}", SOURCE, partial(fit, k=k), axes=(3,), extended=(0,)
+    )
     for name, shown, k in (("10", "10", 10), ("all", "max.", None))
 }
 BASELINES: dict[str, Baseline] = {

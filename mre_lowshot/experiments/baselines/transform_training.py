@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mre_lowshot.errors import NumericalError
+from mre_lowshot.experiments.baselines.base import go_on
 from mre_lowshot.experiments.baselines.transform_models import (
     TransformNetwork,
     local_cross_correlation,
@@ -31,6 +32,7 @@ def train_spatial(
     iterations: int,
     seed: int,
     log: Callable[[str], None],
+    ask: Callable[[], None] = go_on,
 ) -> None:
     """Unsupervised registration: local cross-correlation of warped and target image, and smoothness. Each iteration
     takes one scan and registers the atlas to it and it to the atlas, as the inverse transform comes from the same
@@ -42,7 +44,9 @@ def train_spatial(
         correlation = local_cross_correlation(warp(both, displacement), both.flip(0))
         return 1 - correlation + SMOOTHNESS * smoothness(displacement)
 
-    _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log)
+    _train(
+        network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log, ask
+    )
 
 
 def train_appearance(
@@ -56,6 +60,7 @@ def train_appearance(
     iterations: int,
     seed: int,
     log: Callable[[str], None],
+    ask: Callable[[], None] = go_on,
 ) -> None:
     """The intensity change psi, added to the atlas in its own frame: squared difference of the warped sum and the
     target, and smoothness of psi within structures.
@@ -67,7 +72,7 @@ def train_appearance(
         forward: displacements from the atlas to each scan.
         returned: each scan in the atlas's frame.
         contours: of the atlas's labels.
-        iterations, seed, log: as in `learn_transforms`.
+        iterations, seed, log, ask: as in `learn_transforms`.
     """
 
     atlas = source.expand(PAIRS, *source.shape[1:])
@@ -78,7 +83,16 @@ def train_appearance(
         difference = (warp(atlas + change, fields) - fixed).square().mean()
         return difference + APPEARANCE_SMOOTHNESS * smoothness_within_structures(change, contours)
 
-    _train(network, loss, len(targets), iterations, np.random.default_rng([seed, 2]), "appearance transform model", log)
+    _train(
+        network,
+        loss,
+        len(targets),
+        iterations,
+        np.random.default_rng([seed, 2]),
+        "appearance transform model",
+        log,
+        ask,
+    )
 
 
 def _train(
@@ -89,6 +103,7 @@ def _train(
     rng: np.random.Generator,
     name: str,
     log: Callable[[str], None],
+    ask: Callable[[], None] = go_on,
 ) -> None:
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     losses = []
@@ -97,6 +112,7 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        ask()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise NumericalError(f"{name}: the loss is {losses[-1]} in iteration {iteration + 1}")
