@@ -18,7 +18,7 @@ from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.data.volume import read_labels, write_volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_dataset
-from mre_lowshot.preprocessing.record import reference_of
+from mre_lowshot.preprocessing.record import read_record, reference_of
 from mre_lowshot.preprocessing.store import load_case
 
 FIX = r"run mre_plan_and_preprocess -d Dataset001_X -p P --keep_plan"
@@ -197,6 +197,12 @@ def test_given_crops_are_compared_and_must_contain_a_label(dataset, tmp_path):  
     path.write_text('{"c0": [[0, 14], [0, 30], [0, 26]], "c1": [[0, 8], [0, 30], [0, 26]]}')
     with pytest.raises(UserError, match=r"changed since .*: .*crops\.json; run"):
         check_prepared(plan, tmp_path / "out")
+    before = read_record(plan, tmp_path / "out").contents(["c0", "c1", "absent"])
+    prepare_dataset(dataset, plan, tmp_path / "out")
+    record = read_record(plan, tmp_path / "out")
+    assert record.changed(before) == ["c1"]
+    assert record.changed({"gone": "0"}) == ["gone"]
+    assert record.changed(record.contents(["c0", "c1"])) == record.changed(None) == []
 
 
 def test_a_dataset_changed_while_it_is_read_is_refused(dataset, tmp_path):  # noqa: F811
