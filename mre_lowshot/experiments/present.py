@@ -22,7 +22,7 @@ def present_runs(rows: Sequence[RowResult], prepared: Path, warn: Callable[[str]
         prepared: preprocessed/DatasetXXX_Name; runs are compared with nothing where it is empty.
         warn: receives a line for each run that is left out.
     """
-    records = _newest(prepared)
+    records = _newest(prepared, {run.crop_given for row in rows for run in row.runs.values() if run.inputs})
     kept = []
     for row in rows:
         runs = {}
@@ -37,17 +37,19 @@ def present_runs(rows: Sequence[RowResult], prepared: Path, warn: Callable[[str]
     return kept
 
 
-def _newest(prepared: Path) -> dict[bool, Record]:
-    """The newest record of plans with given crop boxes (True) and of others."""
+def _newest(prepared: Path, wanted: set[bool]) -> dict[bool, Record]:
+    """The newest record of plans with given crop boxes (True) and of others (False), as far as ``wanted``."""
     found: dict[bool, Record] = {}
     try:
-        paths = sorted(prepared.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns)
+        paths = sorted(prepared.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     except OSError:  # another run preprocesses at this moment
         return {}
     for path in paths:
+        if wanted <= found.keys():
+            break
         try:
             record = load_record(path)
         except UserError:
             continue
-        found[record.crops is not None] = record
+        found.setdefault(record.crops is not None, record)
     return found

@@ -21,6 +21,7 @@ class RunTimes:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
         self._seconds: dict[str, list[float]] = {}  # by row: methods differ much
+        self._ran: set[int] = set()
 
     @contextmanager
     def measured(self, number: int) -> Iterator[None]:
@@ -28,13 +29,14 @@ class RunTimes:
         complete, begun = _is_complete(self._tasks[number]), time.monotonic()
         yield
         if not complete:
+            self._ran.add(number)
             self._seconds.setdefault(self._tasks[number].row.name, []).append(time.monotonic() - begun)
 
     def line(self, number: int) -> str:
         """What is done after run ``number``, and the time left: of each row the mean of its runs, or of all runs where
-        it had none. Empty where nothing was run yet, or nothing is left."""
+        it had none. Empty where the run was complete before, or nothing is left."""
         left = [task.row.name for task in self._tasks[number + 1 :] if not _is_complete(task)]
-        if not left or not self._seconds:
+        if not left or number not in self._ran:
             return ""
         of_any = fmean(value for values in self._seconds.values() for value in values)
         seconds = sum(fmean(self._seconds[row]) if row in self._seconds else of_any for row in left)

@@ -44,9 +44,8 @@ def train_spatial(
         correlation = local_cross_correlation(warp(both, displacement), both.flip(0))
         return 1 - correlation + SMOOTHNESS * smoothness(displacement)
 
-    _train(
-        network, loss, len(targets), iterations, np.random.default_rng([seed, 1]), "spatial transform model", log, ask
-    )
+    name, rng = "spatial transform model", np.random.default_rng([seed, 1])
+    _train(network, loss, len(targets), iterations, rng, name, log, ask)
 
 
 def train_appearance(
@@ -83,16 +82,8 @@ def train_appearance(
         difference = (warp(atlas + change, fields) - fixed).square().mean()
         return difference + APPEARANCE_SMOOTHNESS * smoothness_within_structures(change, contours)
 
-    _train(
-        network,
-        loss,
-        len(targets),
-        iterations,
-        np.random.default_rng([seed, 2]),
-        "appearance transform model",
-        log,
-        ask,
-    )
+    name, rng = "appearance transform model", np.random.default_rng([seed, 2])
+    _train(network, loss, len(targets), iterations, rng, name, log, ask)
 
 
 def _train(
@@ -103,7 +94,7 @@ def _train(
     rng: np.random.Generator,
     name: str,
     log: Callable[[str], None],
-    ask: Callable[[], None] = go_on,
+    ask: Callable[[], None],
 ) -> None:
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     losses = []
