@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="number of iterations for all rows; they get separate plans (table2_a_N)",
     )
+    made.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="change fields of the plan in all rows, as in preprocessing.spacing=[6,6,6]; a row's own fields are "
+        "changed after these. The rows get separate plans, and the table lists the fields",
+    )  # fmt: skip
     seeds = made.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, help="seed of weights and patches (default: %(default)s)")
     seeds.add_argument(
@@ -132,6 +137,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         raise UserError("name a table and a dataset, as in: mre_experiment table2 -d Hippocampus (--list shows tables)")
 
     from mre_lowshot.cli.console import Console
+    from mre_lowshot.cli.plan import parse_changes
     from mre_lowshot.workflows.experiment import experiment
 
     result = experiment(
@@ -145,6 +151,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         seed=options.seed,
         seeds=options.seeds,
         quick=options.quick,
+        changes=parse_changes(options.changes),
         formats=options.format,
         panels=options.panels,
         reference=options.reference,

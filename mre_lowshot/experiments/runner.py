@@ -6,6 +6,7 @@ a row, resume its training and predict with its models.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -48,16 +49,24 @@ class Setting:
     iterations: int | None = None  # None: those of the row's recipe
     seed: int = 0
     quick: bool = False  # fewer iterations, folds and test scans
+    changes: tuple[tuple[str, str], ...] = ()  # fields of every row's plan, and their values; a row's own come after
+
+    @property
+    def code(self) -> str:
+        """Stands for ``changes`` in names: ``set`` and a hash, as they are too long; empty without changes."""
+        text = "\n".join(f"{key}={value}" for key, value in sorted(self.changes))
+        return f"set{hashlib.sha256(text.encode()).hexdigest()[:8]}" if self.changes else ""
 
     @property
     def name(self) -> str:
         """Part of the name of the results folder, for example ``1shot_small_300``."""
-        parts = [self.level, self.base, *([str(self.iterations)] if self.iterations is not None else [])]
-        return "_".join([*parts, *(["quick"] if self.quick else [])])
+        iterations = "" if self.iterations is None else str(self.iterations)
+        parts = [self.level, self.base, iterations, "quick" if self.quick else "", self.code]
+        return "_".join(filter(None, parts))
 
     def plan_of(self, row: Row) -> str:
         """The name of a row's plan."""
-        return plan_name(row, self.base, self.iterations, seed=self.seed, quick=self.quick)
+        return plan_name(row, self.base, self.iterations, seed=self.seed, quick=self.quick, code=self.code)
 
     def level_of(self, row: Row) -> str:
         """The level of a row: its own where the table has several, restricted to the cohort of ``level``."""
@@ -68,7 +77,8 @@ class Setting:
 
 
 def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[str, Any], device: Device) -> Plan:
-    """Plan a row. With base ``small`` the plan has the small network on every device.
+    """Plan a row. With base ``small`` the plan has the small network on every device. The fields of the setting are
+    changed first, then those of the row.
 
     Args:
         row: changed fields and recipe.
@@ -84,6 +94,7 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
         device = replace(device, kind="cpu")
     name = setting.plan_of(row)
     plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
+    plan = with_changes(plan, dict(setting.changes))
     changes = dict(row.changes)
     iterations = quick_iterations(plan) if setting.quick and setting.iterations is None else setting.iterations
     if iterations is not None:

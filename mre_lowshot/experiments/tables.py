@@ -42,12 +42,15 @@ def named(name: str, others: Iterable[str] = ()) -> Table:
     raise UserError(f"table {name!r} is unknown; {suggest(plain, [*TABLES, *others])}")
 
 
-def plan_name(row: Row, base: Base, iterations: int | None, *, seed: int = 0, quick: bool = False) -> str:
+def plan_name(
+    row: Row, base: Base, iterations: int | None, *, seed: int = 0, quick: bool = False, code: str = ""
+) -> str:
     """The name of a row's plan, for example ``table4_m1_paper_300``.
 
     It is named after the first row of all tables with the same training, so that tables share results (the full method
     is always ``table2_e``), or after its baseline, and followed by the size if it is not the recipe's own, by
-    ``iterations`` if given, by ``quick``, and by the seed if it is not 0.
+    ``iterations`` if given, by ``quick``, by the ``code`` of fields that are changed in all rows, and by the seed if it
+    is not 0.
     """
     if row.baseline and not row.changes:
         parts = ["baseline", row.baseline]
@@ -62,6 +65,8 @@ def plan_name(row: Row, base: Base, iterations: int | None, *, seed: int = 0, qu
         parts.append(str(iterations))
     if quick:
         parts.append("quick")
+    if code:
+        parts.append(code)
     if seed:
         parts.append(f"seed{seed}")
     return "_".join(parts)

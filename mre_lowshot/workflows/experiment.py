@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,7 @@ def experiment(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     quick: bool = False,
+    changes: Mapping[str, str] | None = None,
     formats: Sequence[str] = (),
     panels: bool = False,
     reference: str | None = None,
@@ -99,6 +100,8 @@ def experiment(
         seeds: several, instead of ``seed``: every row and fold is trained with each.
         quick: fewer iterations, fold 0 only unless ``folds`` names others, and a few test scans in each fold; the rows
             get separate plans.
+        changes: fields of the plan that are changed in every row, and their values, as ``--set`` of planning does; the
+            rows get separate plans. A row's own fields are changed after these.
         formats: of `experiments.grid.FORMATS`: the table in the paper's layout is reported in them, instead of the text
             with comparisons.
         panels: draw the segmentations of the chosen rows on the same slices.
@@ -132,12 +135,13 @@ def experiment(
     reporter = Marked(reporter or Reporter(), QUICK_MARK) if quick else reporter or Reporter()
     cluster = ExperimentCluster(scheduler, device=device, reporter=reporter) if scheduler is not None else None
     level = with_cohort(level, cohort) if cohort is not None else parse_level(level)
+    common = tuple(sorted((changes or {}).items()))
     run = Run(
         table=found_table,
         rows=_chosen_rows(found_table, rows, base),
         named_rows=bool(rows),
         reference=found_table.row(reference).name if reference else found_table.reference,
-        settings=[Setting(base, level, iterations, n, quick) for n in dict.fromkeys(seeds or (seed,))],
+        settings=[Setting(base, level, iterations, n, quick, common) for n in dict.fromkeys(seeds or (seed,))],
         statistics=statistics,
         formats=formats,
         folds=folds or ([0] if (quick or figure) and not only_print else None),
@@ -167,7 +171,7 @@ def experiment(
                 pictures.append(path)
                 run.reporter.info(f"drawn to {path}")
     if len(results) > 1:
-        texts.append(format_overview(results, run.reference, quick=run.quick))
+        texts.append(format_overview(results, run.reference, quick=run.remark))
         run.reporter.table(texts[-1])
     return ExperimentResult(results, "\n".join(texts), failed, grids, tuple(pictures))
 
@@ -243,12 +247,13 @@ def _report(
     found = collect(shown, run.settings, results, dataset.name, folds, labels)
     rows = present_runs(found, run.space.preprocessed / dataset.name, run.reporter.warning)
     arguments = (run.setting, dataset.name, run.reference)
-    text = format_rows(run.table, rows, *arguments, run.statistics, quick=run.quick)
+    text = format_rows(run.table, rows, *arguments, run.statistics, quick=run.remark)
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
     names = labels or [name for name, value in dataset.labels.items() if value]
     grid = layout(
-        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics), quick=run.quick
-    ) or plain_grid(run.table, rows, *arguments, quick=run.quick)
+        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics),
+        quick=run.remark,
+    ) or plain_grid(run.table, rows, *arguments, quick=run.remark)
     shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
     run.reporter.table(shown_text)
     if not only_print:

@@ -72,6 +72,12 @@ class Run:
             return ""
         return f"QUICK VERSION (--quick): fewer iterations and folds, at most {QUICK_SCANS} test scans in each fold"
 
+    @property
+    def remark(self) -> str:
+        """Printed with every table: how a quick run differs, and the fields that are changed in all rows."""
+        listed = ", ".join(f"{key}={value}" for key, value in self.setting.changes)
+        return "; ".join(filter(None, [self.quick, f"changed in all rows (--set): {listed}" if listed else ""]))
+
 
 @dataclass(frozen=True)
 class Task:

@@ -64,6 +64,7 @@ CANDIDATES = Table(
             {**_NO_ATLAS_LABELS, "recipe.atlas.registration": "none"}, recipe="default"),
         Row("no_augmentation", "neither spatial nor intensity augmentation", _NO_AUGMENTATION, recipe="default"),
         Row("no_ohem", "without OHEM", {"recipe.loss.ohem": "false"}, recipe="default"),
+        Row("dml_only", "DML, neither AMS nor OHEM", {**NO_AMS, **NO_OHEM}, recipe="default"),
         Row("no_dice", "cross-entropy alone", {"recipe.loss.dice_weight": "0"}, recipe="default"),
         Row("no_average", "last weights, not their moving average", {"recipe.optimizer.ema": "0"}, recipe="default"),
         Row("uniform", "patches drawn uniformly", {"recipe.sampling.foreground_fraction": "0"}, recipe="default"),
