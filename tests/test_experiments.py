@@ -67,6 +67,16 @@ def test_rows_of_table_two_remove_the_parts_in_their_labels():
         ), name
 
 
+def test_fields_changed_in_all_rows_come_before_those_of_a_row():
+    changes = (("network.embedding_dim", "16"), ("preprocessing.spacing", "[3,3,3]"))
+    full, unet = (row_plan("table2", name, changes=changes) for name in "ea")
+    assert full.network.embedding_dim == 16 and unet.network.embedding_dim == 0
+    assert {full.preprocessing.spacing, unet.preprocessing.spacing} == {(3.0, 3.0, 3.0)}
+    names = {row_plan("table2", "e", changes=c).plans_name for c in ((), changes, changes[:1])}
+    assert len(names) == 3 and full.plans_name == row_plan("table2", "e", changes=changes[::-1]).plans_name
+    assert all("preprocessing.spacing=[3,3,3]" in plan.reasons["set"] for plan in (full, unet))
+
+
 def test_the_other_tables_change_one_thing_each():
     paper, small = ([row_plan("table3", r.name, b).network.embedding_dim for r in TABLES["table3"].rows]
                     for b in ("paper", "small"))  # fmt: skip
@@ -339,6 +349,7 @@ def test_a_candidate_of_another_length_keeps_its_ratio():
         (("table2", "--level", "1shot_a", "--cohort", "b"), "names a cohort already"),
         (("table2", "--cohort", "develop"), "cohorts.json: is missing"),
         (("table2", "--iterations", "0"), "must be at least 1"),
+        (("table2", "--set", "network.width=[8,16]"), "--set: 'network.width' is not a field"),
         (("table2", "--labels", "splen"), "did you mean 'spleen'?"),
         (("table2", "--labels", "paper"), "are not those of MRBrainS18 or BTCV"),
     ],

@@ -95,7 +95,7 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
     name = setting.plan_of(row)
     plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
     plan = with_changes(plan, dict(setting.changes))
-    changes = dict(row.changes)
+    changes = dict(setting.changes) | dict(row.changes)
     iterations = quick_iterations(plan) if setting.quick and setting.iterations is None else setting.iterations
     if iterations is not None:
         changes["recipe.optimizer.iterations"] = str(iterations)
