@@ -70,10 +70,12 @@ def test_rows_of_table_two_remove_the_parts_in_their_labels():
 def test_fields_changed_in_all_rows_come_before_those_of_a_row():
     changes = (("network.embedding_dim", "16"), ("preprocessing.spacing", "[3,3,3]"))
     full, unet = (row_plan("table2", name, changes=changes) for name in "ea")
-    assert full.network.embedding_dim == 16 and unet.network.embedding_dim == 0
+    assert full.network.embedding_dim == 16
+    assert unet.network.embedding_dim == 0
     assert {full.preprocessing.spacing, unet.preprocessing.spacing} == {(3.0, 3.0, 3.0)}
     names = {row_plan("table2", "e", changes=c).plans_name for c in ((), changes, changes[:1])}
-    assert len(names) == 3 and full.plans_name == row_plan("table2", "e", changes=changes[::-1]).plans_name
+    assert len(names) == 3
+    assert full.plans_name == row_plan("table2", "e", changes=changes[::-1]).plans_name
     assert all("preprocessing.spacing=[3,3,3]" in plan.reasons["set"] for plan in (full, unet))
 
 

@@ -10,6 +10,7 @@ from mre_lowshot.config.check import require, require_fields
 # Limits of what is built, far above any sensible network: a file from a stranger must not occupy the machine.
 MAX_STAGES, MAX_CONVS, MAX_WIDTH, MAX_BRANCHES, MAX_STRIDE, MAX_DILATION = 8, 16, 4096, 16, 8, 128
 MAX_CHANNELS, MAX_CLASSES, MAX_PROTOTYPES = 64, 1024, 256
+MAX_PRIOR_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,12 @@ class NetworkConfig:
     norm: Literal["batch", "instance"] = "batch"  # normalisation layers
     # Coordinate maps: -1 to 1 over the whole volume, over the patch, or none.
     coordinates: Literal["volume", "patch", "none"] = "volume"
-    # Beyond the paper: the atlases' labels at these coordinates are further input maps, one per foreground class.
+    # Beyond the paper: the atlases' labels at these coordinates are further location maps, one per foreground class.
     atlas_prior: bool = False
+    # Their place: input of SE and ASPP beside the coordinates; or a term of the logits, the logarithm of the classes'
+    # shares times a weight (`network.prior_term`).
+    atlas_prior_at: Literal["input", "logits"] = "input"
+    atlas_prior_weight: float = 0.5
     # The attentional multi-scale embedding (AMS): concatenated levels, SE and ASPP.
     multiscale: bool = True
     bottleneck_level: bool = False  # also concatenate the coarsest level
@@ -66,6 +71,10 @@ class NetworkConfig:
             found = getattr(self, name)
             require(low <= found <= high, f"{name} is {found}; must be at least {low} and at most {high}")
         require(0 < self.logit_scale <= 1000, f"logit_scale is {self.logit_scale}; must be above 0, at most 1000")
+        require(
+            0 < self.atlas_prior_weight <= MAX_PRIOR_WEIGHT,
+            f"atlas_prior_weight is {self.atlas_prior_weight}; must be above 0, at most {MAX_PRIOR_WEIGHT:g}",
+        )
         require(
             self.norm == "batch" or not self.pooled_norm,
             "image_level_norm needs norm 'batch' (an instance norm of a single value is always 0); set it to false",
@@ -115,6 +124,11 @@ class NetworkConfig:
         if self.coordinates == "none":
             return 0
         return self.axes + (self.classes - 1 if self.atlas_prior else 0)
+
+    @property
+    def prior_channels(self) -> int:
+        """How many of the location maps, the last, are no input but a term of the logits."""
+        return self.classes - 1 if self.atlas_prior and self.atlas_prior_at == "logits" else 0
 
     @property
     def divisor(self) -> tuple[int, ...]:

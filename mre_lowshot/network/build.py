@@ -13,13 +13,15 @@ from mre_lowshot.network.backbone import CONV, Backbone
 from mre_lowshot.network.embedding import ASPP, Embedding
 from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.network.optimized.fused_head import fused_logits, is_cheaper
+from mre_lowshot.network.prior_term import prior_term
 
 
 class MRENet(nn.Module):
     """Image patch (B, C, *size) and its location maps (B, location_channels, *size) -> class logits (B, K, *size).
 
     The softmax of the logits over K is the class posterior of equation 3; with ``prototype_head`` off, that of a
-    1x1x1 convolutional classifier on the embedding.
+    1x1x1 convolutional classifier on the embedding. With an atlas prior in the logits, a term is added to both
+    (`network.prior_term`).
 
     ``fused`` selects the fused head (`network.optimized.fused_head`), which does not compute the N_e-wide embedding.
     It is chosen from the layer widths alone, where it takes fewer multiplications. With ``plain`` the network has the
@@ -39,6 +41,12 @@ class MRENet(nn.Module):
         )
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        logits = self._evidence(image, coordinates)
+        if self.spec.prior_channels and coordinates is not None:
+            logits = logits + prior_term(coordinates, self.spec)
+        return logits
+
+    def _evidence(self, image: Tensor, coordinates: Tensor | None) -> Tensor:
         levels = self.backbone(image)
         if not self.fused or not isinstance(self.head, PrototypeHead):
             logits: Tensor = self.head(self.embedding(levels, coordinates))

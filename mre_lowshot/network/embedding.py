@@ -103,7 +103,7 @@ class Embedding(nn.Module):
         self.spec = spec
         levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
         self.levels = levels if spec.multiscale else 1
-        channels = sum(spec.widths[: self.levels]) + spec.location_channels
+        channels = sum(spec.widths[: self.levels]) + spec.location_channels - spec.prior_channels
         self.se = SqueezeExcite(channels, spec.se_reduction) if spec.multiscale and spec.se else None
         self.aspp = ASPP(spec, channels, plain) if spec.multiscale and spec.aspp else None
         features = self.aspp.out_channels if self.aspp is not None else channels
@@ -137,7 +137,7 @@ class Embedding(nn.Module):
         elif self.spec.coordinates == "volume":
             if coordinates is None:
                 raise ValueError("this network needs the coordinate maps of the patch")
-            parts.append(coordinates.to(finest.dtype))
+            parts.append(coordinates[:, : coordinates.shape[1] - self.spec.prior_channels].to(finest.dtype))
         x = torch.cat(parts, dim=1)
         return self.se(x) if self.se is not None else x
 

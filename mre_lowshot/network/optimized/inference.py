@@ -33,6 +33,7 @@ from mre_lowshot.network.embedding import ASPP, joined
 from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.network.optimized.dilated import DilatedConv
 from mre_lowshot.network.optimized.fused_head import fused_weights, logits_of, patch_lengths, triangle
+from mre_lowshot.network.prior_term import prior_term
 
 MIN_EQUAL_LABELS, MAX_MEAN_DIFFERENCE = 0.999, 0.005
 
@@ -85,8 +86,12 @@ class InferenceNetwork(nn.Module):
             aspp = self.embedding.aspp
             features, pooled = (_crop(x, keep), None) if aspp is None else _aspp_centre(aspp, x, keep)
         if not self.fused:
-            return self._explicit_logits(features, pooled)
-        return self._fused_logits(features, None if pooled is None else pooled.flatten(1))
+            logits = self._explicit_logits(features, pooled)
+        else:
+            logits = self._fused_logits(features, None if pooled is None else pooled.flatten(1))
+        if self.spec.prior_channels and coordinates is not None:
+            logits = logits + prior_term(_crop(coordinates, keep), self.spec)
+        return logits
 
     def _explicit_logits(self, features: Tensor, pooled: Tensor | None) -> Tensor:
         embedding = self.embedding.fusion(joined(features, pooled))
