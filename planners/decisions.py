@@ -306,6 +306,19 @@ def decide_architecture(draft: Draft) -> Draft:
     return draft.decided({"recipe": recipe, "network": replace(draft.network, **changes)}, **reasons)
 
 
+def decide_atlas_prior(draft: Draft) -> Draft:
+    """Where the atlas prior joins the network (adaptive planning), and what changes with it."""
+    recipe, network = draft.recipe, draft.network
+    if recipe.planning != "adaptive" or not network.atlas_prior:
+        return draft
+    place, reason = rules.prior_rule(draft.lesions)
+    if place == "logits":
+        weight = min(recipe.refinement.atlas_weight, rules.FUSED_AFTER_PRIOR)
+        recipe = replace(recipe, refinement=replace(recipe.refinement, atlas_weight=weight))
+        network = replace(network, atlas_prior_at=place, multiscale=False)
+    return draft.decided({"recipe": recipe, "network": network}, atlas_prior=reason)
+
+
 def decide_refinement(draft: Draft) -> Draft:
     """Weights of the refinement, and whether empty tiles are skipped."""
     recipe, reasons = draft.recipe, {}
@@ -375,6 +388,7 @@ DECISIONS: tuple[Decision, ...] = (
     decide_registration,
     decide_lesions,
     decide_architecture,
+    decide_atlas_prior,
     decide_refinement,
     decide_ohem_groups,
     decide_mirroring,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -257,8 +258,24 @@ def registration_rule(
     if only_lesions(labels):
         named = ", ".join(lesions_of(labels))
         return "none", f"none: labels {named} are lesions, whose position differs from scan to scan"
-    reason = "registration to the training scans; their labels are input channels of the network (atlas prior)"
+    reason = "registration to the training scans; their labels are the network's atlas prior"
     return wanted, f"{wanted} {reason}"
+
+
+FUSED_AFTER_PRIOR = 0.2  # weight of the warped labels in the fusion, where the logits contain them already
+
+
+def prior_rule(lesions: Sequence[str]) -> tuple[Literal["input", "logits"], str]:
+    """Where the atlas prior joins the network: a term of the logits, without SE and ASPP, which learn the training
+    scan's own prior by heart (docs/LOG.md, 2026-11-28). With ``lesions`` among the organs, which the atlases do not
+    know, it stays an input."""
+    if lesions:
+        return "input", f"an input of the network: the atlases have no prior of {', '.join(lesions)}"
+    return "logits", (
+        "a term of the logits, so that the network learns what the image adds to the warped labels; without AMS "
+        f"(multi-scale features, SE and ASPP), which did not help it; weight of the fusion at most "
+        f"{FUSED_AFTER_PRIOR:g}, as the posterior contains the warped labels already"
+    )
 
 
 def lesions_rule(labels: Sequence[str], *, registered: bool) -> tuple[tuple[str, ...], str]:

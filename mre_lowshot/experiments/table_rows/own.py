@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mre_lowshot.experiments.records import Row, Table
-from mre_lowshot.experiments.table_rows.common import FULL, NO_AMS, NO_DML, NO_OHEM, UNET
+from mre_lowshot.experiments.table_rows.common import AMS, FULL, NO_AMS, NO_DML, NO_OHEM, UNET
 from mre_lowshot.experiments.table_rows.common import ct as _ct
 from mre_lowshot.experiments.table_rows.common import mr as _mr
 
@@ -52,6 +52,9 @@ _NO_AUGMENTATION = {
     f"recipe.augmentation.{name}_probability": "0"
     for name in ("spatial", "brightness", "contrast", "gamma", "noise", "blur", "low_resolution")
 }
+# Where the atlas prior is an input of the network, it takes the coordinate maps that go with it.
+_INPUT = {"network.atlas_prior_at": "input", "recipe.refinement.atlas_weight": "0.4"}
+_PRIOR_INPUT = {**_INPUT, **AMS}
 CANDIDATES = Table(
     "candidates", "the recipe default, and candidates against it", "", "default",
     (
@@ -64,7 +67,8 @@ CANDIDATES = Table(
             {**_NO_ATLAS_LABELS, "recipe.atlas.registration": "none"}, recipe="default"),
         Row("no_augmentation", "neither spatial nor intensity augmentation", _NO_AUGMENTATION, recipe="default"),
         Row("no_ohem", "without OHEM", {"recipe.loss.ohem": "false"}, recipe="default"),
-        Row("dml_only", "DML, neither AMS nor OHEM", {**NO_AMS, **NO_OHEM}, recipe="default"),
+        Row("prior_input", "the atlas prior an input, with AMS (the recipe until 2026-11-28)", _PRIOR_INPUT,
+            recipe="default"),
         Row("no_dice", "cross-entropy alone", {"recipe.loss.dice_weight": "0"}, recipe="default"),
         Row("no_average", "last weights, not their moving average", {"recipe.optimizer.ema": "0"}, recipe="default"),
         Row("uniform", "patches drawn uniformly", {"recipe.sampling.foreground_fraction": "0"}, recipe="default"),
@@ -79,8 +83,7 @@ CANDIDATES = Table(
     ),
 )  # fmt: skip
 
-# What registration, refinement, the network and each of its parts bring. (With the prior as input the U-Net takes the
-# coordinate maps that go with it.)
+# What registration, refinement, the network and each of its parts bring.
 _UNET_NETWORK = {**NO_DML, **NO_AMS, **NO_OHEM, "network.embedding_dim": "0"}
 _SAME = {row.name: row for row in CANDIDATES.rows}
 PARTS = Table(
@@ -94,10 +97,12 @@ PARTS = Table(
         Row("average", "average mixing", {"network.mixing": "average"}, recipe="default"),
         Row("one_hot", "one-hot mixing", {"network.mixing": "one_hot"}, recipe="default"),
         Row("no_dml", "a linear classifier instead of prototypes (no DML)", NO_DML, recipe="default"),
-        Row("no_ams", "without AMS", NO_AMS, recipe="default"),
+        Row("ams", "with AMS", AMS, recipe="default"),
         _SAME["no_ohem"],
-        Row("unet_prior", "plain U-Net given the same prior, registered and refined alike", _UNET_NETWORK,
+        _SAME["prior_input"],
+        Row("unet_prior", "plain U-Net with the same prior, registered and refined alike", _UNET_NETWORK,
             recipe="default"),
+        Row("unet_input", "the same, the prior an input", {**_UNET_NETWORK, **_INPUT}, recipe="default"),
         Row("unet_refined", "plain U-Net without prior, registered and refined alike",
             {**_UNET_NETWORK, "network.atlas_prior": "false"}, recipe="default"),
     ),
