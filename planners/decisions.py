@@ -307,16 +307,14 @@ def decide_architecture(draft: Draft) -> Draft:
 
 
 def decide_atlas_prior(draft: Draft) -> Draft:
-    """Where the atlas prior joins the network (adaptive planning), and what changes with it."""
-    recipe, network = draft.recipe, draft.network
-    if recipe.planning != "adaptive" or not network.atlas_prior:
+    """Where the atlas prior joins the network, and whether the network has AMS then (adaptive planning)."""
+    network = draft.network
+    if draft.recipe.planning != "adaptive" or not network.atlas_prior:
         return draft
     place, reason = rules.prior_rule(draft.lesions)
     if place == "logits":
-        weight = min(recipe.refinement.atlas_weight, rules.FUSED_AFTER_PRIOR)
-        recipe = replace(recipe, refinement=replace(recipe.refinement, atlas_weight=weight))
         network = replace(network, atlas_prior_at=place, multiscale=False)
-    return draft.decided({"recipe": recipe, "network": network}, atlas_prior=reason)
+    return draft.decided({"network": network}, atlas_prior=reason)
 
 
 def decide_refinement(draft: Draft) -> Draft:

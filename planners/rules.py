@@ -262,9 +262,6 @@ def registration_rule(
     return wanted, f"{wanted} {reason}"
 
 
-FUSED_AFTER_PRIOR = 0.2  # weight of the warped labels in the fusion, where the logits contain them already
-
-
 def prior_rule(lesions: Sequence[str]) -> tuple[Literal["input", "logits"], str]:
     """Where the atlas prior joins the network: a term of the logits, without SE and ASPP, which learn the training
     scan's own prior by heart (docs/LOG.md, 2026-11-28). With ``lesions`` among the organs, which the atlases do not
@@ -273,8 +270,7 @@ def prior_rule(lesions: Sequence[str]) -> tuple[Literal["input", "logits"], str]
         return "input", f"an input of the network: the atlases have no prior of {', '.join(lesions)}"
     return "logits", (
         "a term of the logits, so that the network learns what the image adds to the warped labels; without AMS "
-        f"(multi-scale features, SE and ASPP), which did not help it; weight of the fusion at most "
-        f"{FUSED_AFTER_PRIOR:g}, as the posterior contains the warped labels already"
+        "(multi-scale features, SE and ASPP), which did not help it"
     )
 
 

@@ -222,11 +222,10 @@ def test_organs_are_registered_and_their_lesions_named_in_the_plan():
     assert plan.lesion_classes == (4, 9)
     organs = planned(BRAIN, ("T1", "T1IR", "FLAIR"), labels=numbered(*[f"organ {n}" for n in range(1, 11)]))
     assert plan.preprocessing.grid == organs.preprocessing.grid
-    # the atlases have no prior of the lesions: it stays an input, and the fusion keeps its weight
+    # the atlases have no prior of the lesions: it stays an input
     assert (plan.network.atlas_prior_at, plan.network.multiscale) == ("input", True)
     assert "no prior of White matter lesions, Infarction" in plan.reasons["atlas_prior"]
-    as_organs = replace(plan.recipe, refinement=replace(plan.recipe.refinement, atlas_weight=0.2))
-    assert as_organs == organs.recipe
+    assert plan.recipe == organs.recipe
     assert replace(plan.network, atlas_prior_at="logits", multiscale=False) == organs.network
     assert plan.preprocessing.spacing == organs.preprocessing.spacing or plan.preprocessing.bias_field is False
     assert plan.recipe.atlas.registration == "deformable"

@@ -53,7 +53,7 @@ _NO_AUGMENTATION = {
     for name in ("spatial", "brightness", "contrast", "gamma", "noise", "blur", "low_resolution")
 }
 # Where the atlas prior is an input of the network, it takes the coordinate maps that go with it.
-_INPUT = {"network.atlas_prior_at": "input", "recipe.refinement.atlas_weight": "0.4"}
+_INPUT = {"network.atlas_prior_at": "input"}
 _PRIOR_INPUT = {**_INPUT, **AMS}
 CANDIDATES = Table(
     "candidates", "the recipe default, and candidates against it", "", "default",
