@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mre_lowshot.experiments.records import Row, Table
-from mre_lowshot.experiments.table_rows.common import AMS, FULL, NO_AMS, NO_DML, NO_OHEM, UNET
+from mre_lowshot.experiments.table_rows.common import FULL, NO_AMS, NO_DML, NO_OHEM, UNET, WITH_AMS
 from mre_lowshot.experiments.table_rows.common import ct as _ct
 from mre_lowshot.experiments.table_rows.common import mr as _mr
 
@@ -54,7 +54,7 @@ _NO_AUGMENTATION = {
 }
 # Where the atlas prior is an input of the network, it takes the coordinate maps that go with it.
 _INPUT = {"network.atlas_prior_at": "input"}
-_PRIOR_INPUT = {**_INPUT, **AMS}
+_PRIOR_INPUT = {**_INPUT, **WITH_AMS}
 CANDIDATES = Table(
     "candidates", "the recipe default, and candidates against it", "", "default",
     (
@@ -97,7 +97,7 @@ PARTS = Table(
         Row("average", "average mixing", {"network.mixing": "average"}, recipe="default"),
         Row("one_hot", "one-hot mixing", {"network.mixing": "one_hot"}, recipe="default"),
         Row("no_dml", "a linear classifier instead of prototypes (no DML)", NO_DML, recipe="default"),
-        Row("ams", "with AMS", AMS, recipe="default"),
+        Row("with_ams", "with AMS", WITH_AMS, recipe="default"),
         _SAME["no_ohem"],
         _SAME["prior_input"],
         Row("unet_prior", "plain U-Net with the same prior, registered and refined alike", _UNET_NETWORK,
