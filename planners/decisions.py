@@ -311,7 +311,7 @@ def decide_atlas_prior(draft: Draft) -> Draft:
     network = draft.network
     if draft.recipe.planning != "adaptive" or not network.atlas_prior:
         return draft
-    place, reason = rules.prior_rule(draft.lesions)
+    place, reason = rules.prior_rule(draft.lesions, is_ct=draft.is_ct)
     if place == "logits":
         network = replace(network, atlas_prior_at=place, multiscale=False)
     return draft.decided({"network": network}, atlas_prior=reason)

@@ -67,7 +67,7 @@ CANDIDATES = Table(
             {**_NO_ATLAS_LABELS, "recipe.atlas.registration": "none"}, recipe="default"),
         Row("no_augmentation", "neither spatial nor intensity augmentation", _NO_AUGMENTATION, recipe="default"),
         Row("no_ohem", "without OHEM", {"recipe.loss.ohem": "false"}, recipe="default"),
-        Row("prior_input", "the atlas prior an input, with AMS (the recipe until 2026-11-28)", _PRIOR_INPUT,
+        Row("prior_input", "the atlas prior an input, with AMS (as planned for CT)", _PRIOR_INPUT,
             recipe="default"),
         Row("no_dice", "cross-entropy alone", {"recipe.loss.dice_weight": "0"}, recipe="default"),
         Row("no_average", "last weights, not their moving average", {"recipe.optimizer.ema": "0"}, recipe="default"),
