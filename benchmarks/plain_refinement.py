@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from mre_lowshot.grid import resize_linear, sample_image
 from mre_lowshot.refinement.components import LARGE_COMPONENT
-from mre_lowshot.refinement.crf import EPSILON, ITERATIONS
-from mre_lowshot.refinement.fusion import ATLAS_FLOOR, is_informative
+from mre_lowshot.refinement.crf import EDGE, EPSILON, ITERATIONS, MIN_DIFFERENCE
+from mre_lowshot.refinement.em import BIN_SIGMA, BINS, COMMON_SHARE, RANGE
+from mre_lowshot.refinement.foreground import FOREGROUND_MIN
+from mre_lowshot.refinement.fusion import ATLAS_FLOOR, EQUAL_SHARES
 
 
 def warped_shares(label: np.ndarray, positions: np.ndarray, classes: int) -> np.ndarray:
@@ -19,9 +22,38 @@ def fuse(posterior: np.ndarray, warped: np.ndarray, weight: float) -> np.ndarray
     """p^(1-w) q^w, normalised."""
     fused: np.ndarray = posterior ** (1 - weight) * (warped + ATLAS_FLOOR) ** weight
     fused /= fused.sum(axis=0)
-    unknown = ~is_informative(warped)
+    unknown = warped.max(axis=0) - warped.min(axis=0) <= EQUAL_SHARES
     fused[:, unknown] = posterior[:, unknown]
     return fused
+
+
+def em_step(probabilities: np.ndarray, image: np.ndarray, weight: float) -> np.ndarray:
+    """The EM step on the intensities, of an image (C, *size)."""
+    near = 1 - probabilities[0] > FOREGROUND_MIN
+    inside, result = probabilities[:, near], probabilities.copy()
+    logs = np.zeros_like(inside)
+    for channel in image:
+        values = channel[near]
+        low, high = np.percentile(values, RANGE)
+        if high > low:
+            bins = np.clip((values - low) / (high - low) * BINS, 0, BINS - 1).astype(np.intp)
+            counts = np.stack([np.bincount(bins, weights=p, minlength=BINS) for p in inside])
+            density = gaussian_filter1d(counts, BIN_SIGMA, axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            common = counts.sum(axis=0) / counts.sum()
+            logs += np.log(density + COMMON_SHARE * common + np.finfo(np.float32).tiny)[:, bins]
+    inside = inside * np.exp(weight / len(image) * (logs - logs.max(axis=0)))
+    result[:, near] = inside / inside.sum(axis=0)
+    return result
+
+
+def neighbour_similarity(image: np.ndarray) -> list[np.ndarray]:
+    """For each axis of an image (C, *size), the similarity of neighbours along it: (*size with one voxel less)."""
+    usual = [np.abs(np.diff(channel, axis=-1)) for channel in image]
+    usual = [steps[steps > MIN_DIFFERENCE] for steps in usual]
+    sigma = [EDGE * float(np.median(steps)) + EPSILON if steps.size else EPSILON for steps in usual]
+    scaled = image / np.array(sigma, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
+    differences = (np.diff(scaled, axis=axis) for axis in range(1, image.ndim))
+    return [np.exp(-np.mean(d**2, axis=0) / 2).astype(np.float32) for d in differences]
 
 
 def mean_field(probabilities: np.ndarray, pairwise: list[np.ndarray], weight: float) -> np.ndarray:

@@ -1,8 +1,8 @@
 """``python -m benchmarks.refinement``: the steps after the network, each against its plain reference.
 
 A synthetic abdomen of ellipsoids on the paper's grid (72x324x396, 14 classes, native grid 140x400x500) goes through the
-warped labels of one atlas, their fusion with the network's posterior, the CRF, and the label map on the native grid,
-from which small components are removed (forty a class).
+warped labels of one atlas, their fusion with the network's posterior, the EM step, the CRF, and the label map on the
+native grid, from which small components are removed (forty a class).
 Plain (`benchmarks/plain_refinement.py`) and ours run in turns, on one thread unless --threads says otherwise. Printed
 are seconds as median (minimum to maximum), the ratio, and how far the results differ.
 """
@@ -63,7 +63,8 @@ def steps(
     from benchmarks import plain_refinement as plain
     from mre_lowshot.grid import argmax_resized, sample_shares, voxel_positions
     from mre_lowshot.refinement.components import keep_largest_component
-    from mre_lowshot.refinement.crf import crf_mean_field, neighbour_similarity
+    from mre_lowshot.refinement.crf import crf_mean_field
+    from mre_lowshot.refinement.em import em_step
     from mre_lowshot.refinement.fusion import fuse_posteriors
 
     posterior = abdomen(grid)
@@ -86,13 +87,22 @@ def steps(
         crf_mean_field(changed, image, 1.0)
         return changed
 
+    def ours_em() -> np.ndarray:
+        changed = fused.copy()
+        em_step(changed, image, 1.0)
+        return changed
+
     return {
         "warped labels": (
             lambda: plain.warped_shares(label, positions, CLASSES),
-            lambda: sample_shares(label, positions, CLASSES),
+            lambda: sample_shares(label, positions, CLASSES).numpy(),
         ),
-        "fusion": (lambda: plain.fuse(posterior, warped, WEIGHT), lambda: fuse_posteriors(posterior, warped, WEIGHT)),
-        "CRF": (lambda: plain.mean_field(fused.copy(), neighbour_similarity(image), 1.0), ours_mean_field),
+        "fusion": (
+            lambda: plain.fuse(posterior, warped, WEIGHT),
+            lambda: fuse_posteriors(posterior, warped, WEIGHT).numpy(),
+        ),
+        "EM": (lambda: plain.em_step(fused, image, 1.0), ours_em),
+        "CRF": (lambda: plain.mean_field(fused.copy(), plain.neighbour_similarity(image), 1.0), ours_mean_field),
         "native labels": (
             lambda: plain.native_labels(fused, native),
             lambda: argmax_resized(iter(fused), native, floor=0.5 / CLASSES),

@@ -15,8 +15,8 @@ from mre_lowshot.atlas.registration.affine import STARTS
 from mre_lowshot.atlas.registration.deformable import STAGES, blocks_of_spacing
 from mre_lowshot.atlas.registration.discrete import blocks_of, displacement
 from mre_lowshot.atlas.registration.images import voxels, warp
-from mre_lowshot.atlas.registration.volumes import along_axes, linear_matrix
 from mre_lowshot.atlas.similarity import normalize_locally
+from mre_lowshot.filters import along_axes, linear_matrix
 
 SIDE = 8.0  # of a voxel, on average, in the unit of length: the optimiser takes steps and stops at fixed lengths
 

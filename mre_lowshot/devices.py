@@ -8,15 +8,17 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, is_out_of_memory
 from mre_lowshot.plain import shown
 
+T = TypeVar("T")
 _NAME = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 MOST_LOADERS = 4  # data-loading processes by default
 MPS_TOLERANCE = 1e-3  # relative error against the CPU; float32 rounding causes about 1e-6, a wrong kernel 0.1 or more
@@ -171,6 +173,45 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """A block in which autocast is off."""
     return torch.autocast(device.type, enabled=False) if autocast_type(device) else nullcontext()
+
+
+CHUNK, GPU_CHUNK = 2**18, 2**26  # numbers worked on at a time: by a thread, in its cache; on a GPU
+
+
+def volume_device(device: torch.device) -> torch.device:
+    """Where whole volumes are computed for a network on ``device``: there, except that MPS has neither float64 nor
+    interpolation of volumes, so that the CPU is used instead."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def slabs(depth: int, plane: int, device: torch.device) -> list[slice]:
+    """Parts of an axis of ``depth`` planes, each of ``plane`` numbers, that are worked on one after the other: small
+    enough for the processor's cache, or for a GPU's memory."""
+    numbers = GPU_CHUNK if device.type == "cuda" else CHUNK * torch.get_num_threads()
+    step = max(1, numbers // max(plane, 1))
+    return [slice(first, min(first + step, depth)) for first in range(0, depth, step)]
+
+
+def has_memory(device: torch.device, needed: float) -> bool:
+    """Whether ``needed`` bytes more fit on the device, as far as it tells: of the CPU they are checked before a scan is
+    begun (`limits.require_memory`)."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return needed <= free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def where_it_fits(work: Callable[[Tensor], T], values: Tensor, log: Callable[[str], None]) -> T:
+    """``work`` of ``values`` on their device; of their copy on the CPU, with a message, if the device's memory is too
+    small for it."""
+    try:
+        return work(values)
+    except RuntimeError as problem:
+        if values.device.type == "cpu" or not is_out_of_memory(problem):
+            raise
+    free_memory()  # the tensors in the traceback are gone by now
+    log(f"{values.device}: out of memory; this step of the scan is computed on the CPU")
+    return work(values.cpu())
 
 
 def memory_gb(device: torch.device) -> float:

@@ -7,16 +7,24 @@ edge voxels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mre_lowshot.transfers import Array
 
 Box = tuple[tuple[int, int], ...]
 """(low, high) voxel indices along each axis, high exclusive."""
 
 IGNORE = -1  # label of voxels that are not annotated, or that lie outside a volume
-MIXED = -1  # of `_cell_labels`: the corners of a cell have different labels
+MIXED = -1  # of `LabelMap.cells`: the corners of a cell have different labels
 
 
 def as_slices(box: Box | Sequence[tuple[int, int]]) -> tuple[slice, ...]:
@@ -90,44 +98,78 @@ def sample_label(label: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return sampled
 
 
-def sample_shares(label: np.ndarray, positions: np.ndarray, values: int) -> np.ndarray:
-    """Shares of the label values 0 to ``values`` - 1 at voxel ``positions`` (axes, *patch): (values, *patch) float32.
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map (*size) for `shares`, on the device of its tensors.
 
-    The same as `sample_image` of each value's indicator, to rounding. Only where the voxels around a position have
-    different labels is anything interpolated, which is in a small part of a volume.
+    Attributes:
+        label: (*size), values from 0 on.
+        cells: the label of the 2 x ... x 2 voxels from each voxel on (fewer at the far edges), `MIXED` where they
+            differ.
+        values: number of label values.
     """
-    patch, axes = positions.shape[1:], label.ndim
-    last = np.asarray(label.shape) - 1
-    strides = np.asarray([int(np.prod(label.shape[axis + 1 :])) for axis in range(axes)])
-    corners = np.array(list(product((0, 1), repeat=axes)))
-    cells = _cell_labels(label).ravel()
-    flat, shares = label.ravel(), np.zeros((values, positions[0].size), dtype=np.float32)
-    at = [np.clip(line, 0, n).ravel().astype(np.float32) for line, n in zip(positions, last, strict=True)]
-    low = [np.minimum(line.astype(np.intp), max(n - 1, 0)) for line, n in zip(at, last, strict=True)]
-    corner = sum(line * stride for line, stride in zip(low, strides, strict=True))
-    found = cells[corner]
-    whole = np.flatnonzero(found != MIXED)
-    shares[found[whole], whole] = 1
-    mixed = np.flatnonzero(found == MIXED)
-    share = [line[mixed] - first[mixed].astype(np.float32) for line, first in zip(at, low, strict=True)]
-    for offset in corners:
-        if np.any(offset > last):  # an axis of one voxel
-            continue
-        weight = np.ones(len(mixed), dtype=np.float32)
-        for its, side in zip(share, offset, strict=True):
-            weight *= its if side else 1 - its
-        shares[flat[corner[mixed] + int(offset @ strides)], mixed] += weight  # each voxel once: no index is repeated
-    return shares.reshape(values, *patch)
+
+    label: Tensor
+    cells: Tensor
+    values: int
+
+    @classmethod
+    def of(cls, label: Array, values: int, device: torch.device | None = None) -> LabelMap:
+        """On ``device``; None: where ``label`` is."""
+        import torch
+
+        from mre_lowshot.transfers import as_tensor
+
+        label = as_tensor(label, device)
+        low, high = label, label
+        for axis, n in enumerate(label.shape):
+            if n > 1:
+                after = torch.arange(1, n + 1, device=label.device).clamp_(max=n - 1)
+                low = torch.minimum(low, low.index_select(axis, after))
+                high = torch.maximum(high, high.index_select(axis, after))
+        return cls(label, torch.where(low == high, label, MIXED), values)
+
+    def shares(self, positions: Tensor) -> Tensor:
+        """Shares of the label values at voxel ``positions`` (axes, *patch): (values, *patch) float32.
+
+        The same as `sample_image` of each value's indicator, to rounding. Only where the voxels around a position have
+        different labels is anything interpolated, which is in a small part of a volume.
+        """
+        import torch
+
+        from mre_lowshot.transfers import true_positions
+
+        size, patch = self.label.shape, positions.shape[1:]
+        at = [line.clamp(0, n - 1).flatten().float() for line, n in zip(positions, size, strict=True)]
+        low = [line.long().clamp_(max=max(n - 2, 0)) for line, n in zip(at, size, strict=True)]
+        corner = low[0]
+        for line, n in zip(low[1:], size[1:], strict=True):
+            corner = corner * n + line
+        found = self.cells.flatten().index_select(0, corner)
+        mixed = found == MIXED
+        shares = torch.zeros((self.values, len(corner)), device=found.device)
+        shares.scatter_(0, found.clamp(min=0).long()[None], (~mixed).float()[None])
+        between = true_positions(mixed)
+        corner, flat, numbers = corner.index_select(0, between), self.label.flatten(), shares.view(-1)
+        pairs = [[line.index_select(0, between) for line in both] for both in zip(at, low, strict=True)]
+        share = [line - first.float() for line, first in pairs]
+        for offsets in product((0, 1), repeat=len(size)):
+            if any(offset > n - 1 for offset, n in zip(offsets, size, strict=True)):  # an axis of one voxel
+                continue
+            weight, step = torch.ones_like(share[0]), 0
+            for its, offset, n in zip(share, offsets, size, strict=True):
+                weight = weight * (its if offset else 1 - its)
+                step = step * n + offset
+            place = flat.index_select(0, corner + step).long() * len(found) + between
+            numbers.index_add_(0, place, weight)  # each voxel once: no index is repeated
+        return shares.view(self.values, *patch)
 
 
-def _cell_labels(label: np.ndarray) -> np.ndarray:
-    """The label of the 2 x ... x 2 voxels from each voxel on (fewer at the far edges), `MIXED` where they differ."""
-    low, high = label, label
-    for axis in range(label.ndim):
-        after = np.minimum(np.arange(label.shape[axis]) + 1, label.shape[axis] - 1)
-        low = np.minimum(low, low.take(after, axis=axis))
-        high = np.maximum(high, high.take(after, axis=axis))
-    return np.where(low == high, label, MIXED)
+def sample_shares(label: Array, positions: Array, values: int) -> Tensor:
+    """`LabelMap.shares` of a label map (*size) at voxel ``positions`` (axes, *patch)."""
+    from mre_lowshot.transfers import as_tensor
+
+    return LabelMap.of(label, values).shares(as_tensor(positions))
 
 
 def outside_volume(positions: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -142,11 +184,18 @@ def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
-    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32."""
-    from skimage.transform import resize
-
+    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32. Linearly
+    (``order`` 1) it is computed in torch."""
     if tuple(image.shape[1:]) == tuple(size):
         return image.astype(np.float32, copy=False)
+    if order == 1:
+        from mre_lowshot.filters import resized_linear
+        from mre_lowshot.transfers import as_tensor
+
+        resized: np.ndarray = resized_linear(as_tensor(image).float(), size).numpy()
+        return resized
+    from skimage.transform import resize
+
     shrinks = any(new < old for new, old in zip(size, image.shape[1:], strict=True))
     channels = [
         resize(c, size, order=order, mode="edge", anti_aliasing=shrinks, preserve_range=True).astype(np.float32)
@@ -166,8 +215,9 @@ def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return F.interpolate(tensor, size=size, mode="trilinear", align_corners=False)[0, 0].numpy()
 
 
-def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...], floor: float | None = None) -> np.ndarray:
-    """Argmax over maps that are resized one by one: one map (D, H, W) per class in, a label map of ``size`` out.
+def argmax_resized(maps: Iterable[Array], size: tuple[int, ...], floor: float | None = None) -> np.ndarray:
+    """Argmax over maps that are resized one by one (trilinearly): one map (D, H, W) per class in, a label map of
+    ``size`` out. Computed in torch on the device of the maps.
 
     At most two maps of the output size exist at a time, whatever the number of classes. Ties go to the lower label.
 
@@ -178,58 +228,90 @@ def argmax_resized(maps: Iterable[np.ndarray], size: tuple[int, ...], floor: flo
             Each map but the first is then resized only in the box of its values above ``floor``; the labels are the
             same.
     """
-    best: np.ndarray | None = None
-    labels = np.zeros(size, dtype=np.int16)
-    for label, channel in enumerate(maps):
-        if best is None:
-            resized = resize_linear(channel, size)
-            best = resized.copy() if np.shares_memory(resized, channel) else resized
-            continue
-        box = full_box(size) if floor is None else _box_above(channel, size, floor)
-        if box is None:
-            continue
-        resized, inside = _resize_box(channel, size, box), as_slices(box)
-        for plane, its, highest in zip(labels[inside], resized, best[inside], strict=True):  # no third map of that size
-            plane[its > highest] = label
-            np.maximum(highest, its, out=highest)
-    return labels
+    import torch
+
+    from mre_lowshot.transfers import as_tensor, to_host
+
+    best: Tensor | None = None
+    labels: Tensor | None = None
+    for label, array in enumerate(maps):
+        channel = as_tensor(array).float()
+        box = full_box(size) if floor is None or not label else _resized_box(channel, size, floor)
+        if best is None or labels is None:
+            best = torch.empty(size, device=channel.device)
+            labels = torch.zeros(size, dtype=torch.int16, device=channel.device)
+        for part, resized in _resized_planes(channel, size, box) if box else ():  # no third map of that size
+            inside = (part, *as_slices(box[1:]))
+            if label:
+                labels[inside].masked_fill_(resized > best[inside], label)
+                torch.maximum(best[inside], resized, out=best[inside])
+            else:
+                best[inside] = resized
+    if labels is None:
+        return np.zeros(size, dtype=np.int16)
+    found: np.ndarray = to_host(labels)[0].numpy()
+    return found
 
 
-def _box_above(channel: np.ndarray, size: tuple[int, ...], floor: float) -> Box | None:
-    """The box of the resized grid outside which no resized value exceeds ``floor``; None where none does at all."""
-    above: np.ndarray = channel > floor
-    if not above.any():
-        return None
-    flat: np.ndarray = np.any(above, axis=0)  # one pass over the whole map, the others over one plane
-    lines = (above.any(axis=(1, 2)), flat.any(axis=1), flat.any(axis=0))
+def box_above(values: Tensor, floor: float) -> Box | None:
+    """The smallest box that holds the ``values`` (*size) above ``floor``; None without any. Waits for the device
+    once."""
+    from mre_lowshot.transfers import to_host
+
+    flat = values.amax(dim=0)  # one pass over the whole map, the others over one plane
+    lines = [values.flatten(1).amax(dim=1)]
+    for axis in range(flat.ndim):
+        others = [other for other in range(flat.ndim) if other != axis]
+        lines.append(flat.amax(dim=others) if others else flat)
     box = []
-    for line, old, new in zip(lines, channel.shape, size, strict=True):
-        used, scale = np.flatnonzero(line), new / old
+    for line in to_host(*lines):
+        used = (line > floor).nonzero()[:, 0]
+        if not len(used):
+            return None
+        box.append((int(used[0]), int(used[-1]) + 1))
+    return tuple(box)
+
+
+def _resized_box(channel: Tensor, size: tuple[int, ...], floor: float) -> Box | None:
+    """The box of the resized grid outside which no resized value exceeds ``floor``; None where none does at all."""
+    above = box_above(channel, floor)
+    if above is None:
+        return None
+    box = []
+    for (start, stop), old, new in zip(above, channel.shape, size, strict=True):
+        scale = new / old
         # voxel i contributes to the resized voxels between the centres of voxels i - 1 and i + 1
-        low, high = (used[0] - 0.5) * scale - 0.5, (used[-1] + 1.5) * scale - 0.5
+        low, high = (start - 0.5) * scale - 0.5, (stop + 0.5) * scale - 0.5
         box.append((max(0, int(np.floor(low))), min(new, int(np.ceil(high)) + 1)))
     return tuple(box)
 
 
-def _resize_box(channel: np.ndarray, size: tuple[int, ...], box: Box) -> np.ndarray:
-    """`resize_linear`, computed in ``box`` of the resized grid only."""
+def _resized_planes(channel: Tensor, size: tuple[int, ...], box: Box) -> Iterator[tuple[slice, Tensor]]:
+    """A map (D, H, W) resized trilinearly to ``size``, in ``box`` of the resized grid: some planes after the other, and
+    which they are."""
     import torch
+    from torch.nn import functional as F
 
-    if box == full_box(size):
-        return resize_linear(channel, size)
-    sources = []
-    for (low, high), old, new in zip(box, channel.shape, size, strict=True):
-        sources.append(((torch.arange(low, high, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp_(0, old - 1))
-    corner = [int(at[0]) for at in sources]
-    used = tuple(slice(low, int(at[-1]) + 2) for low, at in zip(corner, sources, strict=True))
-    out = torch.from_numpy(np.ascontiguousarray(channel[used], dtype=np.float32))
-    for axis in reversed(range(out.ndim)):  # the slowest axis last: whole planes are mixed there
-        first = sources[axis].floor()
-        share = (sources[axis] - first).to(torch.float32).reshape(-1, *[1] * (out.ndim - 1 - axis))
-        index = first.to(torch.int64) - corner[axis]
-        second = (index + 1).clamp_(max=out.shape[axis] - 1)
-        out = torch.lerp(out.index_select(axis, index), out.index_select(axis, second), share)
-    return out.numpy()
+    from mre_lowshot.devices import slabs
+
+    (start, stop), inner = box[0], as_slices(box[1:])
+    at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (channel.shape[0] / size[0]) - 0.5).clamp_(min=0)
+    first = at.long().clamp_(max=channel.shape[0] - 1)
+    low, high = int(first[0]), int(first[-1]) + 2
+    planes = channel[low:high]
+    if tuple(planes.shape[1:]) != size[1:]:
+        planes = F.interpolate(planes[None], size=size[1:], mode="bilinear", align_corners=False)[0]
+    planes = planes[(slice(None), *inner)]
+    share = (at - first).clamp_(max=1).float().view(-1, 1, 1).to(channel.device)
+    first = (first - low).to(channel.device)
+    after = (first + 1).clamp_(max=len(planes) - 1)
+    for part in slabs(stop - start, planes[0].numel(), channel.device):
+        if channel.shape[0] == size[0]:
+            resized = planes[part]
+        else:
+            pair = (planes.index_select(0, index[part]) for index in (first, after))
+            resized = torch.lerp(*pair, share[part])
+        yield slice(start + part.start, start + part.stop), resized
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -6,8 +6,19 @@ queue is empty, and the GPU then waits for new work. In a training step only `to
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Array = np.ndarray | Tensor
+"""What functions accept that compute in torch: an array (on the CPU), or a tensor on any device."""
+
+
+def as_tensor(values: Array, device: torch.device | None = None) -> Tensor:
+    """A tensor with the memory of an array, or a tensor itself; copied where it is not on ``device``."""
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values if min(values.strides, default=0) >= 0 else values.copy())
+    return values if device is None else to_device(values, device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -36,6 +47,13 @@ def positions(mask: Tensor, count: int) -> Tensor:
     place = torch.where(flat, flat.cumsum(0) - 1, count)  # the others are written to the last place and cut off
     found = place.new_empty(count + 1)
     return found.scatter_(0, place, torch.arange(len(flat), device=flat.device))[:count]
+
+
+def true_positions(mask: Tensor) -> Tensor:
+    """`positions` of a mask whose number of true elements is not known; waits for the device once."""
+    if mask.device.type == "cpu":
+        return mask.flatten().nonzero()[:, 0]
+    return positions(mask, int(to_host(mask.sum())[0]))
 
 
 def counts_of(labels: Tensor, classes: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mre_lowshot.preprocessing.faults import correct_faults
 from mre_lowshot.preprocessing.grid_limits import check_grid
 from mre_lowshot.preprocessing.normalization import normalize
 from mre_lowshot.preprocessing.padding import content_box, own_contents
+
+if TYPE_CHECKING:
+    from mre_lowshot.transfers import Array
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,9 @@ def forward_labels(labels: np.ndarray, transform: GridTransform) -> np.ndarray:
     return resize_labels(labels[as_slices(transform.box)], transform.size)
 
 
-def inverse_labels(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
-    """Class probabilities (K, *size) to a native (D, H, W) label map; background outside the crop.
+def inverse_labels(probabilities: Array, transform: GridTransform) -> np.ndarray:
+    """Class probabilities (K, *size) to a native (D, H, W) label map; background outside the crop. Computed on the
+    device of the probabilities.
 
     Resized class by class, so that memory beyond the input does not grow with K.
     """

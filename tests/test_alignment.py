@@ -185,7 +185,7 @@ def test_fusion_of_posterior_and_warped_labels_equals_the_formula():
     def predicted(weight: float, coordinates: np.ndarray | None) -> np.ndarray:
         plan = replace(tiny_plan(network, atlas_weight=weight), patch=PatchConfig((4, 8, 8), (2, 4, 6)))
         predictor = Predictor(Model.of_fold(plan, net, (atlas,)), device=CPU)
-        return predictor.refine(predictor.run_network(registered_scan(case.image, [coordinates]))).probabilities
+        return predictor.refine(predictor.run_network(registered_scan(case.image, [coordinates]))).array
 
     plain, fused = predicted(0, own), predicted(0.4, own)
     for voxel in np.ndindex(*case.label.shape):
@@ -256,7 +256,7 @@ def test_of_several_atlases_the_locally_most_similar_one_decides():
         scans.append(scan + 0.1 * rng.normal(size=size).astype(np.float32))
     at = np.concatenate([coordinate_maps(voxel_positions((0, 0, 0), size), size)] * 2)
     prior = AtlasPrior(tuple(labels), 2, scans=tuple(scans))
-    weighted, plain = prior.fuse_labels(at, image[None]), prior.fuse_labels(at)
+    weighted, plain = (prior.fuse_labels(at, given).numpy() for given in (image[None], None))
     np.testing.assert_allclose(plain[1], (labels[0] + labels[1]) / 2, atol=1e-5)  # no image: equal weights
     assert np.array_equal(AtlasPrior(tuple(labels), 2).fuse_labels(at, image[None]), plain)
     inner = (slice(None), slice(None), [3, 4, 5, 14, 15, 16])  # away from the seam

@@ -190,7 +190,7 @@ def test_the_predictor_applies_the_em_step_and_then_the_crf():
     def predicted(*weights: float) -> np.ndarray:
         plan = replace(tiny_plan(spec, em_weight=weights[0], crf_weight=weights[1]), patch=patch)
         predictor = Predictor(Model.of_fold(plan, network, ()), device=torch.device("cpu"))
-        return predictor.refine(predictor.run_network(registered_scan(image))).probabilities
+        return predictor.refine(predictor.run_network(registered_scan(image))).array
 
     plain = predicted(0, 0)
     wanted = plain.copy()

@@ -37,7 +37,7 @@ LAYERS = [
         "transfers",
     },
     {"data"},
-    {"grid"},
+    {"grid", "filters"},
     {"losses", "sampling", "augmentation", "network"},
     {"preprocessing"},
     {"planners"},

@@ -121,7 +121,7 @@ def test_an_ignored_part_of_the_atlas_leaves_the_networks_decision():
         atlas = Atlas(image, label.astype(np.int16), (3.0, 1.0, 1.0))
         predictor = Predictor(Model.of_fold(plan, network, (atlas,)), device=torch.device("cpu"))
         posterior, warped = predictor.raw_posteriors(image, [own_coordinates(size)])
-        return refine(posterior, warped, image, predictor.settings).argmax(axis=0)
+        return refine(posterior, warped, image, predictor.settings).argmax(dim=0).numpy()
 
     nothing = np.full(size, IGNORE)
     own = predicted(nothing, 0.0)

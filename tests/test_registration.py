@@ -18,7 +18,7 @@ from mre_lowshot.atlas.registration import discrete
 from mre_lowshot.atlas.registration.demons import demons
 from mre_lowshot.atlas.registration.demons import level as demons_level
 from mre_lowshot.atlas.registration.discrete import blocks_of, self_similarity
-from mre_lowshot.atlas.registration.volumes import along_axes, linear_matrix
+from mre_lowshot.filters import along_axes, linear_matrix
 from mre_lowshot.grid import IGNORE
 
 

@@ -17,11 +17,12 @@ from mre_lowshot.atlas.alignment import align
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.mirrored import mirrored
 from mre_lowshot.config import Plan, RefinementConfig
-from mre_lowshot.evaluation.agreement import label_agreement
+from mre_lowshot.evaluation.agreement import agreement_of, most_probable
 from mre_lowshot.grid import IGNORE
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.refinement.pipeline import refine
+from mre_lowshot.transfers import as_tensor
 
 ATLAS_WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -81,10 +82,11 @@ def _dice(predictor: Predictor, scan: Atlas, atlases: Atlases, candidates: list[
     """The mean Dice over classes of a mirrored scan, with each of the candidates' weights."""
     coordinates = align(atlases, scan.image, scan.spacing, plan=predictor.plan, device=predictor.device)
     posterior, warped = predictor.raw_posteriors(scan.image, [coordinates])
-    known, found = scan.label != IGNORE, []
+    image, truth = (as_tensor(array, posterior.device) for array in (scan.image, scan.label))
+    known, found = truth != IGNORE, []
     for config in candidates:
         settings = replace(predictor.settings, config=config)
-        labels = refine(posterior, warped, scan.image, settings).argmax(axis=0)
-        values = label_agreement(labels[known], scan.label[known], len(posterior)).values()
+        labels = most_probable(refine(posterior, warped, image, settings))
+        values = agreement_of(labels, truth, known, len(posterior)).values()
         found.append(float(np.nanmean(list(values))))
     return found

@@ -24,10 +24,12 @@ from mre_lowshot.atlas.registration.images import (
     transformed_positions,
 )
 from mre_lowshot.config import Plan
-from mre_lowshot.devices import free_memory
+from mre_lowshot.devices import free_memory, volume_device
 from mre_lowshot.errors import UserError, is_out_of_memory
-from mre_lowshot.grid import coordinate_maps, resize_image, resize_linear, voxel_positions
+from mre_lowshot.filters import resized_linear
+from mre_lowshot.grid import coordinate_maps, resize_linear, voxel_positions
 from mre_lowshot.sampling import TrainingCase
+from mre_lowshot.transfers import Array, as_tensor
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,18 @@ class PreviousPass:
 
     Attributes:
         coordinates: (atlases * 3, *size).
-        shares: predicted class probabilities (K, *`registration_size`).
+        shares: predicted class probabilities (K, *`registration_size`), on any device.
     """
 
     coordinates: np.ndarray
-    shares: np.ndarray
+    shares: Array
 
     @classmethod
     def each(
-        cls, coordinates: Sequence[np.ndarray | None], probabilities: np.ndarray, spacing: tuple[float, ...]
+        cls, coordinates: Sequence[np.ndarray | None], probabilities: Array, spacing: tuple[float, ...]
     ) -> list[PreviousPass | None]:
         """One for each fold's coordinates, with the common class probabilities (K, *size); ``spacing`` in mm."""
-        shares = resize_image(probabilities, registration_size(probabilities.shape[1:], spacing), order=1)
+        shares = resized_linear(as_tensor(probabilities), registration_size(probabilities.shape[1:], spacing))
         return [None if maps is None else cls(maps, shares) for maps in coordinates]
 
     def of_each_atlas(self, atlases: int) -> list[PreviousPass]:
@@ -119,8 +121,7 @@ def _register(
     previous: PreviousPass | None,
     device: torch.device | None,
 ) -> np.ndarray:
-    if device is not None and device.type == "mps":
-        device = None  # it has no float64, and no interpolation of volumes
+    device = None if device is None else volume_device(device)
     fixed, moving = to_image(image, spacing), to_image(atlas.image, atlas.spacing)
     classes = None
     if previous is None:

@@ -8,15 +8,20 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mre_lowshot.atlas.atlas import Atlas, Atlases
 from mre_lowshot.atlas.lesions import without_lesions
-from mre_lowshot.atlas.similarity import local_similarity, normalize_locally
+from mre_lowshot.atlas.registration.volumes import locally_normalised, sampled
+from mre_lowshot.atlas.similarity import local_similarity
 from mre_lowshot.config import Plan
-from mre_lowshot.grid import IGNORE, outside_volume, sample_image, sample_label, sample_shares
+from mre_lowshot.devices import slabs
+from mre_lowshot.grid import IGNORE, LabelMap, sample_label
+from mre_lowshot.transfers import Array, as_tensor, true_positions
 
 MIRRORED_WEIGHT = 0.5  # of a mirrored atlas: no brain is perfectly symmetric (docs/LOG.md)
-OUTSIDE_WEIGHT = np.float32(1e-6)  # of an atlas at positions outside it, so that the other atlases decide
+OUTSIDE_WEIGHT = 1e-6  # of an atlas at positions outside it, so that the other atlases decide
 UNKNOWN = -2  # an ignored voxel of an atlas, as distinct from `IGNORE`, a position outside it
 
 
@@ -79,48 +84,86 @@ class AtlasPrior:
             shares[:, sampled == UNKNOWN] += np.float32(1 / self.classes)
         return shares / len(used)
 
-    def fuse_labels(self, coordinates: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
-        """The warped labels of all atlases as class probabilities: (K, *patch) float32, interpolated linearly.
+    def fuse_labels(
+        self, coordinates: Array, image: Array | None = None, *, device: torch.device | None = None
+    ) -> Tensor:
+        """The warped labels of all atlases as class probabilities: (K, *patch) float32, interpolated linearly, on
+        ``device`` (default: the CPU).
 
         Locally weighted voting: with several atlases, each is weighted voxel by voxel by its similarity to the scan's
         ``image`` (C, *patch), as a badly registered atlas, or one of another body shape, looks different there. Where
         an atlas's edge cuts a structure, its continuation is unknown: every class has the same share, and atlases
         that reach further decide.
         """
-        if self.count == 1:  # its weight does not matter
-            return self._warped_shares(*next(self._positions(coordinates)))[0]
-        own = None
-        if image is not None and self.scans:
-            own = normalize_locally(image.mean(axis=0))
-        total = np.zeros((self.classes, *coordinates.shape[1:]), dtype=np.float32)
-        weights = np.zeros(coordinates.shape[1:], dtype=np.float32)
-        for number, (label, positions) in enumerate(self._positions(coordinates)):
-            shares, outside = self._warped_shares(label, positions)
-            base = 1 if number < self.count - self.mirrored_count else MIRRORED_WEIGHT
-            weight = np.full(weights.shape, base, dtype=np.float32)
-            if own is not None:
-                warped = sample_image(self.scans[number][None], positions)[0]
-                weight *= local_similarity(own, normalize_locally(warped))
-            weight[outside] *= OUTSIDE_WEIGHT
-            shares *= weight
-            total += shares
-            weights += weight
-        total /= weights
-        return total
-
-    def _warped_shares(self, label: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class shares (K, *patch) of a label map at voxel positions, interpolated linearly; and which positions lie
-        outside it (*patch)."""
-        unknown = label == UNKNOWN
-        if unknown.any():
-            shares = sample_shares(np.where(unknown, self.classes, label), positions, self.classes + 1)
-            shares[:-1] += shares[-1] / self.classes
-            shares = shares[:-1]
+        maps = as_tensor(coordinates, device).float()
+        parts = maps.split(self.axes)
+        atlases = [_WarpedAtlas.of(label, self.classes, maps.device) for label in self._marked]
+        if len(atlases) == 1:  # its weight does not matter
+            weights = [1.0]
         else:
-            shares = sample_shares(label, positions, self.classes)
-        outside = outside_volume(np.rint(positions), label.shape)
-        shares[:, outside & (shares[0] < 0.5)] = 1 / self.classes
+            weights = list(self._weights(parts, None if image is None else as_tensor(image, maps.device)))
+        fused = maps.new_empty(self.classes, *maps.shape[1:])
+        for slab in slabs(maps.shape[1], 4 * fused[0, 0].numel(), maps.device):
+            shares, outside = zip(
+                *(a.shares(part[:, slab]) for a, part in zip(atlases, parts, strict=True)), strict=True
+            )
+            if len(atlases) == 1:
+                fused[:, slab] = shares[0]
+                continue
+            here = [weight[slab] if isinstance(weight, Tensor) else weight for weight in weights]
+            its = [torch.where(o, OUTSIDE_WEIGHT * w, w) for o, w in zip(outside, here, strict=True)]
+            total = sum(share.mul_(weight) for share, weight in zip(shares, its, strict=True))
+            fused[:, slab] = total / sum(its)
+        return fused
+
+    def _weights(self, parts: Sequence[Tensor], image: Tensor | None) -> Iterator[Tensor | float]:
+        """Each atlas's weight: (*patch), or one number where there is nothing to compare."""
+        own = None if image is None or not self.scans else locally_normalised(image.float().mean(dim=0))
+        for number, part in enumerate(parts):
+            base = 1.0 if number < self.count - self.mirrored_count else MIRRORED_WEIGHT
+            if own is None:
+                yield base
+                continue
+            scan = as_tensor(self.scans[number], part.device).float()
+            warped = sampled(scan[None], _voxels(part, scan.shape))[0]
+            yield base * local_similarity(own, locally_normalised(warped))
+
+
+@dataclass(frozen=True)
+class _WarpedAtlas:
+    """An atlas's label map, to be sampled on a device; ``unknown``: it has ignored voxels, as class K."""
+
+    label: LabelMap
+    classes: int
+    unknown: bool
+
+    @classmethod
+    def of(cls, label: np.ndarray, classes: int, device: torch.device) -> _WarpedAtlas:
+        ignored = label == UNKNOWN
+        unknown = bool(ignored.any())
+        marked = np.where(ignored, label.dtype.type(classes), label) if unknown else label
+        return cls(LabelMap.of(marked, classes + unknown, device), classes, unknown)
+
+    def shares(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Class shares (K, *patch) at ``coordinates`` (axes, *patch), interpolated linearly; and which of these lie
+        outside the atlas (*patch)."""
+        size = self.label.label.shape
+        positions = _voxels(coordinates, size)
+        shares = self.label.shares(positions)
+        if self.unknown:
+            shares = shares[:-1].add_(shares[-1] / self.classes)
+        outside = torch.zeros(positions.shape[1:], dtype=torch.bool, device=positions.device)
+        for line, n in zip(positions.round(), size, strict=True):
+            outside |= (line < 0) | (line > n - 1)
+        cut = true_positions(outside & (shares[0] < 0.5))
+        shares.flatten(1).index_fill_(1, cut, 1 / self.classes)
         return shares, outside
+
+
+def _voxels(coordinates: Tensor, size: Sequence[int]) -> Tensor:
+    """Coordinates (axes, *patch) from -1 to 1 as voxel positions in a volume of ``size``."""
+    last = torch.tensor([n - 1 for n in size], dtype=coordinates.dtype).to(coordinates.device)
+    return (coordinates + 1) / 2 * last.view(-1, *[1] * (coordinates.ndim - 1))
 
 
 def build_prior(atlases: Sequence[Atlas], classes: int, lesions: Sequence[int] = ()) -> AtlasPrior:

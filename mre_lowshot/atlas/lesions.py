@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy.ndimage import distance_transform_edt, find_objects
+
+from mre_lowshot.transfers import Array, as_tensor
 
 MIN_ORGANS = 1e-6  # probability of all other classes together, below which they count as equally likely
 
@@ -37,16 +40,17 @@ def without_lesions(label: np.ndarray, lesions: Sequence[int], spacing: Sequence
     return filled
 
 
-def organ_shares(probabilities: np.ndarray, lesions: Sequence[int]) -> np.ndarray:
+def organ_shares(probabilities: Array, lesions: Sequence[int]) -> Array:
     """Class probabilities (K, *size) given that a voxel belongs to none of the classes ``lesions``: theirs are 0, the
-    others sum to 1. Where the other classes have no probability, they have equal shares. The array itself without
+    others sum to 1. Where the other classes have no probability, they have equal shares. The argument itself without
     lesions."""
     if not len(lesions):
         return probabilities
-    organs = [k for k in range(len(probabilities)) if k not in lesions]
-    shares = np.zeros_like(probabilities)
-    total = probabilities[organs].sum(axis=0)
+    given = as_tensor(probabilities)
+    organs = [k for k in range(len(given)) if k not in lesions]
+    shares = torch.zeros_like(given)
+    total = torch.stack([given[k] for k in organs]).sum(dim=0)
     known = total > MIN_ORGANS
     for k in organs:
-        shares[k] = np.where(known, probabilities[k] / np.where(known, total, 1), 1 / len(organs))
+        shares[k] = torch.where(known, given[k] / total, 1 / len(organs))
     return shares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
 from mre_lowshot.refinement.components import keep_largest_component
+from mre_lowshot.transfers import Array, as_tensor, to_host
 
 EMPTY = "the label map is empty: no structure was found in the scan"
 
@@ -33,7 +34,7 @@ class RefinedScan:
 
     Attributes:
         name: of the case.
-        probabilities: (K, *size) float32 on the plan's grid.
+        probabilities: (K, *size) float32 on the plan's grid; a tensor on the device, from `export_scan` on an array.
         quality: estimate from the network and the first registration.
         transform: from the scan's own grid to the plan's.
         geometry: of the scan's file.
@@ -42,7 +43,7 @@ class RefinedScan:
     """
 
     name: str
-    probabilities: np.ndarray
+    probabilities: Array
     quality: Quality
     transform: GridTransform
     geometry: Geometry
@@ -55,6 +56,12 @@ class RefinedScan:
         if not self.scales_temperature:
             return 1.0
         return find_temperature(self.probabilities, self.quality.score if self.quality.is_defined else float("nan"))
+
+    @property
+    def array(self) -> np.ndarray:
+        """`probabilities` as an array."""
+        found: np.ndarray = to_host(as_tensor(self.probabilities))[0].numpy()
+        return found
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
         """Scale class probabilities (K, *size) of this scan, on any grid, by its temperature: in place, and
@@ -106,7 +113,7 @@ class Prediction:
         if self.refined is None:
             raise ValueError("this prediction was made without its probabilities")
         refined = self.refined
-        return refined.calibrate(inverse_probabilities(refined.probabilities, refined.transform))
+        return refined.calibrate(inverse_probabilities(refined.array, refined.transform))
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> None:
         """Write the label map to ``path``, in the format of its ending (NIfTI with the labels' names and colours); with
@@ -131,9 +138,7 @@ class Prediction:
         if (refined := self.refined) is None:
             raise ValueError("this prediction was made without its probabilities")
         with atomic_write(Path(path), check=check_probabilities) as npz:
-            write_probabilities(
-                npz, refined.probabilities, transform=refined.transform, temperature=refined.temperature
-            )
+            write_probabilities(npz, refined.array, transform=refined.transform, temperature=refined.temperature)
 
 
 def check_probabilities(path: Path) -> None:
@@ -163,8 +168,9 @@ def export_scan(
 ) -> Prediction:
     """The scan's label map on its own grid: argmax of the resampled probabilities, and the largest component only of
     the classes in ``single_component``, which ``lesions`` connect. An empty one adds a warning. ``colours`` and
-    ``codes`` are as in `Prediction`."""
+    ``codes`` are as in `Prediction`. Resampled on the device of the probabilities, which leave it."""
     labels = native_labels(refined.probabilities, refined.transform, single_component, lesions)
+    refined = replace(refined, probabilities=refined.array)
     warnings = refined.warnings if labels.any() else (*refined.warnings, EMPTY)
     return Prediction(
         refined.name,
@@ -179,7 +185,7 @@ def export_scan(
 
 
 def native_labels(
-    probabilities: np.ndarray,
+    probabilities: Array,
     transform: GridTransform,
     single_component: tuple[int, ...] = (),
     lesions: tuple[int, ...] = (),

@@ -33,6 +33,11 @@ SHARED_MEMORY = 0.5
 READING = 12  # bytes for each voxel of a channel: as it is stored (up to 8) and float32
 
 
+def refinement_bytes(classes: int) -> int:
+    """The estimated peak of the stage refine, bytes for each voxel of the plan's grid."""
+    return 4 * (5 * classes + 12)
+
+
 def prediction_bytes(transform: GridTransform, *, channels: int, classes: int, atlases: int = 0) -> float:
     """The estimated peak, bytes, by the formula above.
 
@@ -48,7 +53,7 @@ def prediction_bytes(transform: GridTransform, *, channels: int, classes: int, a
     stages = {
         "register": grid * (60 + 32 * channels) if atlases else 0.0,
         "network": 4 * grid * (2 * classes + 2),
-        "refine": 4 * grid * (5 * classes + 12),
+        "refine": grid * refinement_bytes(classes),
         "export": 4 * grid * classes + 9 * native + 8 * box,
         "saving": 4 * grid * classes + 2 * native + 12 * box,
     }

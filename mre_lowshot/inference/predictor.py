@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mre_lowshot import devices
 from mre_lowshot.atlas.alignment import PreviousPass, align
@@ -27,6 +28,7 @@ from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.scan_input import ScanInput, read_case, read_scan
 from mre_lowshot.data.verification import storage_problem
 from mre_lowshot.data.volume import Volume
+from mre_lowshot.devices import where_it_fits
 from mre_lowshot.errors import NumericalError, UserError, describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.grid import Box
 from mre_lowshot.inference.ensemble import ensemble_settings
@@ -51,6 +53,7 @@ from mre_lowshot.plain import shown
 from mre_lowshot.preprocessing.prepare import prepare_case
 from mre_lowshot.preprocessing.store import PreparedCase
 from mre_lowshot.refinement.pipeline import refine
+from mre_lowshot.transfers import Array, as_tensor
 
 MAX_REREGISTRATIONS = 2
 
@@ -315,14 +318,28 @@ class Predictor:
         if self.plan.network.axes == 2:
             image = without_slice_axis(image)
         try:
-            posterior, warped = self.raw_posteriors(image, scan.coordinates, progress=progress)
+            found = self.window.probabilities(image, scan.coordinates, progress)
         except NumericalError as problem:
             raise NumericalError(describe_failure(problem, scan.prepared.name)) from None
-        return NetworkOutput(scan, image, posterior, warped, estimate_quality(posterior, warped, self.settings.lesions))
+
+        def output(posterior: Tensor) -> NetworkOutput:
+            here = as_tensor(image, posterior.device)
+            warped = self.warp_labels(scan.coordinates, here)
+            quality = estimate_quality(posterior, warped, self.settings.lesions)
+            return NetworkOutput(scan, here, posterior, warped, quality)
+
+        return where_it_fits(output, found, self.log)
 
     def refine(self, output: NetworkOutput) -> RefinedScan:
         """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
         prediction, and refine with the labels warped by the new registration."""
+
+        def work(posterior: Tensor) -> RefinedScan:
+            return self._refine(output.to(posterior.device))
+
+        return where_it_fits(work, output.posterior, self.log)
+
+    def _refine(self, output: NetworkOutput) -> RefinedScan:
         scan, image = output.scan, output.image
         probabilities = refine(output.posterior, output.warped, image, self.settings)
         for _ in range(self._reregistrations(output)):
@@ -347,7 +364,12 @@ class Predictor:
     def export(self, refined: RefinedScan) -> Prediction:
         """The label map on the scan's own grid."""
         single, lesions, model = self.settings.single_component, self.settings.lesions, self.model
-        return export_scan(refined, self.plan.labels, single, lesions=lesions, colours=model.colours, codes=model.codes)
+
+        def work(p: Tensor) -> Prediction:
+            moved, names = replace(refined, probabilities=p), self.plan.labels
+            return export_scan(moved, names, single, lesions=lesions, colours=model.colours, codes=model.codes)
+
+        return where_it_fits(work, as_tensor(refined.probabilities), self.log)
 
     def predict_prepared(self, scan: RegisteredScan, *, progress: Progress | None = None) -> Prediction:
         """The stages network, refine and export."""
@@ -357,19 +379,20 @@ class Predictor:
 
     def raw_posteriors(
         self, image: np.ndarray, coordinates: AtlasCoordinates, *, progress: Progress | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """The networks' posterior, and the warped labels, of a preprocessed image (C, *size): each (K, *size)."""
-        return self.window.posterior(image, coordinates, progress), self.warp_labels(coordinates, image)
+        posterior = self.window.probabilities(image, coordinates, progress)
+        return posterior, self.warp_labels(coordinates, as_tensor(image, posterior.device))
 
-    def warp_labels(self, coordinates: AtlasCoordinates, image: np.ndarray) -> np.ndarray | None:
-        """The atlases' labels at ``coordinates``, averaged over folds: class probabilities (K, *size); None where
-        nothing was registered. ``image`` (C, *size) is the scan, for the weights of several atlases."""
-        total, count = None, 0
+    def warp_labels(self, coordinates: AtlasCoordinates, image: Array) -> Tensor | None:
+        """The atlases' labels at ``coordinates``, averaged over folds: class probabilities (K, *size), on the device of
+        ``image`` (C, *size), the scan, for the weights of several atlases; None where nothing was registered."""
+        scan, total, count = as_tensor(image), None, 0
         for maps, prior in zip(coordinates, self.priors, strict=True):
             if maps is not None and prior is not None:
-                warped = prior.fuse_labels(maps, image)
-                total, count = warped if total is None else np.add(total, warped, out=total), count + 1
-        return None if total is None else np.divide(total, count, out=total)
+                warped = prior.fuse_labels(maps, scan, device=scan.device)
+                total, count = warped if total is None else total.add_(warped), count + 1
+        return None if total is None else total.div_(count)
 
     def _reregistrations(self, output: NetworkOutput) -> int:
         config = self.settings.config

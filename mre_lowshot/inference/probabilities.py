@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 
 from mre_lowshot.grid import as_slices, resize_linear
 from mre_lowshot.preprocessing.pipeline import GridTransform
@@ -41,15 +43,13 @@ def _scaled(probabilities: np.ndarray, size: tuple[int, ...], temperature: float
     if temperature == 1:
         yield from (resize_linear(channel, size) for channel in probabilities)
         return
-    power = exponent(resize_linear(probabilities[0], size), temperature)
-    total: np.ndarray | None = None
+    resized = (torch.from_numpy(resize_linear(channel, size)) for channel in chain(probabilities[:1], probabilities))
+    power = exponent(next(resized), temperature)
+    total = torch.zeros_like(power)
+    for channel in resized:
+        total += channel.pow(power)  # the array may be the caller's
     for channel in probabilities:
-        scaled = np.power(resize_linear(channel, size), power)
-        total = scaled if total is None else np.add(total, scaled, out=total)
-    for channel in probabilities:
-        scaled = np.power(resize_linear(channel, size), power)
-        scaled /= total
-        yield scaled
+        yield (torch.from_numpy(resize_linear(channel, size)).pow(power) / total).numpy()
 
 
 def _write_class(file: IO[bytes], channel: np.ndarray, transform: GridTransform, *, outside: float) -> None:

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from mre_lowshot.evaluation.agreement import expected_dice, label_agreement
+from mre_lowshot.evaluation.agreement import agreement_of, expected_dice, most_probable
 from mre_lowshot.files import printable
 from mre_lowshot.inference.tables import Row, read_table, write_table
 from mre_lowshot.refinement.fusion import is_informative
+from mre_lowshot.transfers import Array, as_tensor, to_host
 
 FILE = "quality.csv"
 OWN_COLUMNS = ("case", "score", "basis", "warnings")
@@ -48,17 +50,23 @@ class Quality:
         return not all(math.isnan(value) for value in self.classes.values())
 
 
-def estimate_quality(posterior: np.ndarray, warped: np.ndarray | None, lesions: Sequence[int] = ()) -> Quality:
-    """Estimate from the network's posterior (K, *size) and the labels warped from the atlases (K, *size), None where
-    nothing was registered. Voxels where the warped labels carry no information are left out, and so are the classes
-    ``lesions`` (`Plan.lesions`) from an agreement: the network's most probable other class is compared."""
-    if warped is None or not (known := is_informative(warped)).any():
-        values, basis = expected_dice(posterior), "expected_dice"
+def estimate_quality(posterior: Array, warped: Array | None, lesions: Sequence[int] = ()) -> Quality:
+    """Estimate from the network's posterior (K, *size) and the labels warped from the atlases (K, *size) on the same
+    device, None where nothing was registered. Voxels where the warped labels carry no information are left out, and so
+    are the classes ``lesions`` (`Plan.lesions`) from an agreement: the network's most probable other class is
+    compared."""
+    own, classes = as_tensor(posterior), len(posterior)
+    known = None if warped is None else is_informative(warped)
+    if warped is None or known is None or not bool(to_host(known.any())[0]):
+        values, basis = expected_dice(own), "expected_dice"
     else:
-        organs = np.array([k for k in range(len(posterior)) if k not in lesions])
-        shares = (posterior, warped) if not len(lesions) else (posterior[organs], warped[organs])
-        one, other = (organs[of.argmax(axis=0)[known]] for of in shares)
-        values, basis = label_agreement(one, other, len(posterior)), "agreement"
+        pair = [own, as_tensor(warped)]
+        if len(lesions):
+            organs = torch.tensor([k for k in range(classes) if k not in lesions]).to(own.device)
+            one, other = (organs[most_probable(shares[organs])] for shares in pair)
+        else:
+            one, other = (most_probable(shares) for shares in pair)
+        values, basis = agreement_of(one, other, known, classes), "agreement"
     defined = [v for v in values.values() if not math.isnan(v)]
     return Quality(basis, float(np.mean(defined)) if defined else 0.0, values)
 

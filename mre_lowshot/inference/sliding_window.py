@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ import torch
 from torch import nn
 
 from mre_lowshot.config import InferenceConfig, NetworkConfig, PatchConfig
+from mre_lowshot.devices import has_memory, volume_device
 from mre_lowshot.errors import MemoryLimitError, NumericalError, UserError, is_out_of_memory
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
+from mre_lowshot.inference.memory import refinement_bytes
 from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs
 from mre_lowshot.sampling import LocationPrior, location_maps
+from mre_lowshot.transfers import to_host
 
 MAX_TILES = 1_000_000  # of a scan: weeks on a CPU
 CONSTANT = 1e-4  # range of normalised intensities up to which a channel counts as constant
@@ -103,7 +107,14 @@ class SlidingWindow:
     def posterior(
         self, image: np.ndarray, coordinates: AtlasCoordinates | None = None, progress: Progress | None = None
     ) -> np.ndarray:
-        """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid.
+        """`probabilities` as an array."""
+        return self.probabilities(image, coordinates, progress).cpu().numpy()
+
+    def probabilities(
+        self, image: np.ndarray, coordinates: AtlasCoordinates | None = None, progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Class probabilities (K, *size), float32, of an image (C, *size) on the plan's grid: on the device, or on the
+        CPU where the device has too little memory for them and for their refinement.
 
         Args:
             image: (C, *size); for a 2D network (C, H, W) or one slice (C, 1, H, W).
@@ -115,7 +126,7 @@ class SlidingWindow:
             UserError: several slices for a 2D network, or the device's memory does not hold a single tile.
         """
         if self.config.axes == 2 and image.ndim == 4:
-            return self.posterior(without_slice_axis(image), coordinates, progress)[:, None]
+            return self.probabilities(without_slice_axis(image), coordinates, progress)[:, None]
         before, padding = self._padding(image.shape[1:])
         padded = np.pad(image, [(0, 0), *padding], mode="edge") if any(map(any, padding)) else image
         inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
@@ -124,7 +135,7 @@ class SlidingWindow:
             maps = [m if m is None else extrapolated(m, padding) for m in maps]
         whole = self._cover(padded, _Frame(image.shape[1:], before, maps), progress)
         posterior = whole[(slice(None), *inner)]
-        if not all(np.isfinite(channel).all() for channel in posterior):
+        if not bool(to_host(torch.isfinite(posterior.sum()))[0]):  # the sum of finite probabilities is finite
             raise NumericalError("the network gave non-finite probabilities; no label map is written")
         return posterior
 
@@ -133,7 +144,7 @@ class SlidingWindow:
         missing = [max(0, p - n) for p, n in zip(self.patch.size, size, strict=True)]
         return tuple(m // 2 for m in missing), [(m // 2, m - m // 2) for m in missing]
 
-    def _cover(self, image: np.ndarray, frame: _Frame, progress: Progress | None) -> np.ndarray:
+    def _cover(self, image: np.ndarray, frame: _Frame, progress: Progress | None) -> torch.Tensor:
         size, patch, rule = image.shape[1:], self.patch.size, self.inference
         overlapped = rule.tiling == "overlap"
         count = count_tiles(size, patch, centre=None if overlapped else self.patch.centre, step=rule.step)
@@ -147,9 +158,10 @@ class SlidingWindow:
         )
         count = len(tiles)
         gaussian = overlapped and rule.weighting == "gaussian"
-        weight = torch.from_numpy(gaussian_weight(patch)) if gaussian else torch.ones(patch)
-        total = torch.zeros((self.config.classes, *size))
-        votes = torch.zeros(size)
+        where = self._sum_device(size)
+        weight = (torch.from_numpy(gaussian_weight(patch)) if gaussian else torch.ones(patch)).to(where)
+        total = torch.zeros((self.config.classes, *size), device=where)
+        votes = torch.zeros(size, device=where)
         done = 0
         if rule.skip_empty:
             empty = {tile for tile in tiles if self._is_empty(image, tile)}
@@ -159,7 +171,7 @@ class SlidingWindow:
                 votes[output] += weight[kept]
             tiles, done = [tile for tile in tiles if tile not in empty], len(empty)
         for group, box, probabilities in self._batches(image, frame, tiles):
-            for tile, probability in zip(group, probabilities, strict=True):
+            for tile, probability in zip(group, probabilities.to(where), strict=True):
                 kept, output = tile.kept_slices(), tile.output_slices()
                 inside = tuple(slice(k.start - low, k.stop - low) for k, (low, _) in zip(kept, box, strict=True))
                 total[(slice(None), *output)] += probability[(slice(None), *inside)] * weight[kept]
@@ -167,7 +179,13 @@ class SlidingWindow:
             done += len(group)
             if progress:
                 progress(done, count)
-        return total.div_(votes).numpy()
+        return total.div_(votes)
+
+    def _sum_device(self, size: Sequence[int]) -> torch.device:
+        """Where the tiles' probabilities are added, and later refined: on the device if its memory holds both."""
+        device = volume_device(self.device)
+        needed = math.prod(size) * refinement_bytes(self.config.classes)
+        return device if has_memory(device, needed) else torch.device("cpu")
 
     def _is_empty(self, image: np.ndarray, tile: Tile) -> bool:
         """Whether every channel is constant in the tile's input, apart from a little interpolation ringing."""
@@ -202,7 +220,7 @@ class SlidingWindow:
     @torch.inference_mode()
     def _tiles(self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile], box: Box) -> torch.Tensor:
         """Probabilities (T, K, *box) of some tiles in ``box``, averaged over networks and mirrored views, on the
-        CPU."""
+        device."""
         patch = self.patch.size
         images = np.stack([image[(slice(None), *t.input_slices(patch))] for t in tiles])
         batch = torch.from_numpy(images).to(self.device)
@@ -215,7 +233,7 @@ class SlidingWindow:
                 for axis, (side, (low, high)) in enumerate(zip(patch, box, strict=True))
             )
             views.append(self._view(batch, self._locations(tiles, frame, axes), axes, keep))
-        return torch.stack(views).mean(dim=0).cpu()
+        return torch.stack(views).mean(dim=0)
 
     def _compare_precision(self, batch: torch.Tensor, locations: Sequence[torch.Tensor | None], box: Box) -> None:
         """Use the low-precision networks from now on if they agree with float32 on one tile."""

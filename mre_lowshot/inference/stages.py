@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.inference.sliding_window import AtlasCoordinates
 from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.transfers import Array
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class PreviousPrediction(NamedTuple):
     """What guides another registration: coordinates for each fold, and class probabilities (K, *size)."""
 
     coordinates: AtlasCoordinates
-    probabilities: np.ndarray
+    probabilities: Array
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,23 @@ class NetworkOutput:
 
     Attributes:
         scan: the registered scan.
-        image: the preprocessed image as the network takes it, (C, *size).
+        image: the preprocessed image as the network takes it, (C, *size); it and the next two are on the device that
+            the refinement is computed on.
         posterior: class probabilities (K, *size).
         warped: class probabilities (K, *size) of the labels warped from the atlases, or None.
         quality: estimate from both.
     """
 
     scan: RegisteredScan
-    image: np.ndarray
-    posterior: np.ndarray
-    warped: np.ndarray | None
+    image: Tensor
+    posterior: Tensor
+    warped: Tensor | None
     quality: Quality
+
+    def to(self, device: torch.device) -> NetworkOutput:
+        """The same with its tensors on ``device``."""
+        warped = None if self.warped is None else self.warped.to(device)
+        return replace(self, image=self.image.to(device), posterior=self.posterior.to(device), warped=warped)
 
 
 @dataclass(frozen=True)

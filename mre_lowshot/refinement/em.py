@@ -5,17 +5,20 @@ No intensity of a labelled scan is used, so contrast agent and scanner may diffe
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.ndimage import gaussian_filter1d
+import torch
+from torch import Tensor
 
+from mre_lowshot.devices import slabs
+from mre_lowshot.filters import gaussian_matrix
 from mre_lowshot.refinement.foreground import FOREGROUND_MIN
+from mre_lowshot.transfers import Array, as_tensor, true_positions
 
 BINS, BIN_SIGMA = 64, 2.0  # of a histogram between the RANGE percentiles; smoothing in bins
 RANGE = (0.5, 99.5)  # percentiles
 COMMON_SHARE = 0.02  # of the histogram over all classes, added to each class's, so that no intensity is impossible
 
 
-def em_step(probabilities: np.ndarray, image: np.ndarray, weight: float) -> None:
+def em_step(probabilities: Array, image: Array, weight: float) -> None:
     """Multiply class probabilities by class likelihoods of the intensities, and normalise; in place.
 
     One step of expectation maximisation as in atlas-based segmentation (Van Leemput et al. 1999), on voxels where a
@@ -25,25 +28,58 @@ def em_step(probabilities: np.ndarray, image: np.ndarray, weight: float) -> None
 
     Args:
         probabilities: (K, *size).
-        image: (C, *size), preprocessed.
+        image: (C, *size), preprocessed, on the same device.
         weight: 1 is Bayes' rule for independent voxels; less accounts for their dependence; 0 changes nothing.
     """
-    near = 1 - probabilities[0] > FOREGROUND_MIN
-    if not weight or not near.any():
+    if not weight:
         return
-    inside = probabilities[:, near]
-    log_likelihood = np.zeros_like(inside)
-    for channel in image:
-        values = channel[near]
-        low, high = np.percentile(values, RANGE)
-        if not high > low:
-            continue
-        bins = np.clip((values - low) / (high - low) * BINS, 0, BINS - 1).astype(np.intp)
-        counts = np.stack([np.bincount(bins, weights=p, minlength=BINS) for p in inside])
-        density = gaussian_filter1d(counts, BIN_SIGMA, axis=1) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        common = counts.sum(axis=0) / counts.sum()
-        log_likelihood += np.log(density + COMMON_SHARE * common + np.finfo(np.float32).tiny)[:, bins]
-    log_likelihood -= log_likelihood.max(axis=0)
-    inside *= np.exp(weight / len(image) * log_likelihood)
-    inside /= inside.sum(axis=0)
-    probabilities[:, near] = inside
+    p, channels = as_tensor(probabilities), as_tensor(image)
+    near = true_positions(1 - p[0] > FOREGROUND_MIN)
+    if not len(near):
+        return
+    flat = p.reshape(len(p), -1)  # a copy where the classes do not lie one after the other
+    inside = flat.index_select(1, near)
+    bins, tables = [], []
+    for channel in channels:
+        of_channel, varies = _bins(channel.flatten().index_select(0, near))
+        bins.append(of_channel)
+        tables.append(torch.where(varies, _log_densities(inside, of_channel), 0))
+    for part in slabs(len(near), len(p), p.device):
+        log_likelihood = sum(
+            table.index_select(1, of_channel[part]) for table, of_channel in zip(tables, bins, strict=True)
+        )
+        assert isinstance(log_likelihood, Tensor)
+        log_likelihood -= log_likelihood.amax(dim=0)
+        values = inside[:, part]
+        values *= log_likelihood.mul_(weight / len(channels)).exp_()
+        values /= values.sum(dim=0)
+    flat.index_copy_(1, near, inside)
+    if flat.data_ptr() != p.data_ptr():
+        p.copy_(flat.view(p.shape))
+
+
+def _bins(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The bin of each of the intensities (N,) of a channel, and whether they are not all the same."""
+    low, high = (_percentile(values, share) for share in RANGE)
+    width = torch.where(high > low, high - low, torch.inf)
+    return ((values - low) / width * BINS).clamp_(0, BINS - 1).long(), high > low
+
+
+def _percentile(values: Tensor, share: float) -> Tensor:
+    """A percentile of values (N,), interpolated linearly between two of them."""
+    at = share / 100 * (len(values) - 1)
+    low = values.kthvalue(int(at) + 1).values
+    high = values.kthvalue(min(int(at) + 2, len(values))).values
+    return torch.lerp(low, high, at - int(at))
+
+
+def _log_densities(inside: Tensor, bins: Tensor) -> Tensor:
+    """Logarithms of the class likelihoods (K, `BINS`) in the bins of a channel; ``inside`` (K, N), ``bins`` (N,)."""
+    counts = torch.zeros((BINS, len(inside)), dtype=torch.float64, device=inside.device)
+    for part in slabs(len(bins), len(inside), bins.device):
+        counts.index_add_(0, bins[part], inside[:, part].T.double())
+    counts = counts.T
+    smoothing = torch.from_numpy(gaussian_matrix(BINS, BIN_SIGMA)).to(counts.device)
+    density = counts @ smoothing.T / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    common = counts.sum(dim=0) / counts.sum()
+    return (density + COMMON_SHARE * common + torch.finfo(torch.float32).tiny).log().to(inside.dtype)

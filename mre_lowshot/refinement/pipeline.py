@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
+from torch import Tensor
 
 from mre_lowshot.config import MinHu, RefinementConfig
 from mre_lowshot.refinement.crf import crf_mean_field
 from mre_lowshot.refinement.em import em_step
 from mre_lowshot.refinement.fusion import fuse_posteriors
 from mre_lowshot.refinement.hu_limits import apply_min_hu
+from mre_lowshot.transfers import Array, as_tensor
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ class RefinementSettings:
     lesions: tuple[int, ...] = ()  # classes of lesions among organs (`Plan.lesions`)
 
 
-def refine(
-    posterior: np.ndarray, warped: np.ndarray | None, image: np.ndarray, settings: RefinementSettings
-) -> np.ndarray:
-    """Steps 1 to 4.
+def refine(posterior: Array, warped: Array | None, image: Array, settings: RefinementSettings) -> Tensor:
+    """Steps 1 to 4, in torch on the device that all three lie on.
 
     Args:
         posterior: the network's class probabilities (K, *size).
@@ -52,12 +51,10 @@ def refine(
     Returns:
         Class probabilities (K, *size).
     """
-    config = settings.config
-    probabilities = fuse_posteriors(
-        posterior, warped, config.atlas_weight, settings.registrations, lesions=settings.lesions
-    )
-    if probabilities is posterior:  # nothing to fuse; the next steps change their argument
-        probabilities = posterior.copy()
+    config, own = settings.config, as_tensor(posterior)
+    probabilities = fuse_posteriors(own, warped, config.atlas_weight, settings.registrations, lesions=settings.lesions)
+    if probabilities is own:  # nothing to fuse; the next steps change their argument
+        probabilities = own.clone()
     apply_min_hu(probabilities, image, settings.min_hu)
     em_step(probabilities, image, config.em_weight)
     crf_mean_field(probabilities, image, config.crf_weight)

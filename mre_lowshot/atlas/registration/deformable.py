@@ -13,8 +13,10 @@ from torch import Tensor
 from mre_lowshot.atlas.registration.demons import demons
 from mre_lowshot.atlas.registration.discrete import blocks_of, displacement
 from mre_lowshot.atlas.registration.images import displacement_transform, index_matrix, scan_of, voxels
-from mre_lowshot.atlas.registration.volumes import along_axes, linear_matrix, sampled, voxel_grid, warped
+from mre_lowshot.atlas.registration.volumes import sampled, voxel_grid, warped
+from mre_lowshot.filters import along_axes, linear_matrix
 from mre_lowshot.grid import IGNORE
+from mre_lowshot.transfers import Array, as_tensor
 
 # Of the discrete search, per stage: side of a block in voxels, search radius in blocks; radius of the patches whose
 # self-similarity is the feature, and their distance, in voxels. Large blocks need features of a larger neighbourhood.
@@ -33,7 +35,7 @@ class Classes:
         moving: the moving image's label map (SimpleITK, int16, any grid).
     """
 
-    fixed: np.ndarray
+    fixed: Array
     moving: Any
 
     def at(self, positions: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def deformable(
         shares: tuple[Tensor | None, ...] = (None, None)
         if classes:
             mm = at * _column(other.spacing, moved) + _column(other.origin, moved)
-            shares = torch.from_numpy(classes.fixed).to(moved.device), classes.at(mm)
+            shares = as_tensor(classes.fixed, moved.device), classes.at(mm)
         pairs = zip((one.voxels, moved), shares, strict=True)
         mine, its = (blocks_of(image, step, radius, distance, known) for image, known in pairs)
         blocks = displacement(mine, its, reach)

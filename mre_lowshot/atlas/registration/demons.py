@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mre_lowshot.atlas.registration.volumes import (
-    along_axes,
-    downsampled,
-    locally_normalised,
-    resized,
-    sampled,
-    voxel_grid,
-)
+from mre_lowshot.atlas.registration.volumes import downsampled, locally_normalised, resized, sampled, voxel_grid
+from mre_lowshot.filters import along_axes
 
 LEVELS = ((4, 25, 0.5), (2, 25, 0.7), (1, 12, 0.75))  # downsampling; iterations; longest step of one, in voxels
 LEAST_DIFFERENCE = 1e-3  # of intensities, that moves a voxel

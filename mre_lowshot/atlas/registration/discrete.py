@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mre_lowshot.atlas.registration.volumes import along_axes, box_matrix, mean_of, sampled, voxel_grid
+from mre_lowshot.atlas.registration.volumes import mean_of, sampled, voxel_grid
+from mre_lowshot.filters import along_axes, box_matrix
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # weight of the neighbours' choice, round by round
 CONSISTENCY_ROUNDS = 15

@@ -50,7 +50,8 @@ def fit(fold: BaselineFold, *, refined: bool) -> Segmenter:
             raise UserError(f"case {case.name}: {problem}") from None
         assert coordinates is not None  # the plan registers
         warped = prior.fuse_labels(coordinates, case.image)
-        return refine(warped, None, case.image, settings) if refined else warped
+        found: np.ndarray = (refine(warped, None, case.image, settings) if refined else warped).numpy()
+        return found
 
     return segment
 
