@@ -2,7 +2,7 @@
 
 On a CUDA device: the tests named "cuda"; training at the paper's size (24 patches of 12x36x36, N_e 2048) in float32,
 TF32 and bf16, with the time of an iteration, how often the host waits for the GPU in one, and peak memory; prediction
-of a scan of 48x216x216 voxels with centre tiles.
+of a scan of 48x216x216 voxels with centre tiles; refinement and label map of the abdomen of `benchmarks.refinement`.
 
 Without CUDA it ends with exit code 2. With --quick a tiny network runs on the CPU, to check that the script works.
 """
@@ -146,12 +146,43 @@ def predict(size: Size, device: torch.device, precision: Literal["float32", "bf1
     return {"voxels": list(size.scan), "seconds": taken, "peak_gb": peak["gb"], "notes": notes}
 
 
+def refinement(device: torch.device, quick: bool) -> dict[str, Any]:
+    """Seconds and peak memory of the refinement of a posterior and of its label map on the scan's own grid; the second
+    of two runs."""
+    import numpy as np
+    import torch
+
+    from benchmarks.flops import peak_memory
+    from benchmarks.refinement import CLASSES, GRID, NATIVE, QUICK_GRID, QUICK_NATIVE, WEIGHT, abdomen
+    from benchmarks.timing import seconds
+    from mre_lowshot.config import RefinementConfig
+    from mre_lowshot.grid import argmax_resized
+    from mre_lowshot.refinement.pipeline import RefinementSettings, refine
+
+    grid, native = (QUICK_GRID, QUICK_NATIVE) if quick else (GRID, NATIVE)
+    shares = abdomen(grid)
+    noise = np.random.default_rng(1).normal(0, 0.5, grid)
+    image = torch.from_numpy((shares.argmax(axis=0) + noise).astype(np.float32)[None]).to(device)
+    posterior = torch.from_numpy(shares).to(device)
+    warped = posterior.roll(2, dims=-1)
+    settings = RefinementSettings(RefinementConfig(atlas_weight=WEIGHT, em_weight=1.0, crf_weight=1.0))
+
+    def work() -> None:
+        argmax_resized(refine(posterior, warped, image, settings), native, floor=0.5 / CLASSES)
+
+    work()
+    with peak_memory(device) as peak:
+        taken = seconds(work, device)
+    return {"voxels": list(grid), "native_voxels": list(native), "seconds": taken, "peak_gb": peak["gb"]}
+
+
 def _parts(size: Size, device: torch.device, folder: Path, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     parts: dict[str, Callable[[], dict[str, Any]]] = {} if quick else {"tests": run_tests}
     for precision in PRECISIONS[:1] if quick else PRECISIONS:
         parts[f"training {precision}"] = lambda p=precision: train(size, device, p, folder / p)  # type: ignore[misc]
     for kind in ("float32",) if quick else ("float32", "bf16"):
         parts[f"prediction {kind}"] = lambda p=kind: predict(size, device, p)  # type: ignore[misc]
+    parts["refinement"] = lambda: refinement(device, quick)
     return parts
 
 

@@ -56,6 +56,14 @@ def neighbour_similarity(image: np.ndarray) -> list[np.ndarray]:
     return [np.exp(-np.mean(d**2, axis=0) / 2).astype(np.float32) for d in differences]
 
 
+def shrunk(probabilities: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Class probabilities (K, *old) on a coarser grid of ``size``, smoothed first."""
+    from skimage.transform import resize
+
+    options = {"order": 1, "mode": "edge", "anti_aliasing": True, "preserve_range": True}
+    return np.stack([resize(channel, size, **options) for channel in probabilities])
+
+
 def mean_field(probabilities: np.ndarray, pairwise: list[np.ndarray], weight: float) -> np.ndarray:
     """The CRF's mean field over the whole array."""
     unary = np.log(probabilities + np.float32(EPSILON))

@@ -282,6 +282,7 @@ def test_the_check_on_a_gpu_runs_on_the_cpu(tmp_path, monkeypatch):
     assert training["iteration_seconds"]["median"] > 0
     assert len(training["iteration_seconds"]["values"]) == 2
     assert found["prediction float32"]["seconds"] > 0
+    assert found["refinement"]["seconds"] > 0
     assert "tests" not in found
 
 
