@@ -240,7 +240,9 @@ def argmax_resized(maps: Iterable[Array], size: tuple[int, ...], floor: float | 
         if best is None or labels is None:
             best = torch.empty(size, device=channel.device)
             labels = torch.zeros(size, dtype=torch.int16, device=channel.device)
-        for part, resized in _resized_planes(channel, size, box) if box else ():  # no third map of that size
+        if box is None:
+            continue
+        for part, resized in _resized_planes(channel, size, box):  # no third map of that size
             inside = (part, *as_slices(box[1:]))
             if label:
                 labels[inside].masked_fill_(resized > best[inside], label)
@@ -309,8 +311,8 @@ def _resized_planes(channel: Tensor, size: tuple[int, ...], box: Box) -> Iterato
         if channel.shape[0] == size[0]:
             resized = planes[part]
         else:
-            pair = (planes.index_select(0, index[part]) for index in (first, after))
-            resized = torch.lerp(*pair, share[part])
+            low_planes, high_planes = (planes.index_select(0, index[part]) for index in (first, after))
+            resized = torch.lerp(low_planes, high_planes, share[part])
         yield slice(start + part.start, start + part.stop), resized
 
 

@@ -6,6 +6,8 @@ queue is empty, and the GPU then waits for new work. In a training step only `to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,6 +56,17 @@ def true_positions(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return mask.flatten().nonzero()[:, 0]
     return positions(mask, int(to_host(mask.sum())[0]))
+
+
+def ranked(values: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The elements of ``values`` (N,) that have the given ``ranks`` in ascending order, from 0 on.
+
+    On a GPU all are sorted: torch has no deterministic ``kthvalue`` there.
+    """
+    if values.device.type == "cpu":
+        return torch.stack([values.kthvalue(rank + 1).values for rank in ranks])
+    ordered = values.sort().values
+    return torch.stack([ordered[rank] for rank in ranks])
 
 
 def counts_of(labels: Tensor, classes: int) -> Tensor:

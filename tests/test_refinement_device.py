@@ -174,6 +174,14 @@ def test_a_step_that_runs_out_of_memory_is_repeated_on_the_cpu():
             devices.where_it_fits(lambda _, text=problem: (_ for _ in ()).throw(RuntimeError(text)), values, print)
 
 
+@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=9), SEEDS)
+def test_ranked_values_are_those_of_the_sorted_ones(values, seed):
+    rng, tensor = np.random.default_rng(seed), torch.tensor(values)
+    ranks = rng.integers(0, len(values), 3).tolist()
+    assert transfers.ranked(tensor, ranks).tolist() == [sorted(tensor.tolist())[rank] for rank in ranks]
+    assert transfers.ranked(tensor.to(META), ranks).shape == (3,)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_cuda_the_refinement_equals_that_on_the_cpu():
     rng = np.random.default_rng(0)

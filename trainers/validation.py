@@ -93,7 +93,7 @@ def score_scans(
             if (refined := prediction.refined) is None:
                 calibrated = False
             else:
-                calibration.add(refined.calibrate(refined.probabilities), case.needed_label())
+                calibration.add(refined.calibrate(refined.array), case.needed_label())
         except Exception as problem:  # whatever one scan fails with, the others are scored
             failed[name] = describe_failure(problem, name)
             log_unexpected(problem, log)

@@ -98,9 +98,8 @@ class AtlasPrior:
         maps = as_tensor(coordinates, device).float()
         parts = maps.split(self.axes)
         atlases = [_WarpedAtlas.of(label, self.classes, maps.device) for label in self._marked]
-        if len(atlases) == 1:  # its weight does not matter
-            weights = [1.0]
-        else:
+        weights: list[Tensor | float] = [1.0]  # of a single one, which does not matter
+        if len(atlases) > 1:
             weights = list(self._weights(parts, None if image is None else as_tensor(image, maps.device)))
         fused = maps.new_empty(self.classes, *maps.shape[1:])
         for slab in slabs(maps.shape[1], 4 * fused[0, 0].numel(), maps.device):

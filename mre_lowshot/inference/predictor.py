@@ -334,10 +334,7 @@ class Predictor:
         """Refine the posterior. Where network and warped labels agree too little, register again, guided by the
         prediction, and refine with the labels warped by the new registration."""
 
-        def work(posterior: Tensor) -> RefinedScan:
-            return self._refine(output.to(posterior.device))
-
-        return where_it_fits(work, output.posterior, self.log)
+        return where_it_fits(lambda p: self._refine(output.to(p.device)), output.posterior, self.log)
 
     def _refine(self, output: NetworkOutput) -> RefinedScan:
         scan, image = output.scan, output.image

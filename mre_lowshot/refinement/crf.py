@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mre_lowshot.devices import slabs
 from mre_lowshot.grid import as_slices, box_above
 from mre_lowshot.refinement.foreground import FOREGROUND_MIN
-from mre_lowshot.transfers import Array, as_tensor, to_host
+from mre_lowshot.transfers import Array, as_tensor, ranked, to_host
 
 ITERATIONS = 3  # of mean field
 EDGE = 1.5  # sigma of the pairwise term, in median absolute differences of neighbours
@@ -98,6 +98,5 @@ def _typical_differences(channels: Tensor) -> Tensor:
             typical.append(differences.new_zeros(()))
             continue
         below = len(differences) - count  # these are the lowest
-        middle = {below + (count + 1) // 2, below + count // 2 + 1}
-        typical.append(torch.stack([differences.kthvalue(rank).values for rank in middle]).mean())
+        typical.append(ranked(differences, sorted({below + (count - 1) // 2, below + count // 2})).mean())
     return torch.stack(typical)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mre_lowshot.devices import slabs
 from mre_lowshot.filters import gaussian_matrix
 from mre_lowshot.refinement.foreground import FOREGROUND_MIN
-from mre_lowshot.transfers import Array, as_tensor, true_positions
+from mre_lowshot.transfers import Array, as_tensor, ranked, true_positions
 
 BINS, BIN_SIGMA = 64, 2.0  # of a histogram between the RANGE percentiles; smoothing in bins
 RANGE = (0.5, 99.5)  # percentiles
@@ -60,17 +60,18 @@ def em_step(probabilities: Array, image: Array, weight: float) -> None:
 
 def _bins(values: Tensor) -> tuple[Tensor, Tensor]:
     """The bin of each of the intensities (N,) of a channel, and whether they are not all the same."""
-    low, high = (_percentile(values, share) for share in RANGE)
+    low, high = _percentiles(values)
     width = torch.where(high > low, high - low, torch.inf)
     return ((values - low) / width * BINS).clamp_(0, BINS - 1).long(), high > low
 
 
-def _percentile(values: Tensor, share: float) -> Tensor:
-    """A percentile of values (N,), interpolated linearly between two of them."""
-    at = share / 100 * (len(values) - 1)
-    low = values.kthvalue(int(at) + 1).values
-    high = values.kthvalue(min(int(at) + 2, len(values))).values
-    return torch.lerp(low, high, at - int(at))
+def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The `RANGE` percentiles of values (N,), each interpolated linearly between two of them."""
+    places = [share / 100 * (len(values) - 1) for share in RANGE]
+    ranks = [min(int(at) + more, len(values) - 1) for at in places for more in (0, 1)]
+    found = ranked(values, ranks)
+    low, high = (torch.lerp(found[2 * n], found[2 * n + 1], at - int(at)) for n, at in enumerate(places))
+    return low, high
 
 
 def _log_densities(inside: Tensor, bins: Tensor) -> Tensor:
