@@ -7,6 +7,7 @@ edge voxels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +25,7 @@ Box = tuple[tuple[int, int], ...]
 """(low, high) voxel indices along each axis, high exclusive."""
 
 IGNORE = -1  # label of voxels that are not annotated, or that lie outside a volume
+WIDE_BOX = 0.3  # share of a plane from which the whole plane is resized at once
 MIXED = -1  # of `LabelMap.cells`: the corners of a cell have different labels
 
 
@@ -295,15 +297,25 @@ def _resized_planes(channel: Tensor, size: tuple[int, ...], box: Box) -> Iterato
     from torch.nn import functional as F
 
     from mre_lowshot.devices import slabs
+    from mre_lowshot.filters import along_axes, linear_matrix
 
     (start, stop), inner = box[0], as_slices(box[1:])
     at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * (channel.shape[0] / size[0]) - 0.5).clamp_(min=0)
     first = at.long().clamp_(max=channel.shape[0] - 1)
     low, high = int(first[0]), int(first[-1]) + 2
     planes = channel[low:high]
-    if tuple(planes.shape[1:]) != size[1:]:
+    share_of_plane = math.prod((high - low) / n for (low, high), n in zip(box[1:], size[1:], strict=True))
+    if tuple(planes.shape[1:]) == size[1:]:
+        planes = planes[(slice(None), *inner)]
+    elif share_of_plane > WIDE_BOX:
         planes = F.interpolate(planes[None], size=size[1:], mode="bilinear", align_corners=False)[0]
-    planes = planes[(slice(None), *inner)]
+        planes = planes[(slice(None), *inner)]
+    else:
+        pairs = zip(planes.shape[1:], size[1:], inner, strict=True)
+        matrices = [linear_matrix(old, new, old / new)[rows] for old, new, rows in pairs]
+        used = [slice(*np.flatnonzero(matrix.any(axis=0))[[0, -1]] + (0, 1)) for matrix in matrices]
+        cut = [matrix[:, columns] for matrix, columns in zip(matrices, used, strict=True)]
+        planes = along_axes(planes[(slice(None), *used)], [None, *cut])
     share = (at - first).clamp_(max=1).float().view(-1, 1, 1).to(channel.device)
     first = (first - low).to(channel.device)
     after = (first + 1).clamp_(max=len(planes) - 1)
