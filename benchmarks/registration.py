@@ -158,7 +158,7 @@ def warp_labels(
     atlases: Sequence[Atlas], coordinates: np.ndarray, classes: int, image: np.ndarray | None = None
 ) -> np.ndarray:
     """Label map (*size) of the atlases' labels at ``coordinates`` (atlases * 3, *size)."""
-    labels: np.ndarray = build_prior(atlases, classes).fuse_labels(coordinates, image).argmax(axis=0)
+    labels: np.ndarray = build_prior(atlases, classes).fuse_labels(coordinates, image).argmax(dim=0).numpy()
     return labels
 
 

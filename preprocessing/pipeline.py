@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +149,14 @@ def inverse_labels(probabilities: Array, transform: GridTransform) -> np.ndarray
     return labels
 
 
-def inverse_probabilities(probabilities: np.ndarray, transform: GridTransform) -> np.ndarray:
-    """Class probabilities (K, *size) on the native grid, (K, D, H, W) float32; certain background outside the crop."""
+def inverse_probabilities(
+    probabilities: np.ndarray, transform: GridTransform, resized: Iterable[np.ndarray] | None = None
+) -> np.ndarray:
+    """Class probabilities (K, *size) on the native grid, (K, D, H, W) float32; certain background outside the crop.
+    ``resized`` are the classes' maps on the crop's grid, by default `resize_linear` of each."""
     native = np.zeros((len(probabilities), *transform.native_shape), dtype=np.float32)
     native[0] = 1
-    for label, channel in enumerate(probabilities):
-        native[label][as_slices(transform.box)] = resize_linear(channel, transform.box_shape)
+    maps = (resize_linear(channel, transform.box_shape) for channel in probabilities) if resized is None else resized
+    for label, channel in enumerate(maps):
+        native[label][as_slices(transform.box)] = channel
     return native

@@ -251,7 +251,7 @@ def test_an_empty_label_map_is_a_warning_everywhere(trained, tmp_path, quick, mo
         output = network(self, scan)
         if scan.prepared.name != NAMES[1]:
             return output
-        posterior = np.zeros_like(output.posterior)
+        posterior = torch.zeros_like(output.posterior)
         posterior[0] = 1
         return replace(output, posterior=posterior)
 

@@ -45,7 +45,7 @@ def test_the_predicted_classes_are_matched_to_the_atlas_labels():
     for guided in (False, True):
         previous = PreviousPass.each([field], class_shares(truth, 3), atlas.spacing)[0] if guided else None
         field = align((atlas,), other, atlas.spacing, plan=plan, previous=previous)
-        right.append((prior.fuse_labels(field).argmax(axis=0) == truth)[inside].mean())
+        right.append((prior.fuse_labels(field).numpy().argmax(axis=0) == truth)[inside].mean())
     assert right[0] < 0.9
     assert right[1] > right[0] + 0.05
 
@@ -122,7 +122,7 @@ class Reregistering(Predictor):
 
     def register(self, prepared, *, previous=None):
         coordinates, probabilities = previous
-        self.previous.append((coordinates[0], probabilities.copy()))
+        self.previous.append((coordinates[0], probabilities.clone()))
         if self.field is None:
             raise UserError("cannot be registered")
         return RegisteredScan(prepared, [self.field])
@@ -141,7 +141,7 @@ def refined(field, below=1.0, weight=0.4, coordinates=True, size=(9, 13, 12), re
     predictor = Reregistering(model, device=CPU)
     predictor.field, predictor.previous = field, []
     scan = predictor.refine(predictor.run_network(registered_scan(case.image, [own if coordinates else None])))
-    return scan.probabilities, scan.quality, predictor.previous
+    return scan.array, scan.quality, predictor.previous
 
 
 def once(**settings):
@@ -164,7 +164,7 @@ def test_labels_warped_by_the_new_registration_are_fused_with_the_posterior():
     np.testing.assert_array_equal(previous[0][1], first)
     np.testing.assert_array_equal(previous[1][1], again)  # the field is always the same
     assert previous[1][0] is field
-    warped = AtlasPrior((tiny_case((9, 13, 12)).label,), TINY.classes).fuse_labels(field_of())
+    warped = AtlasPrior((tiny_case((9, 13, 12)).label,), TINY.classes).fuse_labels(field_of()).numpy()
     fused = alone**0.6 * (warped + 0.01) ** 0.4
     np.testing.assert_allclose(again, fused / fused.sum(axis=0), atol=1e-5)
     assert quality == its_quality  # of the first registration, which was independent of the prediction

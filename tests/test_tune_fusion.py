@@ -75,7 +75,7 @@ def test_the_table_holds_the_dice_of_each_weight():
     reason = tune_weights(plan, NearestIntensity(2.0), atlases, CPU).reason
     table = dict(pair.split() for pair in reason.split("crf_weight 0: ")[1].split(", "))
     flipped = Atlas(atlases[0].image[..., ::-1].copy(), atlases[0].label[..., ::-1].copy(), case.spacing)
-    warped = AtlasPrior((case.label,), 3).fuse_labels(align(atlases, flipped.image, case.spacing, plan=plan))
+    warped = AtlasPrior((case.label,), 3).fuse_labels(align(atlases, flipped.image, case.spacing, plan=plan)).numpy()
     network = torch.softmax(NearestIntensity(2.0)(torch.from_numpy(flipped.image[None]), None), dim=1)[0].numpy()
     known = flipped.label != IGNORE
     for weight in WEIGHTS:
@@ -138,18 +138,19 @@ def test_fusion_adds_the_weighted_log_odds(seed, weight, registrations):
     """The log odds of two classes are the network's, weighted 1 - w, and w times each registration's."""
     rng = np.random.default_rng(seed)
     network, warped = (rng.dirichlet(np.ones(3), size=5).T for _ in range(2))
-    both = fuse_posteriors(network, warped, weight, registrations)
+    both = fuse_posteriors(network, warped, weight, registrations).numpy()
     np.testing.assert_allclose(both.sum(axis=0), 1)
     of_network, of_other = np.log(network[0] / network[1]), np.log((warped[0] + 0.01) / (warped[1] + 0.01))
     wanted = (1 - weight) * of_network + weight * registrations * of_other
     np.testing.assert_allclose(np.log(both[0] / both[1]), wanted, atol=1e-9)
     ends = warped.copy()
     ends[:, 2] = 1 / 3  # without information from the atlases the posterior stays
-    partly = fuse_posteriors(network, ends, weight, registrations)
+    partly = fuse_posteriors(network, ends, weight, registrations).numpy()
     assert np.array_equal(partly[:, 2], network[:, 2])
     assert np.array_equal(np.delete(partly, 2, axis=1), np.delete(both, 2, axis=1))
-    assert fuse_posteriors(network, None, weight) is network
-    assert fuse_posteriors(network, warped, 0) is network
+    own = torch.from_numpy(network)
+    assert fuse_posteriors(own, None, weight) is own
+    assert fuse_posteriors(own, warped, 0) is own
 
 
 def test_a_weight_out_of_range_is_refused():

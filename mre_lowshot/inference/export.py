@@ -18,7 +18,7 @@ from mre_lowshot.data.readers import file_ending
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
-from mre_lowshot.inference.probabilities import write_probabilities
+from mre_lowshot.inference.probabilities import scaled_classes, write_probabilities
 from mre_lowshot.inference.quality import Quality
 from mre_lowshot.preprocessing.pipeline import GridTransform, inverse_labels, inverse_probabilities
 from mre_lowshot.refinement.calibration import find_temperature, scale_temperature
@@ -112,8 +112,8 @@ class Prediction:
         """As `probabilities`, without keeping them."""
         if self.refined is None:
             raise ValueError("this prediction was made without its probabilities")
-        refined = self.refined
-        return refined.calibrate(inverse_probabilities(refined.array, refined.transform))
+        own, transform = self.refined.array, self.refined.transform
+        return inverse_probabilities(own, transform, scaled_classes(own, transform.box_shape, self.refined.temperature))
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> None:
         """Write the label map to ``path``, in the format of its ending (NIfTI with the labels' names and colours); with

@@ -34,12 +34,12 @@ def write_probabilities(path: Path, probabilities: np.ndarray, *, transform: Gri
         archive.open("probabilities.npy", "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for label, channel in enumerate(_scaled(probabilities, transform.box_shape, temperature)):
+        for label, channel in enumerate(scaled_classes(probabilities, transform.box_shape, temperature)):
             _write_class(file, channel, transform, outside=float(label == 0))
 
 
-def _scaled(probabilities: np.ndarray, size: tuple[int, ...], temperature: float) -> Iterator[np.ndarray]:
-    """Each class's map resized to the crop, and scaled as by `scale_temperature`."""
+def scaled_classes(probabilities: np.ndarray, size: tuple[int, ...], temperature: float) -> Iterator[np.ndarray]:
+    """Each class's map (D, H, W) resized to ``size``, that of the crop, and scaled as by `scale_temperature`."""
     if temperature == 1:
         yield from (resize_linear(channel, size) for channel in probabilities)
         return
