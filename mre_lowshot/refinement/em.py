@@ -62,14 +62,15 @@ def _bins(values: Tensor) -> tuple[Tensor, Tensor]:
     """The bin of each of the intensities (N,) of a channel, and whether they are not all the same."""
     low, high = _percentiles(values)
     width = torch.where(high > low, high - low, torch.inf)
-    return ((values - low) / width * BINS).clamp_(0, BINS - 1).long(), high > low
+    return ((values.double() - low) / width * BINS).clamp_(0, BINS - 1).long(), high > low
 
 
 def _percentiles(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The `RANGE` percentiles of values (N,), each interpolated linearly between two of them."""
+    """The `RANGE` percentiles of values (N,), each interpolated linearly between two of them; float64, so that they are
+    those of `numpy.percentile`."""
     places = [share / 100 * (len(values) - 1) for share in RANGE]
     ranks = [min(int(at) + more, len(values) - 1) for at in places for more in (0, 1)]
-    found = ranked(values, ranks)
+    found = ranked(values, ranks).double()
     low, high = (torch.lerp(found[2 * n], found[2 * n + 1], at - int(at)) for n, at in enumerate(places))
     return low, high
 
