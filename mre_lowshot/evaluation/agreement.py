@@ -35,7 +35,7 @@ def expected_dice(probabilities: Array, labels: Tensor | None = None) -> dict[in
 def agreement_of(one: Tensor, other: Tensor, known: Tensor, classes: int) -> dict[int, float]:
     """`label_agreement` of two label maps on a device, where ``known`` is true."""
     both = torch.where(one == other, one, IGNORE)
-    counted = [counts_of(torch.where(known, labels, IGNORE), classes) for labels in (both, one, other)]
+    counted = [counts_of(torch.where(known, labels, IGNORE).long(), classes) for labels in (both, one, other)]
     same, first, second = to_host(torch.stack(counted))[0].tolist()
     total = [a + b for a, b in zip(first, second, strict=True)]
     return {k: 2 * same[k] / total[k] if total[k] else math.nan for k in range(1, classes)}
