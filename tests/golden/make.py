@@ -113,7 +113,7 @@ def posteriors() -> tuple[np.ndarray, np.ndarray]:
     """The network's posterior and the warped labels of the second scan, at its own coordinates."""
     posterior, warped = predictor().raw_posteriors(prepared(1, plan()).image, [exact_coordinates()])
     assert warped is not None
-    return posterior, warped
+    return posterior.numpy(), warped.numpy()
 
 
 def planning() -> Numbers:
@@ -164,12 +164,12 @@ def network() -> Numbers:
 
 def label_fusion() -> Numbers:
     """The warped labels, and the posterior fused with them."""
-    fused = fuse_posteriors(*posteriors(), 0.4)
+    fused = fuse_posteriors(*posteriors(), 0.4).numpy()
     return [value for array in (posteriors()[1], fused) for channel in array for value in summary(channel)[:2]]
 
 
 def _step(change: Callable[[np.ndarray, np.ndarray], None]) -> Numbers:
-    probabilities = fuse_posteriors(*posteriors(), 0.4)
+    probabilities = fuse_posteriors(*posteriors(), 0.4).numpy()
     change(probabilities, prepared(1, plan()).image)
     return [value for channel in probabilities for value in (*summary(channel)[:2], *summary(channel)[5:])]
 
@@ -193,9 +193,9 @@ def refinement() -> Numbers:
     """After the whole refinement; labels, quality and temperature on export."""
     posterior, warped = posteriors()
     image, settings = prepared(1, plan()).image, predictor().settings
-    refined = refine(posterior.copy(), warped, image, settings)
-    plain = refine(posterior.copy(), warped, image, replace(settings, config=RefinementConfig()))
-    return [value for array in (refined, plain) for channel in array for value in summary(channel)[:2]]
+    refined = refine(posterior, warped, image, settings)
+    plain = refine(posterior, warped, image, replace(settings, config=RefinementConfig()))
+    return [value for array in (refined, plain) for channel in array.numpy() for value in summary(channel)[:2]]
 
 
 def export() -> Numbers:
