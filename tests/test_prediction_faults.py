@@ -36,8 +36,8 @@ def quick(monkeypatch):
     """No registration and no network: the posterior is a function of the image."""
 
     def run_network(self, scan, *, progress=None):
-        image = scan.prepared.image
-        posterior = np.full((self.plan.network.classes, *image.shape[1:]), 0.01, np.float32)
+        image = torch.from_numpy(scan.prepared.image)
+        posterior = torch.full((self.plan.network.classes, *image.shape[1:]), 0.01)
         posterior[0], posterior[1] = image[0] < image[0].mean(), image[0] >= image[0].mean()
         return NetworkOutput(scan, image, posterior, None, estimate_quality(posterior, None))
 
