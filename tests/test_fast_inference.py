@@ -72,6 +72,27 @@ def test_kept_voxels_have_the_values_of_the_whole_network(changes, axes, which):
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())  # a copy was fused
 
 
+HEADS = [
+    {"distance": "euclidean"},
+    {"distance": "euclidean", "logit_scale": 60.0},
+    {"logit_scale": 200.0},
+    {"mixing": "average"},
+    {"mixing": "one_hot"},
+    {"mixing_sigmoid": False},
+    {"prototypes_per_class": 1},
+]
+
+
+@pytest.mark.parametrize("embedding_dim", [8, 48])
+@pytest.mark.parametrize("changes", HEADS, ids=str)
+def test_every_head_gives_the_logits_of_the_trained_network(changes, embedding_dim):
+    network = trained(replace(TINY, embedding_dim=embedding_dim, **changes))
+    image, maps = batch(TINY)
+    with torch.inference_mode():
+        whole, found = network(image, maps), InferenceNetwork(network)(image, maps)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
 @settings(max_examples=60, derandomize=True)
 @given(st.data())
 def test_a_dilated_convolution_at_some_voxels_only(data):

@@ -9,16 +9,20 @@ Its output equals that of the network in evaluation mode, cropped to the kept ce
 2. *Batch norms of the ASPP* directly follow a convolution and are folded into it. Those of the backbone follow a ReLU
    and precede a zero-padded convolution: folding them would be exact only away from the border, and a correction of
    the border costs as much as it saves, so they remain separate.
-3. *Fused head* (`network.optimized.fused_head`): its matrices are computed once per model, not once per batch of tiles.
-4. *Channels-last* memory format on the CPU and CUDA.
+3. *Head*: its matrices, fused or not (`network.optimized.fused_head`), are computed once per model, not once per batch
+   of tiles. The image-level branch is one vector per patch: its share of the fusion is computed once per patch.
+4. *Channels-last* memory format on the CPU and CUDA. The features of a voxel lie together, so a 1x1x1 convolution is a
+   matrix product (on the CPU torch's convolution takes five times as long), and prototypes are mixed
+   (`network.optimized.mixing`) and pooled blocks averaged without torch's slow operations on short axes.
 5. *bfloat16* for convolutions and products, optional; `compare_outputs` decides whether its result is accepted.
 
-With instance norm the ASPP needs all voxels of the patch: then only 3., 4. and 5. apply, and the features are cropped.
+With instance norm the ASPP needs all voxels of the patch: then 1. and 2. do not apply, and the features are cropped.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,11 +33,13 @@ from torch.nn import functional as F
 from mre_lowshot.grid import Box, as_slices, full_box
 from mre_lowshot.network.backbone import CONV, TRANSPOSED
 from mre_lowshot.network.build import MRENet
-from mre_lowshot.network.embedding import ASPP, joined
+from mre_lowshot.network.embedding import ASPP
 from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.network.optimized.dilated import DilatedConv
-from mre_lowshot.network.optimized.fused_head import fused_weights, logits_of, patch_lengths, triangle
+from mre_lowshot.network.optimized.fused_head import fused_weights, patch_lengths, triangle
+from mre_lowshot.network.optimized.mixing import Mixing
 from mre_lowshot.network.prior_term import prior_term
+from mre_lowshot.network.resize import AveragePool
 
 MIN_EQUAL_LABELS, MAX_MEAN_DIFFERENCE = 0.999, 0.005
 
@@ -57,61 +63,113 @@ class InferenceNetwork(nn.Module):
         if aspp is not None and self.spec.norm == "batch":
             for branch in (*aspp.branches, *([aspp.image_level] if aspp.image_level is not None else [])):
                 _fold_norm(branch)
-        if self.fused and isinstance(self.head, PrototypeHead):
-            weight, linear = fused_weights(self.embedding.fusion, self.head, next(self.head.parameters()).dtype)
-            self.register_buffer("factor", triangle(weight), persistent=False)
-            self.register_buffer("linear", linear, persistent=False)
-            self.embedding.fusion = nn.Identity()
+        self._prepare_head()
         for module in self.modules():
             if isinstance(module, (CONV[self.spec.axes], TRANSPOSED[self.spec.axes], DilatedConv)):
                 module.to(dtype=dtype)
                 module.weight.data = module.weight.data.contiguous(memory_format=self.layout)
             elif isinstance(module, nn.ReLU):
                 module.inplace = True
-        if dtype != torch.float32:  # torch 2.13 has no bfloat16 average pooling on the CPU
-            pools = self.backbone.pools
-            self.backbone.pools = nn.ModuleList(nn.Sequential(_Cast(torch.float32), p, _Cast(dtype)) for p in pools)
+        pools: list[nn.Module] = [_BlockMean(pool) for pool in self.backbone.pools]
+        if dtype != torch.float32:  # the sum of a block in float32
+            pools = [nn.Sequential(_Cast(torch.float32), pool, _Cast(dtype)) for pool in pools]
+        self.backbone.pools = nn.ModuleList(pools)
         if self.embedding.se is not None:
             self.embedding.se.to(dtype)
+
+    def _prepare_head(self) -> None:
+        """Keep what the head multiplies with, as buffers: of the fused head the triangle R, and scores and mixer on
+        [z; 1]; else the normalised prototypes."""
+        self.mixing: Mixing | None = None
+        if not isinstance(self.head, PrototypeHead):
+            return
+        self.mixing, self.scores = Mixing(self.head), len(self.head.prototypes)
+        if self.fused:
+            weight, linear = fused_weights(self.embedding.fusion, self.head, next(self.head.parameters()).dtype)
+            self.register_buffer("factor", triangle(weight), persistent=False)
+            self.embedding.fusion = nn.Identity()
+        else:
+            linear = F.normalize(self.head.prototypes, dim=1, eps=self.head.EPSILON)
+        self.register_buffer("linear", linear, persistent=False)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None, keep: Box | None = None) -> Tensor:
         keep = full_box(image.shape[2:]) if keep is None else keep
         image = image.to(self.dtype).contiguous(memory_format=self.layout)
+        maps = None if coordinates is None else coordinates.to(self.dtype).contiguous(memory_format=self.layout)
         levels = self.backbone(image)
+        aspp = self.embedding.aspp
         if not self.crops:
-            features, pooled = self.embedding.features(levels, coordinates)
+            features, pooled = self.embedding.features(levels, maps)
             features = _crop(features, keep)
         else:
-            x = self.embedding.stacked(levels, coordinates).contiguous(memory_format=self.layout)
-            aspp = self.embedding.aspp
+            x = self.embedding.stacked(levels, maps).contiguous(memory_format=self.layout)
             features, pooled = (_crop(x, keep), None) if aspp is None else _aspp_centre(aspp, x, keep)
-        if not self.fused:
-            logits = self._explicit_logits(features, pooled)
-        else:
-            logits = self._fused_logits(features, None if pooled is None else pooled.flatten(1))
+        batch, varying, size = len(features), features.shape[1], features.shape[2:]
+        rows = features.movedim(1, -1).reshape(batch, -1, varying)
+        logits = self._row_logits(rows, None if pooled is None else pooled.flatten(1))
+        logits = logits.view(batch, *size, -1).movedim(-1, 1)
         if self.spec.prior_channels and coordinates is not None:
             logits = logits + prior_term(_crop(coordinates, keep), self.spec)
         return logits
 
-    def _explicit_logits(self, features: Tensor, pooled: Tensor | None) -> Tensor:
-        embedding = self.embedding.fusion(joined(features, pooled))
-        logits: Tensor = self.head(embedding).float()
+    def _row_logits(self, rows: Tensor, pooled: Tensor | None) -> Tensor:
+        """Logits (B * n, K) of the features (B, n, V) of n voxels of each patch, and of the patch (B, P) or None."""
+        if self.mixing is not None and self.fused:
+            return self._fused_logits(rows, pooled)
+        embedding = self._embedding(rows, pooled).flatten(0, 1)
+        if self.mixing is None:
+            return pointwise(self.head, embedding).float()
+        linear: Any = self.linear
+        mixer: Any = self.mixing.head.mixer
+        embedding = embedding.to(linear.dtype)
+        lengths = torch.linalg.vector_norm(embedding, dim=1)
+        logits: Tensor = self.mixing(embedding @ linear.t(), None if mixer is None else mixer[0](embedding), lengths)
         return logits
 
-    def _fused_logits(self, features: Tensor, pooled: Tensor | None) -> Tensor:
-        batch, varying, size = len(features), features.shape[1], features.shape[2:]
-        rows = features.movedim(1, -1).reshape(batch, -1, varying)
+    def _embedding(self, rows: Tensor, pooled: Tensor | None) -> Tensor:
+        """e (B, n, N_e)."""
+        fusion: Any = self.embedding.fusion
+        if isinstance(fusion, nn.Identity):
+            return rows if pooled is None else torch.cat([rows, pooled[:, None].expand(-1, rows.shape[1], -1)], dim=-1)
+        if pooled is None:
+            return pointwise(fusion, rows)
+        weight, varying = fusion.weight.flatten(1), rows.shape[-1]
+        across = F.linear(rows, weight[:, :varying])
+        return across.add_(F.linear(pooled, weight[:, varying:], fusion.bias)[:, None])
+
+    def _fused_logits(self, rows: Tensor, pooled: Tensor | None) -> Tensor:
         linear: Any = self.linear
         factor: Any = self.factor
-        head: Any = self.head
+        mixing: Any = self.mixing
+        batch, _, varying = rows.shape
         one = linear.new_ones(batch, 1)
         constant = one if pooled is None else torch.cat([pooled.to(one.dtype), one], dim=1)
         logits = []
         for patch, shared in zip(rows, constant, strict=True):
             products = (patch @ linear[:, :varying].t().to(patch.dtype)).to(linear.dtype)
             products += linear[:, varying:] @ shared
-            logits.append(logits_of(products, patch_lengths(patch, shared, factor), head))
-        return torch.stack(logits).view(batch, *size, -1).movedim(-1, 1)
+            scores, hidden = products[:, : self.scores], products[:, self.scores :]
+            logits.append(mixing(scores, hidden if hidden.shape[1] else None, patch_lengths(patch, shared, factor)))
+        return torch.cat(logits)
+
+
+class _BlockMean(nn.Module):
+    """`AveragePool`, as sums of strided views: on the CPU torch's pooling of a channels-last tensor takes six times as
+    long."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(pool, AveragePool)
+        self.stride = pool.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis, stride in enumerate(self.stride, start=2):
+            if stride > 1:
+                shifted = [x[(slice(None),) * axis + (slice(first, None, stride),)] for first in range(stride)]
+                x = shifted[0] + shifted[1]
+                for other in shifted[2:]:
+                    x += other
+        return x / math.prod(self.stride)
 
 
 class _Cast(nn.Module):
@@ -134,6 +192,11 @@ def _fold_norm(branch: Any) -> None:
     branch[1] = nn.Identity()
 
 
+def pointwise(conv: Any, rows: Tensor) -> Tensor:
+    """A 1x1x1 convolution of features (..., C), which lie together: (..., Co)."""
+    return F.linear(rows, conv.weight.flatten(1), conv.bias)
+
+
 def _crop(x: Tensor, keep: Box) -> Tensor:
     return x[(slice(None), slice(None), *as_slices(keep))]
 
@@ -145,7 +208,7 @@ def _aspp_centre(aspp: ASPP, x: Tensor, keep: Box) -> tuple[Tensor, Tensor | Non
     for branch in branches:
         conv = branch[0]
         if conv.weight.shape[2] == 1:
-            outputs.append(F.relu_(conv(_crop(x, keep))))
+            outputs.append(F.relu_(pointwise(conv, _crop(x, keep).movedim(1, -1)).movedim(-1, 1)))
         else:
             outputs.append(F.relu_(dilated_at(x, conv.weight, conv.bias, conv.dilation, keep)))
     features = torch.cat(outputs, dim=1)
