@@ -61,9 +61,11 @@ def steps(
 ) -> dict[str, tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]]:
     """Of each step, the plain computation and ours on the same input."""
     import numpy as np
+    import torch
 
     from benchmarks import plain_refinement as plain
-    from mre_lowshot.grid import argmax_resized, resize_image, sample_shares, voxel_positions
+    from mre_lowshot.filters import resized_linear
+    from mre_lowshot.grid import argmax_resized, sample_shares, voxel_positions
     from mre_lowshot.refinement.components import keep_largest_component
     from mre_lowshot.refinement.crf import crf_mean_field
     from mre_lowshot.refinement.em import em_step
@@ -95,6 +97,10 @@ def steps(
         em_step(changed, image, 1.0)
         return changed
 
+    def ours_shrunk() -> np.ndarray:
+        shrunk: np.ndarray = resized_linear(torch.from_numpy(fused), small).numpy()
+        return shrunk
+
     return {
         "warped labels": (
             lambda: plain.warped_shares(label, positions, CLASSES),
@@ -106,7 +112,10 @@ def steps(
         ),
         "EM": (lambda: plain.em_step(fused, image, 1.0), ours_em),
         "CRF": (lambda: plain.mean_field(fused.copy(), plain.neighbour_similarity(image), 1.0), ours_mean_field),
-        "shares for registration": (lambda: plain.shrunk(fused, small), lambda: resize_image(fused, small, order=1)),
+        "shares for registration": (
+            lambda: plain.shrunk(fused, small),
+            lambda: resized_linear(torch.from_numpy(fused), small),
+        ),
         "native labels": (
             lambda: plain.native_labels(fused, native),
             lambda: argmax_resized(iter(fused), native, floor=0.5 / CLASSES),

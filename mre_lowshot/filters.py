@@ -76,11 +76,18 @@ def gaussian_smoothed(volume: Tensor, sigma: float, axes: int = 3) -> Tensor:
 
 def resized_linear(volume: Tensor, size: Sequence[int]) -> Tensor:
     """The last axes of a volume (..., *old), two or three, resized linearly to ``size``; smoothed first along axes that
-    shrink, with half the excess of the factor over 1 as sigma, and edge voxels repeated (as by `skimage.transform`)."""
+    shrink, with half the excess of the factor over 1 as sigma, and edge voxels repeated (as by `skimage.transform`).
+
+    Computed in float64, one volume of the leading axes after the other: constant parts stay constant to the bit. With
+    the rounding of float32 they would have a texture, which the self-similarity features of the registration enlarge.
+    """
     matrices: list[np.ndarray | None] = []
     for old, new in zip(volume.shape[-len(size) :], size, strict=True):
         matrix = None if old == new else linear_matrix(old, new, old / new)
         if matrix is not None and new < old:
             matrix = matrix @ gaussian_matrix(old, (old / new - 1) / 2, repeat=True)
         matrices.append(matrix)
-    return along_axes(volume, matrices)
+    leading = volume.shape[: volume.dim() - len(size)]
+    flat = volume.reshape(-1, *volume.shape[len(leading) :])
+    resized = [along_axes(one.double(), matrices).to(volume.dtype) for one in flat]
+    return torch.stack(resized).reshape(*leading, *size)

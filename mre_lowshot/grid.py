@@ -186,16 +186,9 @@ def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
-    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32. Linearly
-    (``order`` 1) it is computed in torch."""
+    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32."""
     if tuple(image.shape[1:]) == tuple(size):
         return image.astype(np.float32, copy=False)
-    if order == 1:
-        from mre_lowshot.filters import resized_linear
-        from mre_lowshot.transfers import as_tensor
-
-        resized: np.ndarray = resized_linear(as_tensor(image).float(), size).numpy()
-        return resized
     from skimage.transform import resize
 
     shrinks = any(new < old for new, old in zip(size, image.shape[1:], strict=True))

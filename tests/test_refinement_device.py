@@ -24,7 +24,8 @@ from mre_lowshot.atlas.atlas import Atlas
 from mre_lowshot.atlas.label_fusion import AtlasPrior
 from mre_lowshot.config import InferenceConfig, MinHu, PatchConfig
 from mre_lowshot.evaluation import agreement
-from mre_lowshot.grid import argmax_resized, box_above, coordinate_maps, resize_image, sample_shares, voxel_positions
+from mre_lowshot.filters import resized_linear
+from mre_lowshot.grid import argmax_resized, box_above, coordinate_maps, sample_shares, voxel_positions
 from mre_lowshot.inference import export, quality, sliding_window
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
@@ -100,7 +101,10 @@ def test_images_resized_linearly_are_those_of_scikit_image(seed, old, new):
     image = np.random.default_rng(seed).normal(size=(2, *old)).astype(np.float32)
     shrinks = any(n < o for n, o in zip(new, old, strict=True))
     wanted = [resize(c, new, order=1, mode="edge", anti_aliasing=shrinks, preserve_range=True) for c in image]
-    np.testing.assert_allclose(resize_image(image, new, order=1), np.stack(wanted), atol=1e-5)
+    found = resized_linear(torch.from_numpy(image), new)
+    np.testing.assert_allclose(found, np.stack(wanted), atol=1e-5)
+    constant = resized_linear(torch.full((1, *old), 0.1), new)
+    assert (constant == constant.flatten()[0]).all()  # rounding gives it no texture
 
 
 def test_the_refinement_keeps_to_the_device_and_waits_for_it_a_few_times(reads):
