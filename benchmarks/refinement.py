@@ -112,10 +112,7 @@ def steps(
         ),
         "EM": (lambda: plain.em_step(fused, image, 1.0), ours_em),
         "CRF": (lambda: plain.mean_field(fused.copy(), plain.neighbour_similarity(image), 1.0), ours_mean_field),
-        "shares for registration": (
-            lambda: plain.shrunk(fused, small),
-            lambda: resized_linear(torch.from_numpy(fused), small),
-        ),
+        "shares for registration": (lambda: plain.shrunk(fused, small), ours_shrunk),
         "native labels": (
             lambda: plain.native_labels(fused, native),
             lambda: argmax_resized(iter(fused), native, floor=0.5 / CLASSES),
