@@ -22,6 +22,7 @@ SIZE, KEEP = (4, 8, 8), ((1, 3), (2, 6), (0, 7))
 
 def inputs(seed: int = 0):
     """Images, and location maps: coordinates, then the shares of two foreground classes."""
+    torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     shares = random.dirichlet((0.3, 0.3, 0.3), (2, *SIZE)).astype(np.float32)
     maps = np.concatenate([random.uniform(-1, 1, (2, 3, *SIZE)), np.moveaxis(shares, -1, 1)[:, 1:]], axis=1)
@@ -61,11 +62,12 @@ def test_the_shares_are_no_input_of_the_embedding():
     ids=str,
 )  # fmt: skip
 def test_prediction_computes_it_at_the_kept_voxels(changes):
+    torch.manual_seed(0)
     network = build(replace(PRIOR, **changes)).eval()
     image, maps, _ = inputs()
     with torch.inference_mode():
         whole, kept = network(image, maps), InferenceNetwork(network)(image, maps, KEEP)
-    torch.testing.assert_close(kept, whole[:, :, 1:3, 2:6, 0:7], rtol=1e-4, atol=1e-5)
+    assert (kept - whole[:, :, 1:3, 2:6, 0:7]).abs().max() <= 1e-5 * whole.abs().max()
 
 
 def test_no_share_gives_a_finite_term():

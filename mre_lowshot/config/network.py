@@ -33,7 +33,7 @@ class NetworkConfig:
     # Their place: input of SE and ASPP beside the coordinates; or a term of the logits, the logarithm of the classes'
     # shares times a weight (`network.prior_term`).
     atlas_prior_at: Literal["input", "logits"] = "input"
-    atlas_prior_weight: float = 0.5
+    atlas_prior_weight: float = 0.5  # of the logarithm, where the prior is a term of the logits
     # The attentional multi-scale embedding (AMS): concatenated levels, SE and ASPP.
     multiscale: bool = True
     bottleneck_level: bool = False  # also concatenate the coarsest level
