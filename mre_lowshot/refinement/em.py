@@ -45,10 +45,9 @@ def em_step(probabilities: Array, image: Array, weight: float) -> None:
         bins.append(of_channel)
         tables.append(torch.where(varies, _log_densities(inside, of_channel), 0))
     for part in slabs(len(near), len(p), p.device):
-        log_likelihood = sum(
-            table.index_select(1, of_channel[part]) for table, of_channel in zip(tables, bins, strict=True)
-        )
-        assert isinstance(log_likelihood, Tensor)
+        log_likelihood = torch.zeros_like(inside[:, part])
+        for table, of_channel in zip(tables, bins, strict=True):
+            log_likelihood += table.index_select(1, of_channel[part])
         log_likelihood -= log_likelihood.amax(dim=0)
         values = inside[:, part]
         values *= log_likelihood.mul_(weight / len(channels)).exp_()

@@ -70,7 +70,8 @@ class InferenceNetwork(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=self.layout)
             elif isinstance(module, nn.ReLU):
                 module.inplace = True
-        pools: list[nn.Module] = [_BlockMean(pool) for pool in self.backbone.pools]
+        averages: Any = self.backbone.pools
+        pools: list[nn.Module] = [_BlockMean(pool) for pool in averages]
         if dtype != torch.float32:  # the sum of a block in float32
             pools = [nn.Sequential(_Cast(torch.float32), pool, _Cast(dtype)) for pool in pools]
         self.backbone.pools = nn.ModuleList(pools)
@@ -157,9 +158,8 @@ class _BlockMean(nn.Module):
     """`AveragePool`, as sums of strided views: on the CPU torch's pooling of a channels-last tensor takes six times as
     long."""
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: AveragePool) -> None:
         super().__init__()
-        assert isinstance(pool, AveragePool)
         self.stride = pool.stride
 
     def forward(self, x: Tensor) -> Tensor:
