@@ -266,17 +266,17 @@ def prior_rule(lesions: Sequence[str], *, is_ct: bool) -> tuple[Literal["input",
     """Where the atlas prior joins the network: an input beside the coordinates, or a term of the logits, then without
     SE and ASPP (docs/LOG.md, 2026-11-28).
 
-    An input with a wide context corrects warped labels that are far off, as in the abdomen, and learns the training
-    scan's own prior by heart where they are nearly right, as in the brain. With ``lesions`` among the organs it stays
-    an input, as the atlases have no prior of them.
+    A network with a wide context that reads the prior overfits to the training scan's own, which is nearly the truth.
+    On abdominal CT it scored better nevertheless. With ``lesions`` among the organs the prior stays an input, as the
+    atlases have none of them.
     """
     if lesions:
         return "input", f"an input of the network: the atlases have no prior of {', '.join(lesions)}"
     if is_ct:
-        return "input", "an input of the network, with AMS: CT, where registration errs more than a narrow context sees"
+        return "input", "an input of the network, with AMS: on abdominal CT better than a term of the logits"
     return "logits", (
         "a term of the logits, so that the network learns what the image adds to the warped labels; without AMS "
-        "(multi-scale features, SE and ASPP), which learns the training scan's own prior by heart"
+        "(multi-scale features, SE and ASPP), which overfits to the training scan's own prior"
     )
 
 
