@@ -16,7 +16,7 @@ from references import single_thread
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import against_nnunet, warnings
+from benchmarks import against_nnunet, tiling, warnings
 from benchmarks.__main__ import main
 from benchmarks.flops import multiply_adds, peak_memory, saved_bytes
 from benchmarks.plain import PlainMRENet, plain_prediction
@@ -306,6 +306,34 @@ def test_warnings_are_counted_for_each_scan_that_gives_the_ranges(trained, tmp_p
     shown = capsys.readouterr().out
     assert re.search(r"Dataset900_Synthetic: [456] of 6 held-out scans get a warning", shown)
     assert "spacing_z: 4, for example phantom_00" in shown  # with the others, and they with it
+
+
+@pytest.mark.usefixtures("single_thread")
+def test_tilings_are_compared_on_scans_that_were_not_trained_on(trained, tmp_path, capsys):
+    cohorts = tmp_path / "cohorts.json"
+    cohorts.write_text(json.dumps({"develop": [f"phantom_00{n}" for n in range(1, 4)]}))
+    arguments = [str(trained.model()), str(trained.raw), "--cohorts", str(cohorts), "--threads", "1", "--most", "1"]
+    assert tiling.main([*arguments, "--tilings", "0.75", "centre"]) == 0
+    first, case, step, centre, difference = capsys.readouterr().out.splitlines()
+    assert first.startswith("1 scans, trained on phantom_001, 1 thread(s)")
+    assert case.startswith("  phantom_002: Dice 0.")
+    assert step.startswith("tiling 0.75: Dice 0.")
+    assert centre.startswith("tiling centre: Dice 0.")
+    assert "Dice minus that of the first" in difference
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--most", "0"], "--most 0: must be 1 or more"),
+    (["--tilings", "1.5"], "-step_size 1.5"),
+])  # fmt: skip
+def test_wrong_arguments_of_the_comparison_of_tilings(arguments, message, capsys):
+    assert tiling.main(["model", "raw", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_interval_of_paired_differences():
+    text = tiling.difference_text([0.01, 0.02, 0.03])  # t of 2 degrees of freedom: 4.303
+    assert text == "+0.0200, standard error 0.0058, 95 % interval -0.0048 to +0.0448 (3 of 3 better)"
 
 
 @pytest.mark.slow
