@@ -8,111 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from mre_lowshot.config import NetworkConfig, PatchConfig, PreprocessingConfig, Recipe
+from mre_lowshot.config import PatchConfig
 from mre_lowshot.config.presets import UNET_NETWORK, for_images
 from mre_lowshot.data.paper_datasets import groups_of
-from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import nominal_spacing
 from mre_lowshot.planners import hardware, rules
-from mre_lowshot.planners.facts import N4, DatasetFacts
-from mre_lowshot.planners.fingerprint import constant_background, content_shape
-from mre_lowshot.preprocessing.pipeline import grid_size
+from mre_lowshot.planners.draft import Draft
+from mre_lowshot.planners.fingerprint import content_shape
 
-_NOTHING_DECIDED = PreprocessingConfig("none", (), grid="native")
 MIN_ROUNDED_MM = 0.1  # a smaller margin is not rounded: it would be another number of voxels
 PAPER_CT_SIZE = (72, 324, 396)  # the paper's 324 x 396 x 72: the abdomen is wider than deep
 
 
-@dataclass(frozen=True)
-class Draft:
-    """An unfinished plan: the inputs (``facts``, ``fingerprint``, ``device``, ``n4``) and the decisions so far."""
-
-    facts: DatasetFacts
-    fingerprint: dict[str, Any]
-    device: hardware.Device
-    recipe: Recipe
-    n4: N4 = "auto"
-    reasons: dict[str, str] = field(default_factory=dict)
-    preprocessing: PreprocessingConfig = field(default=_NOTHING_DECIDED)
-    size: hardware.NetworkSize = hardware.SMALL_SIZE
-    patch: PatchConfig = field(default_factory=PatchConfig)
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(1, 2))
-    lesions: tuple[str, ...] = ()
-
-    def decided(self, changes: dict[str, Any], **reasons: str) -> Draft:
-        """The draft with fields replaced and reasons added."""
-        return replace(self, **changes, reasons={**self.reasons, **reasons})
-
-    @property
-    def cases(self) -> list[dict[str, Any]]:
-        return list(self.fingerprint["cases"].values())
-
-    @property
-    def label_names(self) -> list[str]:
-        return list(self.facts.labels)
-
-    @property
-    def is_ct(self) -> bool:
-        return any(is_ct(name) for name in self.facts.channel_names)
-
-    @property
-    def is_2d(self) -> bool:
-        """Whether every scan is a single slice."""
-        return all(case["shape"][0] == 1 for case in self.cases)
-
-    @property
-    def plans_2d(self) -> bool:
-        """Whether the network is 2D: the median scan has one slice on the network's grid."""
-        return len(self.median_grid()[0]) == 2
-
-    @property
-    def stripped(self) -> bool:
-        """Constant background in every scan (skull-stripped and alike)."""
-        return constant_background(self.fingerprint)
-
-    @property
-    def spacings(self) -> np.ndarray:
-        """(n, 3) mm, of the scans."""
-        return np.array([case["spacing"] for case in self.cases])
-
-    @property
-    def shapes(self) -> np.ndarray:
-        """(n, 3) voxels, of the scans without constant padding."""
-        return np.array([content_shape(case) for case in self.cases])
-
-    def cropped_shapes(self) -> np.ndarray:
-        """(n, 3) voxels, of the scans after cropping."""
-        return np.array([_cropped_shape(case, self.preprocessing) for case in self.cases])
-
-    def grid_sizes(self) -> np.ndarray:
-        """(n, 3) voxels, of the scans on the network's grid."""
-        pairs = zip(self.cropped_shapes(), self.cases, strict=True)
-        return np.array([grid_size(tuple(s), tuple(c["spacing"]), self.preprocessing) for s, c in pairs])
-
-    def median_grid(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Median size (voxels) and spacing (mm) of the network's grid, without the slice axis of 2D images."""
-        sizes = self.grid_sizes()
-        spacings = self.cropped_shapes() * self.spacings / sizes
-        size = tuple(int(v) for v in np.median(sizes, axis=0))
-        spacing = tuple(float(v) for v in np.median(spacings, axis=0))
-        return (size[1:], spacing[1:]) if size[0] == 1 else (size, spacing)
-
-
 Decision = Callable[[Draft], Draft]
-
-
-def _cropped_shape(case: dict[str, Any], config: PreprocessingConfig) -> list[int]:
-    if config.crop == "centre":
-        return [round(n * f) for n, f in zip(content_shape(case), config.centre_fraction, strict=True)]
-    key = {"nonzero": "nonzero_shape", "body": "body_shape", "given": "shape"}.get(config.crop)
-    shape: list[int] = case[key] if key else content_shape(case)
-    return shape
 
 
 def decide_normalization(draft: Draft) -> Draft:
@@ -318,19 +231,31 @@ def decide_atlas_prior(draft: Draft) -> Draft:
 
 
 def decide_refinement(draft: Draft) -> Draft:
-    """Weights of the refinement, and whether empty tiles are skipped."""
-    recipe, reasons = draft.recipe, {}
-    refinement, reasons["refinement"] = rules.refinement_rule(
+    """Weights of the refinement."""
+    recipe = draft.recipe
+    refinement, reason = rules.refinement_rule(
         recipe.refinement, draft.label_names, is_2d=draft.plans_2d, is_ct=draft.is_ct
     )
-    inference = recipe.inference
-    if draft.preprocessing.crop == "nonzero" and recipe.planning == "adaptive":
+    return draft.decided({"recipe": replace(recipe, refinement=refinement)}, refinement=reason)
+
+
+def decide_tiling(draft: Draft) -> Draft:
+    """How prediction covers a scan with tiles, and whether empty ones are skipped (adaptive planning)."""
+    recipe, network, reasons = draft.recipe, draft.network, {}
+    if recipe.planning != "adaptive":
+        return draft
+    inference, reason = rules.tiling_rule(
+        recipe.inference, registered=network.atlas_prior, multiscale=network.multiscale, is_ct=draft.is_ct
+    )
+    if reason:
+        reasons["tiling"] = reason
+    if draft.preprocessing.crop == "nonzero":
         inference = replace(inference, skip_empty=True)
         reasons["skip_empty"] = (
             "constant background in every scan: tiles with background only are labelled background without running the "
             "network"
         )
-    return draft.decided({"recipe": replace(recipe, refinement=refinement, inference=inference)}, **reasons)
+    return draft.decided({"recipe": replace(recipe, inference=inference)}, **reasons)
 
 
 def decide_ohem_groups(draft: Draft) -> Draft:
@@ -388,6 +313,7 @@ DECISIONS: tuple[Decision, ...] = (
     decide_architecture,
     decide_atlas_prior,
     decide_refinement,
+    decide_tiling,
     decide_ohem_groups,
     decide_mirroring,
     decide_iterations,

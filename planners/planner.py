@@ -10,7 +10,8 @@ from mre_lowshot.config.json import all_changed
 from mre_lowshot.config.presets import preset
 from mre_lowshot.errors import UserError
 from mre_lowshot.planners import rules
-from mre_lowshot.planners.decisions import DECISIONS, Draft
+from mre_lowshot.planners.decisions import DECISIONS
+from mre_lowshot.planners.draft import Draft
 from mre_lowshot.planners.facts import N4, DatasetFacts
 from mre_lowshot.planners.fingerprint import training_ranges
 from mre_lowshot.planners.hardware import Device

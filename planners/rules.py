@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mre_lowshot.config import ChannelNormalization, PatchConfig, RefinementConfig
+from mre_lowshot.config import ChannelNormalization, InferenceConfig, PatchConfig, RefinementConfig
 from mre_lowshot.config.plan import CropRule
 from mre_lowshot.config.recipe import Registration
 from mre_lowshot.data.paper_datasets import groups_of
@@ -278,6 +278,33 @@ def prior_rule(lesions: Sequence[str], *, is_ct: bool) -> tuple[Literal["input",
         "a term of the logits, so that the network learns what the image adds to the warped labels; without AMS "
         "(multi-scale features, SE and ASPP), which overfits to the training scan's own prior"
     )
+
+
+def tiling_rule(
+    wanted: InferenceConfig, *, registered: bool, multiscale: bool, is_ct: bool
+) -> tuple[InferenceConfig, str]:
+    """Tiles of prediction: the recipe's, or fewer where that was measured to cost at most .002 Dice (docs/LOG.md,
+    2026-11-28; `python -m benchmarks.tiling`).
+
+    Args:
+        wanted: the recipe's.
+        registered: scans are registered, so that the warped labels support the network.
+        multiscale: the network has AMS. ASPP and head are then most of the work, and are computed for the kept voxels
+            only.
+        is_ct: every channel is CT.
+    """
+    if wanted.tiling != "overlap" or not registered:
+        return wanted, ""
+    if not is_ct:
+        return replace(wanted, step=0.75), (
+            "overlapping tiles three quarters of a patch apart: about half the time of tiles half a patch apart"
+        )
+    if multiscale:
+        return replace(wanted, tiling="centre"), (
+            "the centre of each tile, as in the paper (IV-C): each voxel is predicted once, in about a sixth of the "
+            "time of tiles half a patch apart"
+        )
+    return wanted, ""
 
 
 def lesions_rule(labels: Sequence[str], *, registered: bool) -> tuple[tuple[str, ...], str]:

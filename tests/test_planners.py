@@ -9,7 +9,8 @@ from references import with_settings
 from mre_lowshot.config import AugmentationConfig, ChannelNormalization, Recipe
 from mre_lowshot.config.presets import PRESETS
 from mre_lowshot.errors import UserError
-from mre_lowshot.planners.decisions import DECISIONS, Draft
+from mre_lowshot.planners.decisions import DECISIONS
+from mre_lowshot.planners.draft import Draft
 from mre_lowshot.planners.facts import DatasetFacts
 from mre_lowshot.planners.fingerprint import dataset_fingerprint
 from mre_lowshot.planners.hardware import Device
