@@ -291,7 +291,7 @@ def tiling_rule(
         registered: scans are registered, so that the warped labels support the network.
         multiscale: the network has AMS. ASPP and head are then most of the work, and are computed for the kept voxels
             only.
-        is_ct: every channel is CT.
+        is_ct: a channel is CT.
     """
     if wanted.tiling != "overlap" or not registered:
         return wanted, ""
@@ -301,7 +301,7 @@ def tiling_rule(
         )
     if multiscale:
         return replace(wanted, tiling="centre"), (
-            "the centre of each tile, as in the paper (IV-C): each voxel is predicted once, in about a sixth of the "
+            "the centre of each tile, as in the paper (IV-C): each voxel is predicted once, in about a third of the "
             "time of tiles half a patch apart"
         )
     return wanted, ""
