@@ -241,12 +241,10 @@ def decide_refinement(draft: Draft) -> Draft:
 
 def decide_tiling(draft: Draft) -> Draft:
     """How prediction covers a scan with tiles, and whether empty ones are skipped (adaptive planning)."""
-    recipe, network, reasons = draft.recipe, draft.network, {}
+    recipe, reasons = draft.recipe, {}
     if recipe.planning != "adaptive":
         return draft
-    inference, reason = rules.tiling_rule(
-        recipe.inference, registered=network.atlas_prior, multiscale=network.multiscale, is_ct=draft.is_ct
-    )
+    inference, reason = rules.tiling_rule(recipe.inference, registered=draft.network.atlas_prior, is_ct=draft.is_ct)
     if reason:
         reasons["tiling"] = reason
     if draft.preprocessing.crop == "nonzero":

@@ -280,31 +280,26 @@ def prior_rule(lesions: Sequence[str], *, is_ct: bool) -> tuple[Literal["input",
     )
 
 
-def tiling_rule(
-    wanted: InferenceConfig, *, registered: bool, multiscale: bool, is_ct: bool
-) -> tuple[InferenceConfig, str]:
-    """Tiles of prediction: the recipe's, or fewer where that was measured to cost at most .002 Dice (docs/LOG.md,
-    2026-11-28; `python -m benchmarks.tiling`).
+def tiling_rule(wanted: InferenceConfig, *, registered: bool, is_ct: bool) -> tuple[InferenceConfig, str]:
+    """Tiles of prediction: the recipe's, or fewer where the mean Dice was at most .002 lower (docs/LOG.md, 2026-11-28;
+    `python -m benchmarks.tiling`).
 
     Args:
         wanted: the recipe's.
         registered: scans are registered, so that the warped labels support the network.
-        multiscale: the network has AMS. ASPP and head are then most of the work, and are computed for the kept voxels
-            only.
-        is_ct: a channel is CT.
+        is_ct: a channel is CT. The network then has AMS (`prior_rule`): ASPP and head are most of the work, and with
+            centre tiling they are computed for the kept voxels only.
     """
     if wanted.tiling != "overlap" or not registered:
         return wanted, ""
-    if not is_ct:
-        return replace(wanted, step=0.75), (
-            "overlapping tiles three quarters of a patch apart: about half the time of tiles half a patch apart"
-        )
-    if multiscale:
+    if is_ct:
         return replace(wanted, tiling="centre"), (
             "the centre of each tile, as in the paper (IV-C): each voxel is predicted once, in about a third of the "
             "time of tiles half a patch apart"
         )
-    return wanted, ""
+    return replace(wanted, step=0.75), (
+        "overlapping tiles three quarters of a patch apart: about half the time of tiles half a patch apart"
+    )
 
 
 def lesions_rule(labels: Sequence[str], *, registered: bool) -> tuple[tuple[str, ...], str]:

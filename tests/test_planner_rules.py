@@ -137,22 +137,18 @@ def test_iterations_state_what_the_recipe_alone_would_cover():
     assert rules.iterations_rule(600, 100_000.0, 50_000)[0] == 600
 
 
-@pytest.mark.parametrize(("registered", "multiscale", "is_ct", "found"), [
-    (True, True, True, ("centre", 0.5)),  # CT with AMS
-    (True, False, False, ("overlap", 0.75)),  # MRI, the prior in the logits
-    (True, True, False, ("overlap", 0.75)),  # MRI with lesions among organs
-    (True, False, True, ("overlap", 0.5)),  # CT without AMS: not planned, not measured
-    (False, True, True, ("overlap", 0.5)),
-    (False, False, False, ("overlap", 0.5)),
+@pytest.mark.parametrize(("registered", "is_ct", "found"), [
+    (True, True, ("centre", 0.5)),
+    (True, False, ("overlap", 0.75)),
+    (False, True, ("overlap", 0.5)),
+    (False, False, ("overlap", 0.5)),
 ])  # fmt: skip
-def test_fewer_tiles_only_where_it_was_measured(registered, multiscale, is_ct, found):
+def test_fewer_tiles_only_where_scans_are_registered(registered, is_ct, found):
     wanted = InferenceConfig(tiling="overlap")
-    rule, reason = rules.tiling_rule(wanted, registered=registered, multiscale=multiscale, is_ct=is_ct)
+    rule, reason = rules.tiling_rule(wanted, registered=registered, is_ct=is_ct)
     assert (rule.tiling, rule.step) == found
     assert bool(reason) == (rule != wanted)
 
 
 def test_the_tiling_of_the_paper_is_kept():
-    assert rules.tiling_rule(InferenceConfig(), registered=True, multiscale=False, is_ct=False) == (
-        InferenceConfig(), "",
-    )  # fmt: skip
+    assert rules.tiling_rule(InferenceConfig(), registered=True, is_ct=False) == (InferenceConfig(), "")
