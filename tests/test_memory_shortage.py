@@ -57,7 +57,9 @@ def test_of_a_registration_on_another_device_which_the_cpu_does_instead(monkeypa
 def test_of_a_single_tile_is_decided_by_the_tiles_that_were_tried():
     """Another thread has halved the number of tiles in a batch meanwhile."""
     tried = []
-    window = SimpleNamespace(tile_batch=8, compiler=None, device=torch.device("cpu"), log=lambda _: None)
+    window = SimpleNamespace(
+        tile_batch=8, compiler=None, has_state=False, device=torch.device("cpu"), log=lambda _: None
+    )
 
     def tiles(_image, _frame, group, _box):
         tried.append(len(group))
@@ -67,7 +69,8 @@ def test_of_a_single_tile_is_decided_by_the_tiles_that_were_tried():
     window._tiles = tiles
     with pytest.raises(MemoryLimitError, match="single tile"):
         list(SlidingWindow._batches(window, None, None, list(overlap_tiles((16, 16, 16), (8, 8, 8), 0.5))))
-    assert tried == [8, 1]
+    assert tried[-1] == 1
+    assert set(tried[:-1]) == {8}  # several, where torch has several threads
 
 
 @pytest.mark.parametrize("raised", [MemoryError("x"), MemoryLimitError("a_0000.nii.gz: needs 3 GB")])

@@ -19,6 +19,7 @@ from mre_lowshot.errors import MemoryLimitError, NumericalError, UserError, is_o
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
 from mre_lowshot.inference.memory import refinement_bytes
+from mre_lowshot.inference.tile_threads import compute
 from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs
@@ -26,6 +27,7 @@ from mre_lowshot.sampling import LocationPrior, location_maps
 from mre_lowshot.transfers import to_host
 
 MAX_TILES = 1_000_000  # of a scan: weeks on a CPU
+GPU_BATCH, CPU_BATCH = 8, 4  # on the CPU more tiles do not stay in its caches
 CONSTANT = 1e-4  # range of normalised intensities up to which a channel counts as constant
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 AtlasCoordinates = Sequence[np.ndarray | None]
@@ -62,7 +64,8 @@ class SlidingWindow:
         inference: tiling and test-time augmentation.
         device: to compute on.
         priors: the folds' atlas priors.
-        tile_batch: tiles computed at once; halved, with a message, when the device's memory does not hold them.
+        tile_batch: tiles of a batch; halved, with a message, when the device's memory does not hold them. None: 8 on a
+            GPU, 4 on the CPU, where several batches are computed at the same time (`inference.tile_threads`).
         precision: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device supports it natively; both only
             if a tile of the first scan agrees with float32, otherwise float32 is used, with a message.
         compile: use torch.compile for the most frequent tiles; if it fails or the output differs, the uncompiled
@@ -79,7 +82,7 @@ class SlidingWindow:
         inference: InferenceConfig,
         device: torch.device,
         priors: Sequence[LocationPrior | None] | None = None,
-        tile_batch: int = 8,
+        tile_batch: int | None = None,
         precision: Precision = "float32",
         compile: bool = False,
         log: Callable[[str], None] = log_to_stderr,
@@ -96,7 +99,8 @@ class SlidingWindow:
             self.networks, self.low_precision = (self.compiler.wrap(n) for n in (self.networks, self.low_precision))
         self.compared, self.log = len(self.low_precision) < len(networks), log
         self.config, self.patch, self.inference = config, patch, inference
-        self.device, self.tile_batch = device, tile_batch
+        self.device = device
+        self.tile_batch = tile_batch or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
         self.priors = list(priors or [None] * len(networks))
 
     @property
@@ -194,28 +198,30 @@ class SlidingWindow:
 
     def _batches(
         self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]
-    ) -> Iterator[tuple[list[Tile], Box, torch.Tensor]]:
+    ) -> Iterator[tuple[Sequence[Tile], Box, torch.Tensor]]:
         """At most ``tile_batch`` tiles at a time, grouped by the part that they keep where possible; the union of these
         parts; and the tiles' probabilities (T, K, *box)."""
         waiting = most_frequent_first(tiles) if self.compiler else sorted(tiles, key=lambda tile: tile.keep)
+        threads = 1 if self.device.type != "cpu" or self.has_state else torch.get_num_threads()
         while waiting:
-            group = waiting[: self.tile_batch]
-            box = union_box(tile.keep for tile in group)
+            size = self.tile_batch
+            groups = [(group, union_box(tile.keep for tile in group)) for group in in_batches(waiting, size)]
             try:
-                probabilities = self._tiles(image, frame, group, box)
+                for (group, box), probabilities in compute(
+                    groups, lambda pair: self._tiles(image, frame, *pair), threads=threads
+                ):
+                    yield group, box, probabilities
+                    waiting = waiting[len(group) :]
             except RuntimeError as problem:
                 if not is_out_of_memory(problem):
                     raise
-                if self.tile_batch == len(group) == 1:  # another thread may have halved the former
+                if size == 1:
                     text = f"{self.device}: its memory does not hold a single tile; use device cpu"
                     raise MemoryLimitError(text) from None
-                self.tile_batch = max(1, self.tile_batch // 2)
+                self.tile_batch, threads = min(self.tile_batch, max(1, size // 2)), 1  # another thread may have halved
                 self.log(f"{self.device}: out of memory, continuing with {self.tile_batch} tiles at a time")
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                continue
-            yield group, box, probabilities
-            waiting = waiting[len(group) :]
 
     @torch.inference_mode()
     def _tiles(self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile], box: Box) -> torch.Tensor:
@@ -320,6 +326,15 @@ def extrapolated(maps: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray
         mode: dict[str, str] = {"mode": "reflect", "reflect_type": "odd"} if maps.shape[axis] > 1 else {"mode": "edge"}
         maps = np.pad(maps, widths, **mode)  # type: ignore[call-overload]
     return maps
+
+
+def in_batches(tiles: Sequence[Tile], size: int) -> list[Sequence[Tile]]:
+    """The tiles in their order, ``size`` at a time. A single one at the end shares the batch before it: for one tile
+    and one thread torch's convolutions on the CPU take three times as long."""
+    starts = list(range(0, len(tiles), size))
+    if len(starts) > 1 and size > 2 and len(tiles) - starts[-1] == 1:
+        starts[-1] -= 1
+    return [tiles[start:end] for start, end in zip(starts, [*starts[1:], len(tiles)], strict=True)]
 
 
 def _subsets(axes: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -31,10 +31,14 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor) -> Tensor:
+        """The factor of each channel, (B, C, 1, ...)."""
         pooled = x.flatten(2).mean(dim=2)
         weight = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
-        return x * weight.view(*weight.shape, *[1] * (x.dim() - 2))
+        return weight.view(*weight.shape, *[1] * (x.dim() - 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weights(x)
 
 
 def joined(features: Tensor, pooled: Tensor | None) -> Tensor:
@@ -104,7 +108,8 @@ class Embedding(nn.Module):
         levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
         self.levels = levels if spec.multiscale else 1
         channels = sum(spec.widths[: self.levels]) + spec.location_channels - spec.prior_channels
-        self.se = SqueezeExcite(channels, spec.se_reduction) if spec.multiscale and spec.se else None
+        uses_se = spec.multiscale and spec.se
+        self.se: nn.Module | None = SqueezeExcite(channels, spec.se_reduction) if uses_se else None
         self.aspp = ASPP(spec, channels, plain) if spec.multiscale and spec.aspp else None
         features = self.aspp.out_channels if self.aspp is not None else channels
         self.fusion = CONV[spec.axes](features, spec.embedding_dim, 1) if spec.embedding_dim else nn.Identity()

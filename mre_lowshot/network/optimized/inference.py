@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from mre_lowshot.grid import Box, as_slices, full_box
 from mre_lowshot.network.backbone import CONV, TRANSPOSED
 from mre_lowshot.network.build import MRENet
-from mre_lowshot.network.embedding import ASPP
+from mre_lowshot.network.embedding import ASPP, SqueezeExcite
 from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.network.optimized.dilated import DilatedConv
 from mre_lowshot.network.optimized.fused_head import fused_weights, patch_lengths, triangle
@@ -75,8 +75,8 @@ class InferenceNetwork(nn.Module):
         if dtype != torch.float32:  # the sum of a block in float32
             pools = [nn.Sequential(_Cast(torch.float32), pool, _Cast(dtype)) for pool in pools]
         self.backbone.pools = nn.ModuleList(pools)
-        if self.embedding.se is not None:
-            self.embedding.se.to(dtype)
+        if isinstance(self.embedding.se, SqueezeExcite):
+            self.embedding.se = _InPlace(self.embedding.se.to(dtype))
 
     def _prepare_head(self) -> None:
         """Keep what the head multiplies with, as buffers: of the fused head the triangle R, and scores and mixer on
@@ -172,6 +172,17 @@ class _BlockMean(nn.Module):
         return x / math.prod(self.stride)
 
 
+class _InPlace(nn.Module):
+    """`SqueezeExcite` that overwrites its input, which no other layer reads (`Embedding.stacked`)."""
+
+    def __init__(self, attention: SqueezeExcite) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.attention.weights(x))
+
+
 class _Cast(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -208,7 +219,8 @@ def _aspp_centre(aspp: ASPP, x: Tensor, keep: Box) -> tuple[Tensor, Tensor | Non
     for branch in branches:
         conv = branch[0]
         if conv.weight.shape[2] == 1:
-            outputs.append(F.relu_(pointwise(conv, _crop(x, keep).movedim(1, -1)).movedim(-1, 1)))
+            rows = _crop(x, keep).movedim(1, -1).contiguous()  # else one small product for each row of voxels
+            outputs.append(F.relu_(pointwise(conv, rows).movedim(-1, 1)))
         else:
             outputs.append(F.relu_(dilated_at(x, conv.weight, conv.bias, conv.dilation, keep)))
     features = torch.cat(outputs, dim=1)

@@ -26,7 +26,7 @@ MAX_SCALE = 40.0  # exp(40) is 2e17, exp(-40) 4e-18
 class Mixing(nn.Module):
     """``forward(scores, hidden, lengths)``: logits (n, K), the values of `logits_of` up to rounding, from the products
     of e with the prototypes (n, K*M), the mixer's layer 1 before its ReLU (n, mixing_dim) or None, and |e| (n,).
-    ``hidden`` is overwritten.
+    ``scores`` and ``hidden`` are overwritten.
 
     Args:
         head: trained; it is not changed.
@@ -48,7 +48,7 @@ class Mixing(nn.Module):
         if not self.direct:
             return logits_of(scores if hidden is None else torch.cat([scores, hidden], dim=1), lengths, self.head)
         groups: Any = self.groups
-        shares = scores.mul(self.scale / lengths.clamp_min(self.head.EPSILON)[:, None]).exp_()
+        shares = scores.mul_(self.scale / lengths.clamp_min(self.head.EPSILON)[:, None]).exp_()
         if hidden is None or self.head.mixer is None:
             return torch.log(shares @ groups / self.head.spec.prototypes_per_class).add_(self.constant)
         weights = self.head.mixer[2](hidden.relu_()).sigmoid_().exp_()

@@ -1,0 +1,79 @@
+"""Threads that compute batches of tiles on the CPU at the same time.
+
+A small network spends much of its time in layers that are too small, or not written, for several threads of torch.
+Several batches with one thread each leave no core idle, and a batch gives the same result on any number of cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MOST = 4  # batches at the same time: each holds the activations of its tiles; further cores share them
+_starting = threading.Lock()
+
+
+def compute(
+    items: Iterable[Item], work: Callable[[Item], Result], *, threads: int
+) -> Generator[tuple[Item, Result], None, None]:
+    """``work`` of each item, in the order of the items. With ``threads`` above 1 several items are worked on at the
+    same time, at most `MOST`, each with its share of torch's threads. What ``work`` raises is raised here, and no
+    further item is begun.
+
+    Args:
+        items: to work on; taken one after the other, as threads become free.
+        work: for an item.
+        threads: of torch, all items together.
+    """
+    if threads < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    count = min(threads, MOST)
+    pool = _pool(count, threads // count)
+    begun: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item in items:
+            begun.append((item, pool.submit(work, item)))
+            if len(begun) > count:  # one more than threads: none waits for the caller
+                yield _next(begun)
+        while begun:
+            yield _next(begun)
+    finally:
+        for _, future in begun:
+            future.cancel()
+        wait([future for _, future in begun])
+
+
+def _next(begun: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    item, future = begun[0]
+    result = future.result()  # still in the queue meanwhile: where it raises, the caller waits for all
+    begun.popleft()
+    return item, result
+
+
+@lru_cache(maxsize=4)
+def _pool(count: int, each: int) -> ThreadPoolExecutor:
+    """``count`` threads with ``each`` threads of torch, the same ones for all scans of this process."""
+    with _starting:
+        before = torch.get_num_threads()
+        pool = ThreadPoolExecutor(count, "tiles", initializer=_begin, initargs=(each,))
+        ready = threading.Barrier(count + 1)
+        for _ in range(count):
+            pool.submit(ready.wait)  # holds its thread until all are there
+        ready.wait()
+        # a thread keeps its own number; the default of threads to come is the process's, which the last call has set
+        torch.set_num_threads(before)
+    return pool
+
+
+def _begin(each: int) -> None:
+    torch.get_num_threads()  # a thread takes the process's number when it first asks, even after it was given its own
+    torch.set_num_threads(each)
