@@ -185,20 +185,6 @@ def _clipped(whole: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, ...]
     return tuple(np.clip(axis, 0, n - 1).astype(np.intp) for axis, n in zip(whole, size, strict=True))
 
 
-def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
-    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink. Float32."""
-    if tuple(image.shape[1:]) == tuple(size):
-        return image.astype(np.float32, copy=False)
-    from skimage.transform import resize
-
-    shrinks = any(new < old for new, old in zip(size, image.shape[1:], strict=True))
-    channels = [
-        resize(c, size, order=order, mode="edge", anti_aliasing=shrinks, preserve_range=True).astype(np.float32)
-        for c in image
-    ]
-    return np.stack(channels)
-
-
 def resize_linear(channel: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Resize one map (D, H, W) trilinearly, without smoothing. Float32."""
     import torch

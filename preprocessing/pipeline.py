@@ -10,13 +10,14 @@ import numpy as np
 
 from mre_lowshot.config import PreprocessingConfig
 from mre_lowshot.errors import UserError
-from mre_lowshot.grid import Box, argmax_resized, as_slices, full_box, resize_image, resize_labels, resize_linear
+from mre_lowshot.grid import Box, argmax_resized, as_slices, full_box, resize_labels, resize_linear
 from mre_lowshot.preprocessing.bias_field import correct_bias_field
 from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, nonzero_box
 from mre_lowshot.preprocessing.faults import correct_faults
 from mre_lowshot.preprocessing.grid_limits import check_grid
 from mre_lowshot.preprocessing.normalization import normalize
 from mre_lowshot.preprocessing.padding import content_box, own_contents
+from mre_lowshot.resampling import resize_image
 
 if TYPE_CHECKING:
     from mre_lowshot.transfers import Array

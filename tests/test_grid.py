@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_preprocessing import ball
 
-from mre_lowshot.grid import (
-    argmax_resized,
-    resize_image,
-    resize_labels,
-    resize_linear,
-    sample_image,
-    sample_shares,
-)
+from mre_lowshot.grid import argmax_resized, resize_labels, resize_linear, sample_image, sample_shares
+from mre_lowshot.resampling import resize_image
 
 
 def centroid(array):

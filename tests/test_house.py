@@ -37,7 +37,7 @@ LAYERS = [
         "transfers",
     },
     {"data"},
-    {"grid", "filters"},
+    {"grid", "filters", "resampling"},
     {"losses", "sampling", "augmentation", "network"},
     {"preprocessing"},
     {"planners"},

@@ -17,7 +17,8 @@ from mre_lowshot.atlas.registration.affine import affine
 from mre_lowshot.atlas.registration.images import to_image, voxels, warp
 from mre_lowshot.atlas.similarity import normalize_locally
 from mre_lowshot.errors import UserError
-from mre_lowshot.grid import coarsen_spacing, resize_image
+from mre_lowshot.grid import coarsen_spacing
+from mre_lowshot.resampling import resize_image
 
 MAX_VOXELS = 40_000  # of an image that is compared
 MIN_VOXELS = 4  # along each axis

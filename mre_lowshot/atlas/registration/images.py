@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mre_lowshot.grid import coarsen_spacing, resize_image
+from mre_lowshot.grid import coarsen_spacing
+from mre_lowshot.resampling import resize_image
 
 MAX_VOXELS = 500_000  # of an image that is registered: anatomy is matched as well on a coarse grid, in seconds
 

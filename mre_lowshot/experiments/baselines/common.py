@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mre_lowshot.grid import resize_image
 from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.resampling import resize_image
 
 AVERAGE_SIDE = 32  # voxels along each axis, at most, of the scans that are averaged
 

@@ -15,8 +15,9 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.base import go_on
 from mre_lowshot.experiments.baselines.transform_models import TransformNetwork, contours_of, warp
 from mre_lowshot.experiments.baselines.transform_training import train_appearance, train_spatial
-from mre_lowshot.grid import coarsen_spacing, coordinate_maps, resize_image, sample_image, sample_label, voxel_positions
+from mre_lowshot.grid import coarsen_spacing, coordinate_maps, sample_image, sample_label, voxel_positions
 from mre_lowshot.preprocessing.store import PreparedCase
+from mre_lowshot.resampling import resize_image
 
 FULL_VOXELS, SMALL_VOXELS = 1_000_000, 32_000  # of the grid of the transforms, to which larger scans are downsampled
 WIDTH = 16  # feature channels at full resolution, as the source; fewer are no faster on a CPU
