@@ -35,6 +35,7 @@ LAYERS = [
         "plotting",
         "devices",
         "transfers",
+        "heap",
     },
     {"data"},
     {"grid", "filters", "resampling"},

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from mre_lowshot.config.plan_files import same_plan
 from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.files import write_json
 from mre_lowshot.grid import IGNORE
+from mre_lowshot.heap import freed_memory_is_kept
 from mre_lowshot.inference import checkpoint
 from mre_lowshot.inference.ensemble import needs_tuning
 from mre_lowshot.losses import MRELoss
@@ -191,6 +192,7 @@ class MRETrainer:
         self.network.train()
         with (
             self.training_log.steps(self.iteration),
+            freed_memory_is_kept() if self.device.type == "cpu" else nullcontext(),
             devices.fixed_shapes(tf32=self.precision.tf32),
             held_interrupt(always=self.processes.count > 1) as interrupted,
         ):
