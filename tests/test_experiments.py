@@ -271,6 +271,14 @@ def test_finished_rows_are_skipped_and_shared_between_tables(again, capsys):
     assert f" 1  {value:.4f}" in " ".join(line.split()).replace(" 1 ", " 1  ")
 
 
+@pytest.mark.parametrize(("table", "words"), [("table6", "memory"), ("table7", "spleen"), ("table9", "inference per")])
+def test_times_memory_and_labels_are_printed_where_the_papers_table_has_them(ran, capsys, table, words):
+    assert experiment(ran, table, "--iterations", 2, "--print") == 0
+    layout, plain = capsys.readouterr().out.split("\n\n", 1)
+    assert words in layout
+    assert plain.startswith(f"{table}: ")
+
+
 def test_an_interrupted_fold_is_continued(again, monkeypatch, capsys):
     shutil.rmtree(again.model("table2_a_2") / "fold_1")
     with monkeypatch.context() as patch:

@@ -121,6 +121,12 @@ class Table:
             raise UserError(f"--rows: table {self.name} has no row {name!r}; {suggest(name, found)}")
         return found[name]
 
+    @property
+    def shows_more(self) -> bool:
+        """Whether the paper's layout shows what the plain table of results does not: single labels, time, memory, or
+        the metrics of ultrasound."""
+        return self.costs or self.layout in ("labels", "efficiency", "ultrasound")
+
     def rows_at(self, base: Base) -> tuple[Row, ...]:
         """The rows that exist at the given base."""
         return tuple(row for row in self.rows if row.base in (None, base))

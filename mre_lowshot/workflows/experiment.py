@@ -250,10 +250,10 @@ def _report(
     text = format_rows(run.table, rows, *arguments, run.statistics, quick=run.remark)
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
     names = labels or [name for name, value in dataset.labels.items() if value]
-    grid = layout(
-        Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics),
-        quick=run.remark,
-    ) or plain_grid(run.table, rows, *arguments, quick=run.remark)
+    content = Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics)
+    grid = layout(content, quick=run.remark) or plain_grid(run.table, rows, *arguments, quick=run.remark)
+    if run.table.shows_more:
+        text = f"{in_format(grid, 'text')}\n{text}"
     shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
     run.reporter.table(shown_text)
     if not only_print:
