@@ -46,7 +46,7 @@ def test_at_most_so_many_items_are_ahead_of_the_caller():
         assert len(begun) <= item + 4
 
 
-@pytest.mark.parametrize(("threads", "each"), [(2, 1), (3, 1), (MOST, 1), (2 * MOST, 2)])
+@pytest.mark.parametrize(("threads", "each"), [(2, 1), (3, 1), (MOST, 1), (MOST + 1, 2), (2 * MOST, 2)])
 def test_each_item_has_its_share_of_torchs_threads_and_the_caller_keeps_its_own(threads, each):
     with torch_threads(threads):
         found = {count for _, count in compute(range(8), lambda _: torch.get_num_threads(), threads=threads)}
