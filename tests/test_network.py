@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from mre_lowshot.config import NetworkConfig, PatchConfig
 from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.errors import UserError
-from mre_lowshot.network.backbone import Backbone
+from mre_lowshot.network.backbone import CONV, Backbone
 from mre_lowshot.network.build import build, parameter_count
 from mre_lowshot.network.embedding import ASPP, SqueezeExcite
+from mre_lowshot.network.pointwise import POINTWISE
 
 SIZES = {3: (4, 8, 8), 2: (8, 12)}
 FLAT = {2: TINY_2D, 3: TINY}
@@ -337,3 +338,23 @@ def test_seeds_weights_and_states():
 def test_bad_configs_are_refused_by_name(changes, named):
     with pytest.raises(UserError, match=named):
         from_json(NetworkConfig, {**to_json(TINY), **changes}, "MREPlans.json: network")
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_pointwise_convolution_has_torchs_values_and_gradients_in_any_layout(axes, channels_last):
+    torch.manual_seed(0)
+    ours = POINTWISE[axes](5, 7, 1).double()
+    torchs = CONV[axes](5, 7, 1).double()
+    torchs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, *(4, 3, 6)[:axes], dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d if axes == 3 else torch.channels_last)
+    found = []
+    for layer in (ours, torchs):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = layer(given)
+        (out * out.detach().cos()).sum().backward()
+        found.append((out.detach(), given.grad, layer.weight.grad, layer.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)

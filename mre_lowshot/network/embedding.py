@@ -10,6 +10,7 @@ from mre_lowshot.config import NetworkConfig
 from mre_lowshot.network.backbone import CONV, norm_layer
 from mre_lowshot.network.optimized.dilated import DilatedConv
 from mre_lowshot.network.optimized.recompute import run
+from mre_lowshot.network.pointwise import POINTWISE, product
 from mre_lowshot.network.resize import upsample
 
 
@@ -53,7 +54,7 @@ class ASPP(nn.Module):
 
     ``forward`` maps (B, C, *size) to (B, branches * aspp_channels, *size); each branch is convolution -> normalisation
     -> ReLU. The batch norm of the image-level branch averages over one vector per patch; ``spec.image_level_norm``
-    switches it off. ``plain`` uses torch's dilated convolutions. With ``recompute`` each branch stores only its input
+    switches it off. ``plain`` uses torch's convolutions. With ``recompute`` each branch stores only its input
     for the backward pass.
     """
 
@@ -62,7 +63,8 @@ class ASPP(nn.Module):
     def __init__(self, spec: NetworkConfig, channels: int, plain: bool = False) -> None:
         super().__init__()
         width, self.plain = spec.aspp_channels, plain
-        self.branches = nn.ModuleList([self._branch(spec, CONV[spec.axes](channels, width, 1))])
+        first = (CONV if plain else POINTWISE)[spec.axes](channels, width, 1)
+        self.branches = nn.ModuleList([self._branch(spec, first)])
         for dilation in spec.dilations:
             conv = CONV[spec.axes](channels, width, 3, padding=dilation, dilation=dilation) if plain else None
             conv = conv or DilatedConv(spec.axes, channels, width, dilation)
@@ -104,7 +106,7 @@ class Embedding(nn.Module):
 
     def __init__(self, spec: NetworkConfig, plain: bool = False) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.plain = spec, plain
         levels = len(spec.widths) if spec.bottleneck_level else len(spec.widths) - 1
         self.levels = levels if spec.multiscale else 1
         channels = sum(spec.widths[: self.levels]) + spec.location_channels - spec.prior_channels
@@ -112,7 +114,8 @@ class Embedding(nn.Module):
         self.se: nn.Module | None = SqueezeExcite(channels, spec.se_reduction) if uses_se else None
         self.aspp = ASPP(spec, channels, plain) if spec.multiscale and spec.aspp else None
         features = self.aspp.out_channels if self.aspp is not None else channels
-        self.fusion = CONV[spec.axes](features, spec.embedding_dim, 1) if spec.embedding_dim else nn.Identity()
+        pointwise = (CONV if plain else POINTWISE)[spec.axes]
+        self.fusion = pointwise(features, spec.embedding_dim, 1) if spec.embedding_dim else nn.Identity()
         self.constant_features = spec.aspp_channels if self.aspp is not None and spec.image_level else 0
         self.varying_features = features - self.constant_features
         self.out_channels = spec.embedding_dim or features
@@ -147,5 +150,8 @@ class Embedding(nn.Module):
         return self.se(x) if self.se is not None else x
 
     def forward(self, levels: list[Tensor], coordinates: Tensor | None) -> Tensor:
-        embedding: Tensor = self.fusion(joined(*self.features(levels, coordinates)))
-        return embedding
+        features, pooled = self.features(levels, coordinates)
+        if pooled is None or self.plain or not self.spec.embedding_dim or features.device.type != "cpu":
+            embedding: Tensor = self.fusion(joined(features, pooled))
+            return embedding
+        return product(self.fusion, features.movedim(1, -1), pooled.flatten(1)).movedim(-1, 1)

@@ -38,6 +38,7 @@ from mre_lowshot.network.head import PrototypeHead
 from mre_lowshot.network.optimized.dilated import DilatedConv
 from mre_lowshot.network.optimized.fused_head import fused_weights, patch_lengths, triangle
 from mre_lowshot.network.optimized.mixing import Mixing
+from mre_lowshot.network.pointwise import product
 from mre_lowshot.network.prior_term import prior_term
 from mre_lowshot.network.resize import AveragePool
 
@@ -119,7 +120,7 @@ class InferenceNetwork(nn.Module):
             return self._fused_logits(rows, pooled)
         embedding = self._embedding(rows, pooled).flatten(0, 1)
         if self.mixing is None:
-            return pointwise(self.head, embedding).float()
+            return product(self.head, embedding).float()
         linear: Any = self.linear
         mixer: Any = self.mixing.head.mixer
         embedding = embedding.to(linear.dtype)
@@ -132,11 +133,7 @@ class InferenceNetwork(nn.Module):
         fusion: Any = self.embedding.fusion
         if isinstance(fusion, nn.Identity):
             return rows if pooled is None else torch.cat([rows, pooled[:, None].expand(-1, rows.shape[1], -1)], dim=-1)
-        if pooled is None:
-            return pointwise(fusion, rows)
-        weight, varying = fusion.weight.flatten(1), rows.shape[-1]
-        across = F.linear(rows, weight[:, :varying])
-        return across.add_(F.linear(pooled, weight[:, varying:], fusion.bias)[:, None])
+        return product(fusion, rows, pooled)
 
     def _fused_logits(self, rows: Tensor, pooled: Tensor | None) -> Tensor:
         linear: Any = self.linear
@@ -203,11 +200,6 @@ def _fold_norm(branch: Any) -> None:
     branch[1] = nn.Identity()
 
 
-def pointwise(conv: Any, rows: Tensor) -> Tensor:
-    """A 1x1x1 convolution of features (..., C), which lie together: (..., Co)."""
-    return F.linear(rows, conv.weight.flatten(1), conv.bias)
-
-
 def _crop(x: Tensor, keep: Box) -> Tensor:
     return x[(slice(None), slice(None), *as_slices(keep))]
 
@@ -220,7 +212,7 @@ def _aspp_centre(aspp: ASPP, x: Tensor, keep: Box) -> tuple[Tensor, Tensor | Non
         conv = branch[0]
         if conv.weight.shape[2] == 1:
             rows = _crop(x, keep).movedim(1, -1).contiguous()  # else one small product for each row of voxels
-            outputs.append(F.relu_(pointwise(conv, rows).movedim(-1, 1)))
+            outputs.append(F.relu_(product(conv, rows).movedim(-1, 1)))
         else:
             outputs.append(F.relu_(dilated_at(x, conv.weight, conv.bias, conv.dilation, keep)))
     features = torch.cat(outputs, dim=1)
