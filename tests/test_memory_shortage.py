@@ -57,9 +57,8 @@ def test_of_a_registration_on_another_device_which_the_cpu_does_instead(monkeypa
 def test_of_a_single_tile_is_decided_by_the_tiles_that_were_tried():
     """Another thread has halved the number of tiles in a batch meanwhile."""
     tried = []
-    window = SimpleNamespace(
-        tile_batch=8, compiler=None, has_state=False, device=torch.device("cpu"), log=lambda _: None
-    )
+    state = {"compiler": None, "has_state": False, "balanced": False}
+    window = SimpleNamespace(tile_batch=8, device=torch.device("cpu"), log=lambda _: None, **state)
 
     def tiles(_image, _frame, group, _box):
         tried.append(len(group))

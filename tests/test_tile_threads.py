@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -93,6 +96,48 @@ def test_a_scan_gives_the_same_to_the_bit_with_any_number_of_threads():
         np.testing.assert_array_equal(found, wanted)
     assert reported[-1][0] == reported[-1][1]
     assert [done for done, _ in reported[: len(reported) // 2]] == sorted({done for done, _ in reported})
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8, 9, 12, 13, 17, 40])
+def test_all_threads_have_work_and_few_tiles_are_computed_by_all_of_torchs_threads(count):
+    sizes, seen = [], []
+
+    def tiles(_image, _frame, group, _box):
+        sizes.append(len(group))
+        seen.append(torch.get_num_threads())
+        return torch.zeros(len(group), 3, 8, 8, 8)
+
+    found = window(network())
+    found._tiles = tiles
+    with torch_threads(2):
+        chosen = list(overlap_tiles((8, 8, 8 + 4 * (count - 1)), (8, 8, 8), 0.5))
+        assert sum(len(group) for group, _, _ in found._batches(None, None, chosen)) == count
+    if count < 2 * MOST:
+        assert set(seen) == {2}
+        assert len(sizes) == -(-count // 4)
+    else:
+        assert set(seen) == {1}
+        assert len(sizes) >= MOST - 1  # sizes are rounded up
+        assert min(sizes) > 1
+        assert max(sizes) <= 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    assert len(list(compute(range(4), abs, threads=2))) == 4
+    child = os.fork()
+    if not child:
+        os._exit(0 if [n for n, _ in compute(range(4), abs, threads=2)] == [0, 1, 2, 3] else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_where_memory_is_short_the_tiles_are_halved_and_none_is_lost():

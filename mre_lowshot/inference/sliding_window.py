@@ -19,7 +19,7 @@ from mre_lowshot.errors import MemoryLimitError, NumericalError, UserError, is_o
 from mre_lowshot.grid import Box, coordinate_maps, union_box, voxel_positions
 from mre_lowshot.inference.compiled import Compiler, most_frequent_first
 from mre_lowshot.inference.memory import refinement_bytes
-from mre_lowshot.inference.tile_threads import compute
+from mre_lowshot.inference.tile_threads import MOST, compute
 from mre_lowshot.inference.tiles import Tile, centre_tiles, count_tiles, gaussian_weight, overlap_tiles
 from mre_lowshot.network.build import MRENet
 from mre_lowshot.network.optimized.inference import InferenceNetwork, compare_outputs
@@ -65,7 +65,7 @@ class SlidingWindow:
         device: to compute on.
         priors: the folds' atlas priors.
         tile_batch: tiles of a batch; halved, with a message, when the device's memory does not hold them. None: 8 on a
-            GPU, 4 on the CPU, where several batches are computed at the same time (`inference.tile_threads`).
+            GPU; on the CPU at most 4, so that all of `inference.tile_threads.MOST` batches at a time have work.
         precision: ``bf16`` computes convolutions in bfloat16, ``auto`` where the device supports it natively; both only
             if a tile of the first scan agrees with float32, otherwise float32 is used, with a message.
         compile: use torch.compile for the most frequent tiles; if it fails or the output differs, the uncompiled
@@ -101,6 +101,7 @@ class SlidingWindow:
         self.config, self.patch, self.inference = config, patch, inference
         self.device = device
         self.tile_batch = tile_batch or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+        self.balanced = tile_batch is None and device.type == "cpu"
         self.priors = list(priors or [None] * len(networks))
 
     @property
@@ -203,8 +204,12 @@ class SlidingWindow:
         parts; and the tiles' probabilities (T, K, *box)."""
         waiting = most_frequent_first(tiles) if self.compiler else sorted(tiles, key=lambda tile: tile.keep)
         threads = 1 if self.device.type != "cpu" or self.has_state else torch.get_num_threads()
+        if len(waiting) < 2 * MOST:  # torch's threads share each batch
+            threads = 1
         while waiting:
             size = self.tile_batch
+            if self.balanced and len(waiting) >= 2 * MOST:  # by the number of tiles alone: the same with any threads
+                size = math.ceil(len(waiting) / (MOST * math.ceil(len(waiting) / (MOST * size))))
             groups = [(group, union_box(tile.keep for tile in group)) for group in in_batches(waiting, size)]
             try:
                 for (group, box), probabilities in compute(

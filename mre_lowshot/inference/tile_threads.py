@@ -7,6 +7,7 @@ Several batches with one thread each leave no core idle, and give the same to th
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -79,3 +80,7 @@ def _pool(count: int, each: int) -> ThreadPoolExecutor:
 def _begin(each: int) -> None:
     torch.get_num_threads()  # a thread takes the process's number when it first asks, even after it was given its own
     torch.set_num_threads(each)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
