@@ -15,20 +15,22 @@ from contextlib import contextmanager
 # the end of the heap is returned to the system.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
+LARGEST_ONCE = 32 * 2**20  # the most that glibc before 2.35 accepts as MMAP_THRESHOLD
 # what glibc itself reaches in a process that has freed large blocks; afterwards the exact former values are unknown
 USUAL = {MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
 
 
 @contextmanager
 def freed_memory_is_kept() -> Iterator[bool]:
-    """Within it memory that is freed stays with the process; afterwards it is returned to the system. Yields whether
-    the allocator is glibc's; with another one nothing is changed. Values computed do not depend on it."""
+    """Inside this block, freed memory stays with the process; afterwards it is returned to the system. Yields whether
+    the C library is glibc; with another one nothing is changed. Values computed do not depend on it."""
     library = _glibc()
     if library is None:
         yield False
         return
-    for parameter in USUAL:
-        library.mallopt(parameter, LARGEST)
+    if not library.mallopt(MMAP_THRESHOLD, LARGEST):
+        library.mallopt(MMAP_THRESHOLD, LARGEST_ONCE)
+    library.mallopt(TRIM_THRESHOLD, LARGEST)
     try:
         yield True
     finally:
@@ -44,6 +46,6 @@ def _glibc() -> ctypes.CDLL | None:
         library = ctypes.CDLL(None)
         if library.mallopt and library.malloc_trim:
             return library
-    except (OSError, AttributeError):  # another allocator is loaded
+    except (OSError, AttributeError):  # a C library without them
         pass
     return None

@@ -1,8 +1,8 @@
 """Resizing of images with splines.
 
 Smoothing and spline interpolation along an axis are one product with a matrix, which scipy computes once from the unit
-vectors. Three products take about a tenth of the time of scipy's interpolation in three dimensions at once (64
-coefficients for each voxel), and no copy of the image in float64.
+vectors. Three products take about a fifth of the time of scipy's interpolation in three dimensions at once (64
+coefficients for each voxel), and need no float64 copy of the image.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 
-CHUNK = 1 << 21  # values that are float64 at the same time
+CHUNK = 1 << 21  # values of the image that are float64 at the same time
 
 
 def resize_image(image: np.ndarray, size: tuple[int, ...], order: int = 3) -> np.ndarray:
-    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink (sigma: half of what
-    the factor exceeds 1 by, in voxels), edge voxels repeated, limited to the range of each channel. As
+    """Resize an image (C, *size) with splines of ``order``; smoothed first along axes that shrink (sigma:
+    (old / new - 1) / 2 voxels), edge voxels repeated, limited to the range of each channel. As
     `skimage.transform.resize`, up to rounding. Float32."""
     image = image.astype(np.float32, copy=False)
     if tuple(image.shape[1:]) == tuple(size):

@@ -48,3 +48,22 @@ def test_with_another_allocator_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
     with heap.freed_memory_is_kept() as kept:
         assert not kept
+
+
+def test_an_older_glibc_gets_the_largest_value_that_it_accepts(monkeypatch):
+    calls = []
+
+    class Older:
+        def mallopt(self, parameter, value):
+            accepted = parameter != heap.MMAP_THRESHOLD or value <= 32 * 2**20
+            calls.append((parameter, value, accepted))
+            return accepted
+
+        def malloc_trim(self, _):
+            calls.append("trim")
+
+    monkeypatch.setattr(heap, "_glibc", Older)
+    with heap.freed_memory_is_kept() as kept:
+        assert kept
+        assert [call for call in calls if call[2]] == [(-3, 32 * 2**20, True), (-1, 2**31 - 1, True)]
+    assert calls[-1] == "trim"

@@ -16,7 +16,7 @@ from mre_lowshot.errors import MemoryLimitError
 from mre_lowshot.inference.sliding_window import in_batches
 from mre_lowshot.inference.tile_threads import MOST, compute
 from mre_lowshot.inference.tiles import overlap_tiles
-from tests.test_inference import Crowded, network, picture, window
+from tests.test_inference import Crowded, Pointwise, network, picture, window
 
 
 @contextmanager
@@ -90,12 +90,12 @@ def test_a_scan_gives_the_same_to_the_bit_with_any_number_of_threads():
     image, net, reported = picture(9, 15, 14), network(), []
     with torch_threads(1):
         wanted = window(net).posterior(image)
-    for threads in (2, 3):
+    for threads in (2, 3, 4):
         with torch_threads(threads):
             found = window(net).posterior(image, progress=lambda done, of: reported.append((done, of)))
         np.testing.assert_array_equal(found, wanted)
     assert reported[-1][0] == reported[-1][1]
-    assert [done for done, _ in reported[: len(reported) // 2]] == sorted({done for done, _ in reported})
+    assert [done for done, _ in reported[: len(reported) // 3]] == sorted({done for done, _ in reported})
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 8, 9, 12, 13, 17, 40])
@@ -150,6 +150,27 @@ def test_where_memory_is_short_the_tiles_are_halved_and_none_is_lost():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert max(crowded.seen) == 2
     assert "continuing with 2 tiles" in messages[1]
+
+
+def test_single_tiles_are_tried_one_after_the_other_before_they_are_refused():
+    image, at_once, most = picture(9, 15, 14), [], []
+
+    class Narrow(Pointwise):
+        def forward(self, image, coordinates):
+            at_once.append(None)
+            most.append(len(at_once))
+            time.sleep(0.002)
+            short = len(at_once) > 1
+            at_once.pop()
+            if short:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(image, coordinates)
+
+    wanted = window(Pointwise()).posterior(image)
+    with torch_threads(2):
+        found = window(Narrow(), tile_batch=1, log=lambda _: None).posterior(image)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert max(most) > 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 100])

@@ -200,8 +200,8 @@ class SlidingWindow:
     def _batches(
         self, image: np.ndarray, frame: _Frame, tiles: Sequence[Tile]
     ) -> Iterator[tuple[Sequence[Tile], Box, torch.Tensor]]:
-        """At most ``tile_batch`` tiles at a time, grouped by the part that they keep where possible; the union of these
-        parts; and the tiles' probabilities (T, K, *box)."""
+        """Batches of at most ``tile_batch`` tiles, several at the same time on the CPU, grouped by the part that they
+        keep where possible; the union of these parts; and the tiles' probabilities (T, K, *box)."""
         waiting = most_frequent_first(tiles) if self.compiler else sorted(tiles, key=lambda tile: tile.keep)
         threads = 1 if self.device.type != "cpu" or self.has_state else torch.get_num_threads()
         if len(waiting) < 2 * MOST:  # torch's threads share each batch
@@ -220,7 +220,7 @@ class SlidingWindow:
             except RuntimeError as problem:
                 if not is_out_of_memory(problem):
                     raise
-                if size == 1:
+                if size == 1 and threads == 1:
                     text = f"{self.device}: its memory does not hold a single tile; use device cpu"
                     raise MemoryLimitError(text) from None
                 self.tile_batch, threads = min(self.tile_batch, max(1, size // 2)), 1  # another thread may have halved
@@ -334,8 +334,8 @@ def extrapolated(maps: np.ndarray, padding: list[tuple[int, int]]) -> np.ndarray
 
 
 def in_batches(tiles: Sequence[Tile], size: int) -> list[Sequence[Tile]]:
-    """The tiles in their order, ``size`` at a time. A single one at the end shares the batch before it: for one tile
-    and one thread torch's convolutions on the CPU take three times as long."""
+    """The tiles in their order, ``size`` at a time. A single one at the end takes another from the batch before it: for
+    one tile and one thread torch's convolutions on the CPU take three times as long."""
     starts = list(range(0, len(tiles), size))
     if len(starts) > 1 and size > 2 and len(tiles) - starts[-1] == 1:
         starts[-1] -= 1

@@ -1,7 +1,8 @@
 """Threads that compute batches of tiles on the CPU at the same time.
 
-A small network spends much of its time in layers that are too small, or not written, for several threads of torch.
-Several batches with one thread each leave no core idle, and give the same to the bit on one to `MOST` cores.
+A small network spends much of its time in layers that are too small for several threads, or not parallel at all.
+Several batches with one thread each keep more cores busy, and give the same to the bit with one to `MOST` threads. With
+more threads each batch gets several.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def compute(
         return
     each = math.ceil(threads / MOST)
     count = threads // each
-    pool = _pool(count, each)
+    with _starting:
+        pool = _pool(count, each)
     begun: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
             begun.append((item, pool.submit(work, item)))
-            if len(begun) > count:  # one more than threads: none waits for the caller
+            if len(begun) > count:  # one more than threads, so that one is ready to begin
                 yield _next(begun)
         while begun:
             yield _next(begun)
@@ -65,15 +67,14 @@ def _next(begun: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
 @lru_cache(maxsize=4)
 def _pool(count: int, each: int) -> ThreadPoolExecutor:
     """``count`` threads with ``each`` threads of torch, the same ones for all scans of this process."""
-    with _starting:
-        before = torch.get_num_threads()
-        pool = ThreadPoolExecutor(count, "tiles", initializer=_begin, initargs=(each,))
-        ready = threading.Barrier(count + 1)
-        for _ in range(count):
-            pool.submit(ready.wait)  # holds its thread until all are there
-        ready.wait()
-        # a thread keeps its own number; the default of threads to come is the process's, which the last call has set
-        torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "tiles", initializer=_begin, initargs=(each,))
+    ready = threading.Barrier(count + 1, timeout=60)
+    for _ in range(count):
+        pool.submit(ready.wait)  # holds its thread until all are there
+    ready.wait()
+    # a thread keeps its own number; the default of threads to come is the process's, which the last call has set
+    torch.set_num_threads(before)
     return pool
 
 
@@ -82,5 +83,12 @@ def _begin(each: int) -> None:
     torch.set_num_threads(each)
 
 
-if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+def _after_fork() -> None:
+    """A forked process has none of the threads, and nothing would release a lock that one of them holds."""
+    global _starting
+    _starting = threading.Lock()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
