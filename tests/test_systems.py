@@ -34,7 +34,10 @@ POSIX_ATTRIBUTES = {
     "signal": {"SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD", "SIGPIPE", "SIGQUIT", "SIGSTOP",
                "SIGTSTP", "SIGCONT", "alarm", "pause", "setitimer", "sigwait", "pthread_kill", "pthread_sigmask"},
 }  # fmt: skip
-GUARDED = {("mre_lowshot.devices", "sched_getaffinity")}  # beside hasattr
+GUARDED = {  # beside hasattr
+    ("mre_lowshot.devices", "sched_getaffinity"),
+    ("mre_lowshot.inference.tile_threads", "register_at_fork"),
+}
 
 
 def trees():
