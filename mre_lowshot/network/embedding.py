@@ -54,8 +54,8 @@ class ASPP(nn.Module):
 
     ``forward`` maps (B, C, *size) to (B, branches * aspp_channels, *size); each branch is convolution -> normalisation
     -> ReLU. The batch norm of the image-level branch averages over one vector per patch; ``spec.image_level_norm``
-    switches it off. ``plain`` uses torch's convolutions. With ``recompute`` each branch stores only its input
-    for the backward pass.
+    switches it off. ``plain`` uses torch's convolutions. With ``recompute`` each branch stores only its
+    input for the backward pass.
     """
 
     recompute = False
