@@ -209,7 +209,7 @@ def test_a_missing_antspyx_is_named_with_the_command_that_installs_it(tmp_path, 
     fold = toy_fold(tmp_path, [head_case(0)])
     with monkeypatch.context() as patch:
         patch.setattr("mre_lowshot.experiments.baselines.requirements.find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r'pip install .*"mre-lowshot\[ants\]", or set MRE_ANTS_PYTHON'):
+        with pytest.raises(UserError, match=r"ants-env/bin/pip install antspyx==0\.6\.3, and set MRE_ANTS_PYTHON"):
             ants.ANTS.fit(fold)
     monkeypatch.setenv(ants.VARIABLE, "nowhere/python")
     with pytest.raises(UserError, match="MRE_ANTS_PYTHON nowhere/python: is not a file"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 ROOT = Path(__file__).resolve().parents[1]
 EXTRA = "mre-lowshot[dicom]"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_settings")]
@@ -79,3 +80,15 @@ def test_without_extras_nifti_is_predicted_and_dicom_names_the_extra(wheel, trai
     assert not (tmp_path / "seg").exists()
     done = run("mre_train", "Synthetic", "1shot", "fold0", "--tensorboard", "--workspace", "w")
     assert (done.returncode, "mre-lowshot[tensorboard]" in done.stderr) == (2, True), done
+
+
+EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra_can_be_installed_as_the_documents_say(wheel, extra):
+    """With the tested versions; antspyx, which needs older ones (docs/BASELINES.md), without them."""
+    constraints = () if extra == "ants" else ("-c", ROOT / "constraints.txt")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "-q", *constraints, f"{wheel}[{extra}]"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,7 @@
 """ANTs (Avants et al. 2011), the paper's classical baseline: SyN registration, and the labels propagated by it.
 
-antspyx is large and has its own ITK, so it runs in a process of its own, and may be in an environment of its own:
+antspyx is large, has its own ITK and needs older versions of numpy and scipy than the tested ones, so it runs in a
+process of its own, best in an environment of its own:
 
     python3 -m venv ants-env
     ants-env/bin/pip install antspyx==0.6.3
@@ -42,10 +43,7 @@ def find_ants() -> AntsProcess:
     """
     given = os.environ.get(VARIABLE)
     if not given:
-        try:
-            require_package("ants", "ants")
-        except UserError as problem:
-            raise UserError(f"{problem}, or set {VARIABLE} to the Python of an environment that has antspyx") from None
+        require_package("ants", "ants")
         return AntsProcess(Path(sys.executable), "Python")
     if not Path(given).is_file():
         raise UserError(f"{VARIABLE} {given}: is not a file; give the environment's bin/python")

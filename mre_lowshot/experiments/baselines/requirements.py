@@ -11,8 +11,13 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.baselines.base import Baseline
 from mre_lowshot.preprocessing.store import PreparedCase
 
-# Importable package -> the extra of mre-lowshot that installs it.
-_EXTRAS = {"ants": "ants", "sklearn": "baselines"}
+# Importable package -> the command that installs it.
+_INSTALL = {
+    "sklearn": 'pip install -c constraints.txt "mre-lowshot[baselines]"',
+    # antspyx 0.6.3 needs numpy below 2.4 and scipy below 1.16, so it cannot join the versions of constraints.txt.
+    "ants": "install it in an environment of its own, python3 -m venv ants-env; ants-env/bin/pip install "
+    "antspyx==0.6.3, and set MRE_ANTS_PYTHON=ants-env/bin/python",
+}
 _KINDS = {2: "2D images", 3: "volumes"}
 
 
@@ -40,8 +45,7 @@ def require_package(name: str, package: str) -> None:
 
 def missing_package(name: str, package: str) -> str:
     """The message for a package that the baseline ``name`` needs."""
-    extra = _EXTRAS.get(package)
-    install = f'pip install -c constraints.txt "mre-lowshot[{extra}]"' if extra else f"pip install {package}"
+    install = _INSTALL.get(package, f"pip install {package}")
     return f"baseline {name}: the package {package} is not installed; {install}"
 
 
