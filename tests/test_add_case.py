@@ -244,10 +244,14 @@ def test_the_corrected_label_maps_of_a_folder_are_added_with_their_scans(space, 
     shutil.move(space.root / "scans/visit_0000.nii.gz", space.root / "visit_0000.nii.gz")
     assert add(space, "--from", out) == 2
     assert "is missing; name the folder of the scans (-i)" in capfd.readouterr().err
-    shutil.move(space.root / "visit_0000.nii.gz", space.root / "scans/visit_0000.nii.gz")
+    (space.raw / "imagesTs").mkdir()
+    shutil.move(space.root / "visit_0000.nii.gz", space.raw / "imagesTs")
+    assert add(space, "--from", out, "-i", space.raw / "imagesTs") == 2
+    assert "from imagesTs and labelsTs to other folders first and name the folder of the scan (-i)" in capfd.readouterr().err
+    shutil.move(space.raw / "imagesTs/visit_0000.nii.gz", space.root / "scans")
     assert add(space, "--from", out, "none") == 2
     assert "case 'none' is not in its run.json" in capfd.readouterr().err
-    assert add(space, "--from", out) == 0
+    assert add(space, "--from", out, "-i", space.root / "scans") == 0
     assert (space.raw / "labelsTr/visit.nii.gz").read_bytes() == (out / "visit.nii.gz").read_bytes()
     assert not (space.raw / "labelsTr/again.nii.gz").exists()
     capfd.readouterr()

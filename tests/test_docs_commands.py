@@ -106,11 +106,26 @@ def make_references():
     shutil.rmtree("references/overlays", ignore_errors=True)
 
 
-def test_first_steps(tiny):
+def correct(path):
+    """Change a label map, as a person would."""
+    read = sitk.ReadImage(path)
+    array = sitk.GetArrayFromImage(read)
+    array[5:9, 5:9, 5:9] = 1
+    made = sitk.GetImageFromArray(array)
+    made.CopyInformation(read)
+    sitk.WriteImage(made, path)
+
+
+def test_first_steps(tiny, capfd):
     labelled("my_scans", 2)
+    new_scans("new_scans")
     imported(0)
-    done = run("first_steps.md", skip=("mre_import",), before={"mre_evaluate": make_references})
-    assert done == ["mre_plan_and_preprocess", *["mre_train"] * 3, "mre_predict", "mre_evaluate"]
+    before = {"mre_add_case": lambda: correct("segmentations/case_1.nii.gz"), "mre_evaluate": make_references}
+    done = run("first_steps.md", skip=("mre_import",), before=before)
+    assert done == ["mre_plan_and_preprocess", *["mre_train"] * 3, "mre_predict", "mre_add_case", "mre_evaluate"]
+    assert Path("mre_data/raw/Dataset017_Abdomen/labelsTr/case_1.nii.gz").is_file()
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("next: mre_train"))
+    assert import_module("mre_lowshot.cli.train").main(shlex.split(line)[2:]) == 0  # the command as it is printed
     assert Path("segmentations/quality.csv").is_file()
     assert list(Path("segmentations/overlays").glob("*.png"))
     assert Path("segmentations/summary.csv").is_file()

@@ -128,9 +128,10 @@ def refuse_known(one: Candidate, dataset: Dataset, *, same_is_present: bool = Fa
         UserError: names the other case, and the fix.
     """
     if any(case.name == one.name for case in dataset.test_cases):
+        named = " and name the folder of the scan (-i)" if one.predicted else ""
         raise UserError(
             f"case {one.name}: is a test case of {dataset.name} (imagesTs), which no training may use; move its files "
-            "from imagesTs and labelsTs to other folders first, or leave it out"
+            f"from imagesTs and labelsTs to other folders first{named}, or leave it out"
         )
     same_name = next((case for case in dataset.cases if case.name == one.name), None)
     if same_name is not None and same_name.label:
