@@ -247,7 +247,10 @@ def test_the_corrected_label_maps_of_a_folder_are_added_with_their_scans(space, 
     (space.raw / "imagesTs").mkdir()
     shutil.move(space.root / "visit_0000.nii.gz", space.raw / "imagesTs")
     assert add(space, "--from", out, "-i", space.raw / "imagesTs") == 2
-    assert "from imagesTs and labelsTs to other folders first and name the folder of the scan (-i)" in capfd.readouterr().err
+    assert (
+        "from imagesTs and labelsTs to other folders first and name the folder of the scan (-i)"
+        in capfd.readouterr().err
+    )
     shutil.move(space.raw / "imagesTs/visit_0000.nii.gz", space.root / "scans")
     assert add(space, "--from", out, "none") == 2
     assert "case 'none' is not in its run.json" in capfd.readouterr().err

@@ -15,6 +15,7 @@ from pydicom.sr._concepts_dict import concepts
 
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.dicom import codes
+from mre_lowshot.data.dicom import seg as seg_module
 from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.series import Series, find_series
 from mre_lowshot.data.dicom.volume import read_series
@@ -282,6 +283,23 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
         write(tmp_path / "seg.dcm", some_labels(series, 1), series)
     assert (tmp_path / "seg.dcm").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "seg.dcm"]
+
+
+def test_only_errors_of_the_dicom_packages_count_as_errors_of_the_source(tmp_path, monkeypatch):
+    write_series(tmp_path / "in", STORED)
+    series = only(tmp_path / "in")
+    write_seg(str(tmp_path / "seg.dcm"), some_labels(series), series, label_names=NAMES, algorithm=ALGORITHM)
+    assert (tmp_path / "seg.dcm").is_file()  # a text is a path too
+    other = tmp_path / "other.dcm"
+    with monkeypatch.context() as patch:
+        patch.setattr(seg_module, "_refer", lambda *_: None.missing)
+        with pytest.raises(AttributeError, match="missing"):
+            write(other, some_labels(series), series)
+    with monkeypatch.context() as patch:
+        patch.setattr(highdicom.seg, "Segmentation", lambda **_: {}["StudyDate"])
+        with pytest.raises(UserError, match=r"cannot refer to series P1_3_Abdomen \('StudyDate'\); write another"):
+            write(other, some_labels(series), series)
+    assert not other.exists()
 
 
 def test_the_listed_codes_are_those_of_the_standard():

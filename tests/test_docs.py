@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mre_lowshot
 from docs_tools import GENERATED
 from mre_lowshot.config import presets
 from mre_lowshot.planners import hardware
@@ -22,7 +23,11 @@ EXAMPLES = [
     for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S))
 ]
 # The examples run on tiny scans, with a shorter training.
-SHORTER = {'"1shot", fold=0, workspace': '"1shot", fold=0, iterations=1, score=False, workspace'}
+SHORTER = {
+    '"1shot", fold=0, workspace': '"1shot", fold=0, iterations=1, score=False, workspace',
+    '"more", subjects=1, seed=1': '"more", subjects=1, seed=1, shape=(20, 36, 44), spacing=(8.0, 8.0, 8.0)',
+}
+EXTRAS = {'dicom-seg"]': "highdicom", "show_case": "ipyniivue"}  # text -> package of an extra that may be missing
 
 
 def anchor(heading):
@@ -56,11 +61,45 @@ def test_readme_has_examples():
     assert sum(name == "README.md" for name, _, _ in EXAMPLES) >= 2
 
 
+def make_inputs(code, trained):
+    """What an example needs beside the models and scans of the demo."""
+    if '"study"' in code:
+        from tests.dicom_scans import phantom, write_scan
+
+        write_scan(Path("study"), phantom(trained), "axial")
+    if "mre_demo/predictions" in code:
+        mre_lowshot.predict("mre_demo/new_scans", "mre_demo/predictions", workspace="mre_demo", device="cpu")
+
+
+def test_examples_in_python_are_marked_as_such():
+    """So that they run below."""
+    blocks = [
+        (path.name, language, code)
+        for path in DOCUMENTS
+        for language, code in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", path.read_text(), re.M | re.S)
+    ]
+    assert {language for _, language, _ in blocks} >= {"", "python"}
+    assert [name for name, language, code in blocks if not language and re.search(r"^(from|import) ", code, re.M)] == []
+
+
 @pytest.mark.parametrize(("document", "number", "code"), EXAMPLES, ids=[f"{n}-{i}" for n, i, _ in EXAMPLES])
-def test_python_examples_run(document, number, code, demo_folder, capsys):
+def test_python_examples_run(document, number, code, trained, demo_folder, capsys):
+    for text, package in EXTRAS.items():
+        if text in code:
+            pytest.importorskip(package)
+    make_inputs(code, trained)
     for long, short in SHORTER.items():
         code = code.replace(long, short)
-    exec(compile(code, f"{document} example {number}", "exec"), {"__name__": "example"})
+    made = {"__name__": "example"}
+    exec(compile(code, f"{document} example {number}", "exec"), made)
+    if "mre_lowshot.add_case(" in code:
+        assert made["result"].cases == ("phantom_008",)
+        assert "phantom_008" in [case.name for case in mre_lowshot.Dataset.load(made["dataset"]).labelled]
+    if "write_report(" in code:
+        assert made["page"].cases == 1
+        assert "phantom_002" in made["page"].path.read_text()
+    if '"study"' in code:
+        assert [path.name for path in demo_folder.glob("*.seg.dcm")] == ["P1_3_Abdomen.seg.dcm"]
     if "print(prediction.quality.score)" in code:
         score, shape = capsys.readouterr().out.split("\n")[:2]
         assert 0 <= float(score) <= 1

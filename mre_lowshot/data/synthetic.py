@@ -252,7 +252,7 @@ def _scan(rng: np.random.Generator, hu: np.ndarray, body: np.ndarray) -> np.ndar
 
 
 def write_dataset(
-    folder: Path,
+    folder: str | Path,
     subjects: int = 7,
     seed: int = 0,
     shape: tuple[int, int, int] = (40, 72, 88),
@@ -272,7 +272,7 @@ def write_dataset(
     Returns:
         The folder of the dataset.
     """
-    root = folder / DATASET
+    root = Path(folder) / DATASET
     for number in range(subjects):
         rng = np.random.default_rng([seed, number])
         pixel = rng.uniform(0.97, 1.03)

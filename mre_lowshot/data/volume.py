@@ -176,12 +176,13 @@ def _require_path(path: object) -> None:
         raise UserError(f"path {path!r}: must be the path of an image file")
 
 
-def read_image(path: Path) -> Volume:
+def read_image(path: str | Path) -> Volume:
     """Read one channel file (or a colour image: its components become channels) as float32 (C, D, H, W) in LPS.
 
     Raises:
         UserError: missing, unreadable, neither 2D nor 3D, or values that float32 cannot hold.
     """
+    path = Path(path)
     array, header = read_array(path)
     volume = _image(array, header.geometry, path, header.notes)
     if array.dtype.kind == "f" and array.dtype.itemsize > 4 and not np.isfinite(volume.array).all():
@@ -252,13 +253,14 @@ def merged_notes(volumes: Sequence[Volume]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def read_labels(path: Path, like: Geometry | None = None) -> Volume:
+def read_labels(path: str | Path, like: Geometry | None = None) -> Volume:
     """Read a label map as integers (D, H, W) in LPS; with the axes of ``like`` where it is given, whose array it is
     combined with (`Volume.on_axes_of`).
 
     Raises:
         UserError: missing, unreadable, several components, values that are not whole numbers or exceed 32 bits.
     """
+    path = Path(path)
     array, header = read_array(path)
     if array.ndim != 3:
         raise UserError(
@@ -295,7 +297,7 @@ def geometry_of(path: Path) -> Geometry:
     return read_header(path).geometry
 
 
-def write_volume(path: Path, array: np.ndarray, geometry: Geometry, table: LabelTable | None = None) -> None:
+def write_volume(path: str | Path, array: np.ndarray, geometry: Geometry, table: LabelTable | None = None) -> None:
     """Write (D, H, W) on the grid it was read from: in the file's own orientation, compressed.
 
     Args:
@@ -312,7 +314,7 @@ def write_volume(path: Path, array: np.ndarray, geometry: Geometry, table: Label
     """
     if tuple(array.shape) != tuple(geometry.shape):
         raise ValueError(f"array {array.shape} does not fit the grid {geometry.shape}")
-    write_array(path, storable(array), geometry, table)
+    write_array(Path(path), storable(array), geometry, table)
 
 
 def storable(array: np.ndarray) -> np.ndarray:

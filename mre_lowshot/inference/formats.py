@@ -64,16 +64,16 @@ class ModelLabels:
         )
 
 
-def _save(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+def _save(path: str | Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
     prediction.save(path)
 
 
-def _save_seg_nrrd(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+def _save_seg_nrrd(path: str | Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
     write_seg_nrrd(path, prediction.labels, label_names=labels.names, colours=labels.colours, codes=labels.codes)
 
 
 def _seg_of_kind(kind: str) -> Writer:
-    def write(path: Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
+    def write(path: str | Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
         if series is None:
             raise UserError(f"{path}: {NEEDS_DICOM}")
         write_seg(path, prediction.labels, series, label_names=labels.names, algorithm=labels.algorithm, kind=kind,
@@ -133,7 +133,7 @@ def _read_seg(path: Path, case: Case) -> Volume:
     return Volume(read_on(seg, grid, {number: number for number in seg.segments}, is_source=True), grid, path)
 
 
-Writer = Callable[[Path, Prediction, ModelLabels, "Series | None"], None]
+Writer = Callable[["str | Path", Prediction, ModelLabels, "Series | None"], None]
 NEEDS_DICOM = (
     "a DICOM SEG refers to the DICOM series that it was made of, and this scan is none; choose another --output_format"
 )

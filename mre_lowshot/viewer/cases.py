@@ -51,7 +51,9 @@ class ViewerCase:
     problems: Mapping[str, str] | None = None
 
 
-def find_cases(folder: Path, reference: Path | None = None, scans: Path | None = None) -> list[ViewerCase]:
+def find_cases(
+    folder: str | Path, reference: str | Path | None = None, scans: str | Path | None = None
+) -> list[ViewerCase]:
     """The cases of a folder of label maps: those that failed, then those with a quality score, the lowest first, then
     the others by name.
 
@@ -63,6 +65,7 @@ def find_cases(folder: Path, reference: Path | None = None, scans: Path | None =
     Raises:
         UserError: a folder is missing, or holds no label maps.
     """
+    folder, reference, scans = Path(folder), _path(reference), _path(scans)
     _require_folder("folder", folder)
     maps = label_maps(folder)
     entries = dict(_entries(folder))
@@ -84,6 +87,10 @@ def find_cases(folder: Path, reference: Path | None = None, scans: Path | None =
             f"(for example {found[0].name}); give the matching folder"
         )
     return sorted(found, key=lambda case: (not case.failed, case.score is None, case.score or 0.0, case.name))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def label_maps(folder: Path) -> dict[str, Path]:

@@ -25,6 +25,7 @@ from mre_lowshot.workflows.corrected_maps import corrected_maps
 from mre_lowshot.workflows.new_case import Candidate, candidate_of, misfits, refuse_known, stage_files
 from mre_lowshot.workflows.next_training import last_weights, next_command
 from mre_lowshot.workflows.plan import DEFAULT_NAME, verified_cases
+from mre_lowshot.workflows.raw_folder import find_raw
 from mre_lowshot.workflows.reporting import Reporter
 
 ADDS = "adds case"
@@ -96,7 +97,7 @@ def add_case(
     require_path("the dataset", str(dataset))
     require_plans_name("-p", plans_name)
     space = Workspace.resolve(workspace)
-    raw = space.find(str(dataset), "raw")
+    raw = find_raw(space, str(dataset))
     folder = space.preprocessed / raw.name
     load_plan(folder / f"{plans_name}.json")
     with adding(folder) as finished, tempfile.TemporaryDirectory() as scratch:

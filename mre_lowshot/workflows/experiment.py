@@ -40,6 +40,7 @@ from mre_lowshot.workflows.experiment_figures import draw
 from mre_lowshot.workflows.experiment_fold import run_fold
 from mre_lowshot.workflows.experiment_progress import RunTimes
 from mre_lowshot.workflows.experiment_tasks import QUICK_MARK, Run, require_levels, tasks_of
+from mre_lowshot.workflows.raw_folder import find_raw
 from mre_lowshot.workflows.reporting import Marked, Reporter
 from mre_lowshot.workflows.train import check_options
 
@@ -154,7 +155,7 @@ def experiment(
         cluster=cluster,
     )
     require_levels(run)
-    loaded = [Dataset.load(run.space.find(str(name), "raw")) for name in datasets]
+    loaded = [Dataset.load(find_raw(run.space, str(name))) for name in datasets]
     scored = [labels_to_score(labels or _paper_labels(found_table, d), list(d.labels)) for d in loaded]
     failed, results, texts, grids, pictures = 0, {}, [], {}, []
     with ExitStack() as held:

@@ -30,6 +30,7 @@ from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split
 from mre_lowshot.preprocessing.faults import NOTED
 from mre_lowshot.preprocessing.prepare import prepare_dataset, read_crops
 from mre_lowshot.preprocessing.references import planning
+from mre_lowshot.workflows.raw_folder import find_raw
 from mre_lowshot.workflows.reporting import Reporter
 
 DEFAULT_NAME = "MREPlans"
@@ -100,7 +101,7 @@ def plan(
     _check_options(plans_name, changes, keep_plan=keep_plan, overwrite=overwrite, memory_gb=memory_gb, gpus=gpus)
     require_path("-d", str(dataset))
     space = Workspace.resolve(workspace)
-    raw = space.find(str(dataset), "raw")
+    raw = find_raw(space, str(dataset))
     folder = space.preprocessed / raw.name
     reporter.info(f"{raw.name}: raw data in {raw}, output in {folder}")
     if keep_plan and not (folder / f"{plans_name}.json").is_file():

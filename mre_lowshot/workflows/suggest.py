@@ -22,6 +22,7 @@ from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.inference.models import load_model
 from mre_lowshot.inference.quality import read_rows
 from mre_lowshot.preprocessing.prepare import check_prepared, prepare_case, read_crops
+from mre_lowshot.preprocessing.record import read_record
 from mre_lowshot.preprocessing.references import reading
 from mre_lowshot.preprocessing.store import PreparedCase, load_case
 from mre_lowshot.signed import changed_files, write_signed
@@ -168,8 +169,8 @@ def _annotated(model: str, plans_name: str, workspace: str | Path | None) -> _An
     with reading(folder, plans_name):
         prepared = [load_case(folder / plans_name, name, plan) for name in check_prepared(plan, folder)]
     images = {case.name: _image_of(case, plan) for case in prepared}
-    raw = space.raw / folder.name
-    return _Annotated(plan, images, read_crops(raw) if raw.is_dir() else {})
+    raw = read_record(plan, folder).raw_folder(folder)
+    return _Annotated(plan, images, read_crops(raw) if raw is not None else {})
 
 
 def _prepared(case: Case, annotated: _Annotated) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from mre_lowshot.data.axes import inverse, turn_array
 from mre_lowshot.data.colours import label_colours, rgb
 from mre_lowshot.data.dicom.codes import Code, terms_of
-from mre_lowshot.data.dicom.files import quiet, read_header, require_packages
+from mre_lowshot.data.dicom.files import quiet, read_header, reading, require_packages
 from mre_lowshot.data.dicom.frames import Frame
 from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.volume import Volume
@@ -30,7 +31,7 @@ _PER_FRAME = 60_000  # bytes that a frame's description needs in memory
 
 
 def write_seg(
-    path: Path,
+    path: str | Path,
     labels: Volume,
     series: Series,
     *,
@@ -62,6 +63,7 @@ def write_seg(
             header of the series is incomplete, or the file cannot be written.
     """
     require_packages()
+    path = Path(path)
     if kind not in KINDS:
         raise UserError(f"DICOM SEG {kind!r}: is not one of {', '.join(KINDS)}")
     segments = _segments(label_names)
@@ -77,16 +79,27 @@ def write_seg(
     )
     with quiet():
         descriptions = _described(segments, algorithm, colours=colours, codes=codes or {})
-        try:
-            made = _segmentation(series, stored, chosen, kind=kind, descriptions=descriptions, algorithm=algorithm)
-            with atomic_write(path) as temporary:
-                made.save_as(temporary, enforce_file_format=True)
-        except UserError:
-            raise
-        except Exception as problem:  # highdicom raises many kinds for sources that violate the standard
-            raise UserError(
-                f"{path}: a DICOM SEG cannot refer to series {series.name} ({problem}); write another format"
-            ) from None
+        made = _segmentation(path, series, stored, chosen, kind=kind, descriptions=descriptions, algorithm=algorithm)
+        with atomic_write(path) as temporary, _following_standard(path, series):
+            made.save_as(temporary, enforce_file_format=True)
+
+
+@contextmanager
+def _following_standard(path: Path, series: Series) -> Iterator[None]:
+    """Refuse a source that violates the standard, for which highdicom and pydicom raise many kinds of errors. Only
+    calls to them belong inside: an error of our own must not look like one of the source.
+
+    Raises:
+        UserError: names the series.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):  # of the disk or machine
+        raise
+    except Exception as problem:
+        raise UserError(
+            f"{path}: a DICOM SEG cannot refer to series {series.name} ({problem}); write another format"
+        ) from None
 
 
 def _segments(label_names: Mapping[str, int]) -> dict[int, str]:
@@ -148,6 +161,7 @@ def _described(
 
 
 def _segmentation(
+    path: Path,
     series: Series,
     stored: np.ndarray,
     chosen: np.ndarray,
@@ -162,33 +176,34 @@ def _segmentation(
     from mre_lowshot import __version__
 
     header = read_header(series.files[0], everything=True)
-    if not header.get("FrameOfReferenceUID"):
-        raise UserError(
-            f"{series.files[0]}: has no Frame of Reference UID, which a DICOM SEG needs; write another format"
-        )
-    common = _common(series, header)
+    with reading(series.files[0]):
+        if not header.get("FrameOfReferenceUID"):
+            raise UserError("has no Frame of Reference UID, which a DICOM SEG needs; write another format")
+        common = _common(series, header)
     origin = [series.key, series.study_uid, *algorithm, kind]
     content = hashlib.sha256(stored.tobytes()).hexdigest()
     described = hashlib.sha256("".join(str(d) for d in descriptions).encode()).hexdigest()
     frames = [series.frames[i] for i in chosen]
-    made = hd.seg.Segmentation(
-        source_images=[_source(common, frame, number) for number, frame in enumerate(frames)],
-        pixel_array=stored[chosen],
-        segmentation_type=kind,
-        segment_descriptions=descriptions,
-        series_instance_uid=generate_uid(entropy_srcs=[*origin, "series"]),
-        series_number=int(series.number) * 100 + 90 if series.number.isdigit() and len(series.number) < 6 else 9000,
-        sop_instance_uid=generate_uid(entropy_srcs=[*origin, content, described]),
-        instance_number=1,
-        manufacturer=_NAME,
-        manufacturer_model_name=_text(algorithm[0]),
-        software_versions=__version__,
-        device_serial_number="0",
-        content_description=RESEARCH,
-        content_label="SEGMENTATION",
-        series_description=_text(f"{RESEARCH}: {series.description or 'segmentation'}"),
-        specific_character_set="ISO_IR 192",  # UTF-8
-    )
+    sources = [_source(common, frame, number) for number, frame in enumerate(frames)]
+    with _following_standard(path, series):
+        made = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=stored[chosen],
+            segmentation_type=kind,
+            segment_descriptions=descriptions,
+            series_instance_uid=generate_uid(entropy_srcs=[*origin, "series"]),
+            series_number=int(series.number) * 100 + 90 if series.number.isdigit() and len(series.number) < 6 else 9000,
+            sop_instance_uid=generate_uid(entropy_srcs=[*origin, content, described]),
+            instance_number=1,
+            manufacturer=_NAME,
+            manufacturer_model_name=_text(algorithm[0]),
+            software_versions=__version__,
+            device_serial_number="0",
+            content_description=RESEARCH,
+            content_label="SEGMENTATION",
+            series_description=_text(f"{RESEARCH}: {series.description or 'segmentation'}"),
+            specific_character_set="ISO_IR 192",  # UTF-8
+        )
     _refer(made, series, frames)
     organization = generate_uid(entropy_srcs=[*origin, content, described, "dimensions"])
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
