@@ -34,6 +34,11 @@ class NumericalError(RuntimeError):
     """A non-finite loss, gradient or prediction: the computation stops, and no label map is written."""
 
 
+def install_extra(extra: str) -> str:
+    """The command that installs an extra. The package is on no index, so it is installed from its source code."""
+    return f'pip install -c constraints.txt -e ".[{extra}]" in the checkout of mre_lowshot'
+
+
 def describe_failure(problem: BaseException, case: str = "") -> str:
     """One line for any exception: what happened, and the fix where one is known. ``case`` is the name of the case in
     which it arose; the line begins with it."""

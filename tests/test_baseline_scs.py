@@ -135,5 +135,5 @@ def test_volumes_and_a_missing_package_are_refused(monkeypatch):
     with pytest.raises(UserError, match="baseline scs: works on 2D images only, Dataset001_Tiny holds volumes"):
         require_data(SCS, tiny_plan())
     monkeypatch.setattr("mre_lowshot.experiments.baselines.requirements.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'the package sklearn is not installed; pip install .*\[baselines\]"'):
+    with pytest.raises(UserError, match=r'the package sklearn is not installed; pip install .*-e "\.\[baselines\]"'):
         baseline("scs")

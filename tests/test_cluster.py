@@ -195,7 +195,7 @@ def test_an_unreachable_scheduler_and_a_missing_extra_are_refused(trained, predi
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "distributed" else real(n, *a))
     assert predict(trained, predicted, tmp_path / "out", "tcp://127.0.0.1:1") == 2
-    assert 'pip install -c constraints.txt "mre-lowshot[cluster]"' in capsys.readouterr().err
+    assert 'pip install -c constraints.txt -e ".[cluster]"' in capsys.readouterr().err
 
 
 def test_warnings_keep_their_values_on_the_way():

@@ -260,7 +260,7 @@ def test_a_file_of_no_series_is_named_and_the_series_beside_it_has_a_note(tmp_pa
 
 def test_the_packages_are_named_where_they_are_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UserError, match=r"the package pydicom.*pip install -c constraints.txt mre-lowshot\[dicom\]"):
+    with pytest.raises(UserError, match=r'the package pydicom.*pip install -c constraints.txt -e "\.\[dicom\]"'):
         find_series(tmp_path)
 
 

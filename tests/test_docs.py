@@ -144,6 +144,19 @@ def test_options_and_commands_in_documents_exist(path):
     assert wrong == []
 
 
+def test_extras_are_installed_from_the_checkout():
+    """The package is on no index: pip does not find it by its name."""
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text().split("optional-dep")[1], re.M))
+    sources = [path for name in ("mre_lowshot", "trainers", "planners", "preprocessing")
+               for path in (ROOT / name).rglob("*.py")]  # fmt: skip
+    texts = [path.read_text() for path in (*DOCUMENTS, *sources, *(ROOT / "docs").rglob("*.ipynb"))]
+    assert [text for text in texts if "mre-lowshot[" in text] == []
+    named = {
+        name for text in texts for names in re.findall(r'-e \\?"\.\[([\w,]+)\]', text) for name in names.split(",")
+    }
+    assert {"dicom", "ants", "view"} <= named <= extras
+
+
 def test_fields_in_documents_exist():
     """Every ``--set`` key and every dotted recipe or network field in a document is a field of the configuration."""
     from dataclasses import fields, is_dataclass

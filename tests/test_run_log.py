@@ -177,7 +177,7 @@ def test_without_the_package_tensorboard_is_refused_before_anything_is_written(s
     before = sorted(p.name for p in space.model().rglob("*"))
     assert space.train("--overwrite", "--tensorboard") == 2
     error = capsys.readouterr().err
-    assert 'pip install -c constraints.txt "mre-lowshot[tensorboard]"' in error
+    assert 'pip install -c constraints.txt -e ".[tensorboard]"' in error
     assert sorted(p.name for p in space.model().rglob("*")) == before
 
 

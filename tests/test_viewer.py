@@ -336,7 +336,7 @@ def test_a_record_from_elsewhere_opens_images_only(copy, tmp_path):
     [
         ({"layer": "difference"}, "layer 'difference': must be prediction or reference"),
         ({"opacity": 2}, r"opacity 2: must lie in \[0, 1\]"),
-        ({}, r'ipyniivue is not installed; install it with pip install "mre-lowshot\[view\]"'),
+        ({}, r'ipyniivue is not installed; pip install -c constraints.txt -e "\.\[view\]"'),
     ],
 )
 def test_what_the_notebook_cannot_show_is_refused(arguments, message, folder, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, install_extra
 from mre_lowshot.trainers.step_log import FIELDS
 from mre_lowshot.trainers.trainer import MRETrainer
 
@@ -21,10 +21,7 @@ def require_tensorboard() -> None:
         UserError: names the extra to install.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "--tensorboard: the package tensorboard is not installed; pip install -c constraints.txt "
-            '"mre-lowshot[tensorboard]"'
-        )
+        raise UserError(f"--tensorboard: the package tensorboard is not installed; {install_extra('tensorboard')}")
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler",
         metavar="ADDRESS",
         help="train the folds on the workers of a dask scheduler: its address (tcp://host:8786) or scheduler file; "
-        "extra mre-lowshot[cluster], see docs/CLUSTER.md",
+        "extra cluster, see docs/CLUSTER.md",
     )
     made.add_argument("--list", action="store_true", help="show all tables and rows, and exit")
     made.add_argument("--print", action="store_true", dest="only_print", help="train nothing, show what exists")

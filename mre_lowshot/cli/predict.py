@@ -14,7 +14,7 @@ case, with the name and format of its input, on its grid. If no model is named, 
 choice is printed.
 
 A folder without image files, and with DICOM in it or its subfolders, gives one case for each series that can be read,
-whatever the names of the files (extra: mre-lowshot[dicom]). Series of another modality than the model's, and those that
+whatever the names of the files (extra dicom). Series of another modality than the model's, and those that
 cannot be read, are refused by name (exit code 1); localizers, reports and the like are left out. For a model of several
 channels each study gives one case; its series are assigned by their descriptions, or by --series. --list shows what
 would be taken. Output: DICOM SEG (CASE.seg.dcm), or what --output_format names. See docs/DICOM.md.
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("-part_id", type=int, default=0, help="number of the part that this run predicts, from 0")
     made.add_argument("--scheduler", metavar="ADDRESS",
                       help="predict on the workers of a dask scheduler: its address (tcp://host:8786) or scheduler "
-                      "file; extra mre-lowshot[cluster], see docs/CLUSTER.md")  # fmt: skip
+                      "file; extra cluster, see docs/CLUSTER.md")  # fmt: skip
     common.add_device(made)
     common.add_workspace(made)
     return made

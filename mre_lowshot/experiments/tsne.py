@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mre_lowshot.data.colours import label_colours
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, install_extra
 from mre_lowshot.experiments.results import RowResult
 from mre_lowshot.files import printable
 from mre_lowshot.inference.embeddings import embeddings_at, prototypes_of
@@ -109,7 +109,7 @@ def require_sklearn() -> None:
     from importlib.util import find_spec
 
     if find_spec("sklearn") is None:
-        raise UserError('figure5: the package scikit-learn is not installed; run: pip install "mre-lowshot[baselines]"')
+        raise UserError(f"figure5: the package scikit-learn is not installed; {install_extra('baselines')}")
 
 
 def _cloud(title: str, predictor: Predictor, prepared: Path, name: str) -> Cloud:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mre_lowshot.config.check import require_number
 from mre_lowshot.data.colours import rgb
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, install_extra
 from mre_lowshot.viewer.cases import ViewerCase, find_cases, label_maps
 from mre_lowshot.viewer.labels import find_labels
 from mre_lowshot.viewer.volumes import load_case
@@ -48,7 +48,7 @@ def show_case(
     try:
         from ipyniivue import NiiVue, Volume
     except ImportError:
-        raise UserError('ipyniivue is not installed; install it with pip install "mre-lowshot[view]"') from None
+        raise UserError(f"ipyniivue is not installed; {install_extra('view')}") from None
     folder = Path(folder)
     beside = Path(reference) if reference is not None else None
     cases = find_cases(folder, beside, Path(scans) if scans is not None else None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot import __version__
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, install_extra
 from mre_lowshot.files import not_written, partial_name
 from mre_lowshot.workflows.cluster_worker import UNSEEN, examine
 from mre_lowshot.workflows.reporting import Reporter
@@ -33,10 +33,7 @@ def require_cluster(scheduler: object) -> str:
     if not isinstance(scheduler, (str, Path)) or not str(scheduler).strip() or "\0" in str(scheduler):
         raise UserError(f"--scheduler {scheduler!r}: give the address of a dask scheduler, as tcp://host:8786")
     if importlib.util.find_spec("distributed") is None:
-        raise UserError(
-            "--scheduler: the package distributed is not installed; pip install -c constraints.txt "
-            '"mre-lowshot[cluster]"'
-        )
+        raise UserError(f"--scheduler: the package distributed is not installed; {install_extra('cluster')}")
     return str(scheduler).strip()
 
 

@@ -115,7 +115,7 @@ def experiment(
         device: to train on.
         workspace: folder with raw/, preprocessed/ and results/.
         scheduler: address of a dask scheduler, or its scheduler file, on whose workers the folds are trained; None: in
-            this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
+            this process. Extra: ``cluster``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
 
     Raises:

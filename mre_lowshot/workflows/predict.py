@@ -92,7 +92,7 @@ def predict(
         prefetch: how many further scans are worked on while one is predicted, as far as the memory allows; 0: one scan
             after the other. Label maps are the same.
         scheduler: address of a dask scheduler, or its scheduler file, on whose workers the scans are predicted; None:
-            in this process. Extra: ``mre-lowshot[cluster]``; see docs/CLUSTER.md.
+            in this process. Extra: ``cluster``; see docs/CLUSTER.md.
         reporter: receives progress and messages.
 
     Raises:

@@ -1,1 +1,1 @@
-"""DICOM in and out: series of a folder, their volumes, and DICOM SEG. Needs the extra ``mre-lowshot[dicom]``."""
+"""DICOM in and out: series of a folder, their volumes, and DICOM SEG. Needs the extra ``dicom``."""

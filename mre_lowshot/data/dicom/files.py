@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from mre_lowshot.data.dicom.frames import VARIANTS
 from mre_lowshot.data.listing import no_folder
-from mre_lowshot.errors import UserError
+from mre_lowshot.errors import UserError, install_extra
 from mre_lowshot.limits import require_memory
 from mre_lowshot.quiet import Shared, without_warnings
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-INSTALL = "pip install -c constraints.txt mre-lowshot[dicom]"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _TAGS = (
@@ -42,7 +41,7 @@ def require_packages() -> None:
     """
     for name in ("pydicom", "highdicom"):
         if find_spec(name) is None:
-            raise UserError(f"DICOM needs the package {name}, which is missing: {INSTALL}")
+            raise UserError(f"DICOM needs the package {name}, which is missing: {install_extra('dicom')}")
 
 
 @contextmanager
