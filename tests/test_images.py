@@ -1,6 +1,7 @@
 """2D images through the commands: PNG, TIFF, RGB and one-slice NIfTI, of several sizes."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_2d_images_from_plan_to_scores(tmp_path, capsys, ending, channels):
     assert plans["recipe"]["augmentation"]["mirror_axes"] == [1]
     # two images of different sizes, validated on the third
     assert command("train", "31", "67pct", "fold0", "-p", "Tiny", "--workspace", tmp_path, "-device", "cpu") == 0
+    unit = "mm" if ending == ".nii.gz" else "px"
+    assert f"HD95 {unit}" in capsys.readouterr().out
     results = tmp_path / "results/Dataset031_Images/MRETrainer__Tiny__67pct/fold_0"
     fold = json.loads((results / "plans.json").read_text())["fold"]
     assert (len(fold["train"]), fold["majority"]) == (2, [0])
@@ -68,7 +71,12 @@ def test_2d_images_from_plan_to_scores(tmp_path, capsys, ending, channels):
     out = tmp_path / "out"
     assert command("predict", "-i", raw / "imagesTs", "-o", out, "--workspace", tmp_path, "-device", "cpu") == 0
     assert command("evaluate", raw / "labelsTs", out, "--profile", "bus") == 0
-    assert "ARE" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "ARE" in out_text
+    assert f"HD95 {unit}" in out_text
+    assert command("export_model", "-o", tmp_path / "model.zip", "-m", results.parent) == 0
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert f"HD95 ({unit})" in archive.read("MODEL_CARD.md").decode()
     written, wanted = (sitk.ReadImage(str(folder / f"new{ending}")) for folder in (out, raw / "labelsTs"))
     assert written.GetDimension() == wanted.GetDimension() == 2
     assert written.GetSize() == wanted.GetSize()

@@ -13,7 +13,7 @@ from mre_lowshot.errors import describe_failure, log_unexpected
 from mre_lowshot.evaluation.bus import bus_metrics
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
-from mre_lowshot.evaluation.summary import CaseResult, changed_summaries, summarise, write_summary
+from mre_lowshot.evaluation.summary import CaseResult, changed_summaries, summarise, unit_of_volume, write_summary
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.quality import write_qualities
 from mre_lowshot.inference.sliding_window import log_to_stderr
@@ -99,7 +99,7 @@ def score_scans(
             log_unexpected(problem, log)
             continue
         qualities[name], warnings[name] = prediction.quality, prediction.warnings
-        results.append(CaseResult(name, metrics, str(out), str(reference)))
+        results.append(CaseResult(name, metrics, str(out), str(reference), unit_of_volume(truth)))
         if on_case:
             on_case(name)
     summary = {**summarise(results, labels, ignore_label=plan.ignore_label), "failed_cases": failed}

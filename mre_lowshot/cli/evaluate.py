@@ -15,10 +15,11 @@ every value found in the label maps is evaluated.
 Profiles: default: HD95 is the larger of the two directed 95th percentiles; medpy: the 95th percentile of the distances
 of both directions together, as in MedPy; mrbrains18: HD95 between in-plane edges; voxels with reference label 9 or 10
 are excluded; bus (2D images only): as default, and the measures of breast ultrasound: F1, averaged radial error (ARE),
-TP_share and FP_share, fractions of the reference's area. 2D images without a pixel size are measured in pixels.
+TP_share and FP_share, fractions of the reference's area.
 
 NSD (normalised surface Dice) is the fraction of both surfaces, by area, that lies within a tolerance of the other one.
 Without --nsd_tolerance it is the longest side of the reference's voxels. State it with every NSD that you report.
+Distances are in mm; in pixels (px) where all references are PNG or TIFF without a pixel size.
 
 Exit code: 0 all cases evaluated, 1 some were missing or refused, 2 wrong use."""
 

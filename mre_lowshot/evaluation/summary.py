@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from mre_lowshot.data.lost_headers import grid_fix
+from mre_lowshot.data.pixel_size import UNIT_KEY, Unit, common_unit, states_pixel_size, unit_of
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure, log_unexpected
 from mre_lowshot.evaluation.bus import BUS_METRICS, bus_metrics
@@ -44,6 +45,7 @@ class CaseResult:
     metrics: Mapping[int, Mapping[str, float]]  # label value -> metric -> value, as `case_metrics` returns
     prediction_file: str = ""
     reference_file: str = ""
+    unit: Unit = "mm"  # of distances
 
 
 def summarise(
@@ -84,6 +86,7 @@ def summarise(
         "labels": dict(labels),
         "ignore_label": ignore_label,
         "profile": profile,
+        UNIT_KEY: common_unit(case.unit for case in cases),
         "nsd_tolerance": {str(v): (tolerances or {}).get(v) for v in rows},
         "missing_predictions": [],
         "extra_predictions": [],
@@ -155,7 +158,7 @@ def evaluate_folder(
             log_unexpected(problem, LOGGER.warning)
             failed[name] = describe_failure(problem, name)
             continue
-        results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path)))
+        results.append(CaseResult(name, metrics, str(prediction.path), str(reference.path), unit_of_volume(reference)))
         unknown = (set(np.unique(reference.array).tolist()) | set(np.unique(prediction.array).tolist())) - known
         if unknown:
             unlisted[name] = sorted(unknown)
@@ -166,6 +169,11 @@ def evaluate_folder(
         "unlisted_labels": unlisted,
         "unread_files": [line for folder in (reference_dir, prediction_dir) for line in unread_files(folder)],
     }
+
+
+def unit_of_volume(volume: Volume) -> Unit:
+    """The unit of distances on the grid of a label map: pixels where its file states no pixel size."""
+    return "mm" if states_pixel_size(volume.path, volume.geometry) else "px"
 
 
 def write_summary(summary: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -196,7 +204,8 @@ def format_table(summary: Mapping[str, Any]) -> str:
 
     Accepts a summary from `summarise` or one read from summary.json.
     """
-    head = ("label", "name", "Dice", "n", "HD95 mm", "n", "HD95* mm", "NSD", "missed", "spurious")
+    unit = unit_of(summary.get(UNIT_KEY))
+    head = ("label", "name", "Dice", "n", f"HD95 {unit}", "n", f"HD95* {unit}", "NSD", "missed", "spurious")
     lines: list[tuple[str, ...]] = [head]
     for name, value in summary["labels"].items():
         key = str(value)
@@ -228,18 +237,21 @@ def _nsd_line(summary: Mapping[str, Any]) -> str:
     """The tolerances of NSD as one line of text."""
     if "nsd_tolerance" not in summary:
         return "NSD: not in this summary, which an older version has written."
+    unit = unit_of(summary.get(UNIT_KEY))
     given = {name: summary["nsd_tolerance"][str(value)] for name, value in summary["labels"].items()}
     common = set(given.values())
     if common == {None}:
         used = {row["NSD_tolerance"] for case in summary["metric_per_case"] for row in case["metrics"].values()}
         low, high = min(used, default=math.nan), max(used, default=math.nan)
-        sizes = "" if not used else f", {low:.4g} mm" if low == high else f", {low:.4g} to {high:.4g} mm"
+        sizes = "" if not used else f", {low:.4g} {unit}" if low == high else f", {low:.4g} to {high:.4g} {unit}"
         text = f"the longest voxel side of each reference{sizes} (--nsd_tolerance sets it)"
     elif len(common) == 1:
-        text = f"{common.pop():g} mm"
+        text = f"{common.pop():g} {unit}"
     else:
-        text = ", ".join(f"{name} {'voxel side' if t is None else f'{t:g} mm'}" for name, t in given.items())
-    return f"NSD: fraction of both surfaces within a tolerance of the other one; tolerance: {text}."
+        text = ", ".join(f"{name} {'voxel side' if t is None else f'{t:g} {unit}'}" for name, t in given.items())
+    return f"NSD: fraction of both surfaces within a tolerance of the other one; tolerance: {text}." + (
+        " The images state no pixel size: distances are in pixels (px)." if unit == "px" else ""
+    )
 
 
 def _bus_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.grid import Grid, Line
 from mre_lowshot.experiments.records import MEAN, MEAN_EXCL, Figure, Reference, Row, Table
 from mre_lowshot.experiments.report import comparisons
-from mre_lowshot.experiments.results import RowResult
+from mre_lowshot.experiments.results import RowResult, unit_of_rows
 from mre_lowshot.experiments.runner import Setting
 from mre_lowshot.experiments.table_rows.ultrasound import NAMES
 
@@ -23,7 +23,7 @@ _SHORT = {
     "MRBrainS18": ("GM", "BG", "WM", "WMH", "CSF", "VT", "CB", "BS"),
     "BTCV": ("Spleen", "R.kid.", "L.kid.", "Gallbladder", "Esophagus", "Liver", "Stomach", "Pancreas"),
 }
-PERCENT, MM = "Dice (%)", "HD95 (mm)"
+PERCENT, MM, PIXELS = "Dice (%)", "HD95 (mm)", "HD95 (px)"
 _NOTE = (
     "Means (SD over runs). * significant difference in Dice to {} (p corrected < .05, statistics {}); rows trained on "
     "other scans are not compared. Lines and columns 'paper': as printed, without its asterisks"
@@ -89,7 +89,7 @@ def plain_grid(
         cells = (r.row.label, str(len(r.runs)), _percent(r.mean_sd("Dice")), _mm(r.mean_sd("HD95")),
                  _percent(r.mean_sd("NSD")), difference, interval)  # fmt: skip
         lines.append(Line(cells))
-    head = ("", "runs", PERCENT, MM, "NSD (%)", f"Dice - {reference}", "95 % interval")
+    head = ("", "runs", PERCENT, _hd95(rows), "NSD (%)", f"Dice - {reference}", "95 % interval")
     note = "Means (SD over runs); intervals by resampling training scans and test scans, means over seeds."
     titled = title + (f". {quick}" if quick else "")
     return Grid(titled, (), head, _bold(lines, {2: True, 3: False, 4: True}), (note,))
@@ -99,14 +99,14 @@ def _by_rows(content: Content) -> Grid:
     """Tables II, VI and X: a line for each row, our columns first, then the paper's for each of its datasets."""
     table, level = content.table, content.level
     costs, stars = table.costs, _stars(content)
-    ours = [PERCENT, MM, *(["memory", "training"] if costs else [])]
+    ours = [PERCENT, _hd95(content.rows), *(["memory", "training"] if costs else [])]
     groups = [("", 1 + len(table.marks)), (content.dataset, len(ours))]
     head = ["", *(title for title, _ in table.marks), *ours]
     for name in table.datasets:
         found = dict.fromkeys(f.level for r in content.rows if (f := _printed(r.row, name, level)))
         other = [n for n in found if n != level.partition("_")[0]]  # the paper has the table at one level only
         groups.append((", ".join([f"paper: {name}", *other]), len(ours)))
-        head += ours
+        head += [PERCENT, MM, *ours[2:]]
     lines = []
     for r in content.rows:
         cells = [f"({r.row.name})" if table.marks else _title(r.row)]
@@ -129,7 +129,7 @@ def _by_columns(content: Content) -> Grid:
     lines = [
         Line((f"{PERCENT}, {content.dataset}",
               *(stars[r.row.name] + _percent(r.mean_sd("Dice")) for r in content.rows))),
-        Line((f"{MM}, {content.dataset}", *(_mm(r.mean_sd("HD95")) for r in content.rows))),
+        Line((f"{_hd95(content.rows)}, {content.dataset}", *(_mm(r.mean_sd("HD95")) for r in content.rows))),
     ]  # fmt: skip
     if table.costs:
         lines.append(Line((f"memory, {content.dataset}", *map(_gb, content.rows))))
@@ -151,7 +151,7 @@ def _by_labels(content: Content) -> Grid:
     excluded = [name for name in content.labels if plain(name) in table.excluded]
     head = ["", "", *columns, MEAN, *([MEAN_EXCL] if table.excluded else [])]
     lines, stars = [], _stars(content)
-    for title, metric, form in ((PERCENT, "Dice", _percent), (MM, "HD95", _mm)):
+    for title, metric, form in ((PERCENT, "Dice", _percent), (_hd95(content.rows), "HD95", _mm)):
         lines.append(Line((title,)))
         block, group = [], ""
         for r in content.rows:
@@ -201,7 +201,7 @@ def _turned(grid: Grid) -> Grid:
     """A table of many labels with a line for each label and a column for each method."""
     blocks: list[tuple[str, list[Line]]] = []
     for line in grid.lines:
-        if line.is_heading and line.cells[0] in (PERCENT, MM):
+        if line.is_heading and line.cells[0] in (PERCENT, MM, PIXELS):
             blocks.append((line.cells[0], []))
         elif not line.is_heading:
             blocks[-1][1].append(line)
@@ -332,6 +332,11 @@ def _pair(mean: float, sd: float) -> str:
 
 def _percent(pair: tuple[float, float]) -> str:
     return _pair(100 * pair[0], 100 * pair[1])
+
+
+def _hd95(rows: Sequence[RowResult]) -> str:
+    """The title of HD95; the paper's own figures are in mm."""
+    return PIXELS if unit_of_rows(rows) == "px" else MM
 
 
 def _mm(pair: tuple[float, float]) -> str:

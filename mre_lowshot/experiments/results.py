@@ -11,6 +11,7 @@ from typing import Any
 
 from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.paper_datasets import plain
+from mre_lowshot.data.pixel_size import UNIT_KEY, Unit, common_unit, unit_of
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.bus import BUS_METRICS
 from mre_lowshot.experiments.records import Row
@@ -39,6 +40,7 @@ class Run:
     folder: Path = Path()  # of the fold
     inputs: Mapping[str, str] = field(default_factory=dict)  # case -> hash of what was trained on and scored
     crop_given: bool = False  # whether the hashes cover boxes of crops.json
+    unit: Unit = "mm"  # of HD95
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class RowResult:
                 for name in BUS_METRICS:
                     values[name].append(100 * metrics[name])
         return {name: mean_sd([v for v in found if not math.isnan(v)]) for name, found in values.items()}
+
+
+def unit_of_rows(rows: Sequence[RowResult]) -> Unit:
+    """The unit of HD95 in a table."""
+    return common_unit(run.unit for row in rows for run in row.runs.values())
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -161,6 +168,7 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         folder=path.parents[1],
         inputs=inputs if isinstance(inputs := summary.get("inputs"), dict) else {},
         crop_given=plan.preprocessing.crop == "given",
+        unit=unit_of(summary.get(UNIT_KEY)),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mre_lowshot.evaluation import statistics
 from mre_lowshot.experiments.figures import figure_listing
 from mre_lowshot.experiments.report import comparisons, differences
-from mre_lowshot.experiments.results import RowResult
+from mre_lowshot.experiments.results import RowResult, unit_of_rows
 from mre_lowshot.experiments.runner import Setting
 from mre_lowshot.experiments.tables import TABLES, Figure, Row, Table
 
@@ -68,7 +68,8 @@ def format_rows(
     for r in rows:
         parts += [f"row {r.row.name}, not scored: {reason}" for run in r.runs.values() for reason in run.failed]
     note = (
-        "mean (SD over runs). Dice and NSD are means over labels (0 to 1), HD95 in mm; NSD: at a tolerance of the "
+        "mean (SD over runs). Dice and NSD are means over labels (0 to 1), HD95 in "
+        f"{'pixels' if unit_of_rows(rows) == 'px' else 'mm'}; NSD: at a tolerance of the "
         "longest voxel side; n: runs; missed: structures without any predicted voxel (no HD95)."
     )
     if any(row.paper for row in table.rows):
@@ -102,7 +103,7 @@ def format_overview(found: Mapping[str, Sequence[RowResult]], reference: str, *,
 
 def _results(rows: Sequence[RowResult], level: str) -> str:
     papers = sorted({f.dataset for r in rows for f in r.row.paper if _shown(f, r.row, level)}, reverse=True)
-    head = ["row", "label", "n", "Dice", "HD95 mm", "NSD", "missed"]
+    head = ["row", "label", "n", "Dice", f"HD95 {unit_of_rows(rows)}", "NSD", "missed"]
     head += [f"{d}: {m}" for d in papers for m in ("Dice", "HD95")]
     lines = [head]
     for r in rows:
@@ -127,8 +128,9 @@ def _compared(rows: Sequence[RowResult], reference: str, method: statistics.Meth
     dice, hd95, nsd = (comparisons(rows, reference, metric, method) for metric in ("Dice", "HD95", "NSD"))
     if not dice:
         return ""
-    lines = [["row", f"Dice - {reference}", "95 % interval", "pairs", "p", "p corrected", "HD95 mm", "95 % interval",
-              "p corrected", "NSD", "95 % interval", "p corrected"]]  # fmt: skip
+    lines = [["row", f"Dice - {reference}", "95 % interval", "pairs", "p", "p corrected",
+              f"HD95 {unit_of_rows(rows)}", "95 % interval", "p corrected",
+              "NSD", "95 % interval", "p corrected"]]  # fmt: skip
     for r in rows:
         name = r.row.name
         if name in dice:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mre_lowshot import __version__
 from mre_lowshot.config import Plan
+from mre_lowshot.data.pixel_size import UNIT_KEY, common_unit, unit_of
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json
 from mre_lowshot.inference.ensemble import needs_tuning
@@ -50,12 +51,18 @@ def scores_of(fold: Path, labels: Mapping[str, int], weights: str) -> tuple[dict
         if path.is_file():
             data = read_json(path, "summary of the validation")
             scores: dict[str, Any] | None = _means(
-                data["number_of_cases"], data["foreground_mean"], {n: data["mean"][v] for n, v in names.items()}
+                data["number_of_cases"],
+                data["foreground_mean"],
+                {n: data["mean"][v] for n, v in names.items()},
+                data.get(UNIT_KEY),
             )
         else:
             path, data = fold.parent / CARD, _installed_row(fold)
             found = data.get("scores")
-            scores = _means(found["cases"], found, {n: found["labels"][n] for n in names}) if found else None
+            scores = None
+            if found:
+                labelled = {n: found["labels"][n] for n in names}
+                scores = _means(found["cases"], found, labelled, found.get(UNIT_KEY))
             if scores is None:
                 return None, OTHER_WEIGHTS if data.get("scores_note") else ""
         return (None, OTHER_WEIGHTS) if scores and data.get("weights_sha256") != weights else (scores, "")
@@ -90,9 +97,10 @@ def _installed_row(fold: Path) -> dict[str, Any]:
     return next((row for row in listed if isinstance(row, dict) and f"fold_{row.get('fold')}" == fold.name), {})
 
 
-def _means(cases: Any, whole: Mapping[str, Any], labels: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _means(cases: Any, whole: Mapping[str, Any], labels: Mapping[str, Mapping[str, Any]], unit: Any) -> dict[str, Any]:
     return {
         "cases": int(cases),
+        **({UNIT_KEY: "px"} if unit_of(unit) == "px" else {}),
         **_scores(whole),
         "labels": {name: _scores(of) for name, of in labels.items()},
     }
@@ -175,6 +183,7 @@ def card_text(card: Mapping[str, Any]) -> str:
     """The content of MODEL_CARD.md."""
     labels = ", ".join(f"{value} {_plain(name)}" for name, value in card["labels"].items())
     ranges = card["training_ranges"]
+    unit = common_unit(unit_of(fold["scores"].get(UNIT_KEY)) for fold in card["folds"] if fold["scores"])
     lines = [
         f"# {_plain(card['dataset'])}, {_plain(card['plans_name'])}, {_plain(card['level'])}",
         "",
@@ -194,7 +203,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         "",
         "Scores are means over the fold's test scans, which it was not trained on.",
         "",
-        "| fold | training scans | scans inside | iterations | trained | test scans | Dice | HD95 (mm) | NSD |",
+        f"| fold | training scans | scans inside | iterations | trained | test scans | Dice | HD95 ({unit}) | NSD |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_row(fold) for fold in card["folds"]),
         "",

@@ -16,6 +16,7 @@ from mre_lowshot.data.scan_input import read_case
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.evaluation.metrics import case_metrics
+from mre_lowshot.evaluation.summary import unit_of_volume
 from mre_lowshot.inference.formats import FORMATS
 from mre_lowshot.report import stored
 from mre_lowshot.report.content import METRICS, TOLERANCE, CaseContent, Label, LabelScore
@@ -77,8 +78,13 @@ class Reading:
             missing=(*files.content.missing, *missing),
             warnings=(*files.content.warnings, *unnamed),
         )
+        volume = prediction or reference
         try:
-            content = replace(content, labels=self._scores(files, prediction, reference))
+            content = replace(
+                content,
+                labels=self._scores(files, prediction, reference),
+                unit="mm" if volume is None else unit_of_volume(volume),
+            )
             if self.max_size and (prediction is not None or reference is not None or scan is not None):
                 values = [label.value for label in self.labels]
                 images = make_images(

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from mre_lowshot.data.pixel_size import Unit, common_unit
+
 METRICS = ("Dice", "NSD", "HD95")  # of a summary, as far as it holds them
-TOLERANCE = "NSD_tolerance"  # mm, beside them
+TOLERANCE = "NSD_tolerance"  # mm or pixels, beside them
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class CaseContent:
         missing: what cannot be shown, with the reason.
         seconds: of each step.
         images: None where nothing can be shown.
+        unit: of distances; ``px`` where the label map's file states no pixel size. Areas are then in 1000 pixels, not
+            in ml.
     """
 
     name: str
@@ -114,6 +118,7 @@ class CaseContent:
     missing: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     images: Images | None = None
+    unit: Unit = "mm"
 
     def mean(self, metric: str) -> float:
         """The mean over labels with a defined value."""
@@ -242,6 +247,16 @@ class Report:
         """The metrics that any case has."""
         found = {name for case in self.cases for score in case.labels for name in score.metrics}
         return tuple(name for name in METRICS if name in found)
+
+    @property
+    def unit(self) -> Unit:
+        """Of distances."""
+        return common_unit(case.unit for case in self.cases if not case.failed)
+
+
+def amount(unit: Unit) -> tuple[str, float]:
+    """The unit in which the size of a structure is shown, and how many of it a ``volume_ml`` of 1 is."""
+    return ("px", 1000.0) if unit == "px" else ("ml", 1.0)
 
 
 def ordered(cases: Sequence[CaseContent]) -> tuple[CaseContent, ...]:

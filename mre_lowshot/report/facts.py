@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mre_lowshot.data.pixel_size import common_unit
 from mre_lowshot.report import stored
 from mre_lowshot.report.content import TOLERANCE, CaseContent, Fact, Label, mean_of
 
-UNITS = {"HD95": " mm"}
 DIGITS = {"HD95": 1}
 MEANINGS = {
     "Dice": "overlap with the reference, 0 to 1",
@@ -31,11 +31,13 @@ def shown(value: float, metric: str = "Dice") -> str:
 def headline(cases: Sequence[CaseContent], labels: Sequence[Label]) -> tuple[Fact, ...]:
     """Means over labels of the means over cases, the worst case, and counts."""
     found = []
+    unit = common_unit(case.unit for case in cases if not case.failed)
     names = {name for case in cases for score in case.labels for name in score.metrics}
     for metric in [name for name in MEANINGS if name in names]:
         value = mean_of(label_mean(cases, label.value, metric) for label in labels)
-        meaning = MEANINGS[metric] + (_tolerance(cases) if metric == "NSD" else "")
-        found.append(Fact(f"mean {metric}", shown(value, metric) + UNITS.get(metric, ""), meaning))
+        meaning = MEANINGS[metric] + (_tolerance(cases, unit) if metric == "NSD" else "")
+        meaning += ", in pixels: the images state no pixel size" if metric == "HD95" and unit == "px" else ""
+        found.append(Fact(f"mean {metric}", shown(value, metric) + (f" {unit}" if metric == "HD95" else ""), meaning))
     failed = [case for case in cases if case.failed]
     rated = [case for case in cases if not math.isnan(case.mean("Dice"))]
     if rated:
@@ -52,12 +54,12 @@ def headline(cases: Sequence[CaseContent], labels: Sequence[Label]) -> tuple[Fac
     return tuple(found)
 
 
-def _tolerance(cases: Sequence[CaseContent]) -> str:
+def _tolerance(cases: Sequence[CaseContent], unit: str) -> str:
     found = {s.metrics[TOLERANCE] for case in cases for s in case.labels if s.metrics.get(TOLERANCE, 0) > 0}
     if not found:
         return ""
     low, high = f"{min(found):.3g}", f"{max(found):.3g}"
-    return f" (tolerance {low} mm)" if low == high else f" (tolerances {low} to {high} mm)"
+    return f" (tolerance {low} {unit})" if low == high else f" (tolerances {low} to {high} {unit})"
 
 
 def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from mre_lowshot.data.pixel_size import Unit
 from mre_lowshot.report.content import CaseContent, Label, LabelScore
 
 _POOR, _FAIR = 0.5, 0.8  # Dice
 _VOLUME = 0.15  # share of the reference's volume that is worth a sentence
 _NEARLY_ALL = 0.95
-_FAR = 20.0  # mm of HD95
+_FAR = 20.0  # mm of HD95, or pixels
 _LOW_QUALITY = 0.5
 _FACTOR = 2.0  # of the median volume of the other scans
 _FEWEST = 4  # scans with a structure, for a median
@@ -44,7 +45,8 @@ def _of_case(case: CaseContent, names: Mapping[int, str], medians: Mapping[int, 
     rated = []
     for score in case.labels:
         name = names.get(score.value, str(score.value))
-        one = _against_reference(score, name) if "Dice" in score.metrics else _alone(score, name, medians)
+        against = "Dice" in score.metrics
+        one = _against_reference(score, name, case.unit) if against else _alone(score, name, medians, case.unit)
         if one:
             rated.append(one)
     rated.sort()
@@ -57,31 +59,31 @@ def _of_case(case: CaseContent, names: Mapping[int, str], medians: Mapping[int, 
     return tuple(found)
 
 
-def _against_reference(score: LabelScore, name: str) -> tuple[float, str] | None:
+def _against_reference(score: LabelScore, name: str, unit: Unit) -> tuple[float, str] | None:
     """Rank and sentence; None where the structure is right, or in neither label map."""
     dice, far = score.metrics["Dice"], score.metrics.get("HD95", math.nan)
     predicted, reference = score.volume_ml, score.reference_ml
     if math.isnan(dice):
         return None
     if reference > 0 and predicted == 0:
-        return (_rank(0.0, reference), f"{name}: missed completely (reference {_ml(reference)})")
+        return (_rank(0.0, reference), f"{name}: missed completely (reference {_ml(reference, unit)})")
     if reference == 0 and predicted > 0:
-        return (_rank(0.0, predicted), f"{name}: {_ml(predicted)} where the reference has none")
+        return (_rank(0.0, predicted), f"{name}: {_ml(predicted, unit)} where the reference has none")
     parts = []
     change = (predicted - reference) / reference if reference > 0 else 0.0
     if change < -_NEARLY_ALL:
-        parts.append(f"almost missed ({_ml(predicted)}, reference {_ml(reference)})")
+        parts.append(f"almost missed ({_ml(predicted, unit)}, reference {_ml(reference, unit)})")
     elif abs(change) > _VOLUME:
         kind = (
             f"{predicted / reference:.1f} times too large"
             if change > 1
             else f"{abs(change):.0%} too " + ("large" if change > 0 else "small")
         )
-        parts.append(f"{kind} ({_ml(predicted)}, reference {_ml(reference)})")
+        parts.append(f"{kind} ({_ml(predicted, unit)}, reference {_ml(reference, unit)})")
     elif dice < _FAIR:
         parts.append(f"{'displaced' if dice < _POOR else 'displaced or of another shape'}, of the right volume")
     if far > _FAR:
-        parts.append(f"borders up to {far:.0f} mm off (HD95)")
+        parts.append(f"borders up to {far:.0f} {unit} off (HD95)")
     if dice >= _FAIR and not far > _FAR and abs(change) <= _VOLUME:
         return None
     return (
@@ -95,23 +97,25 @@ def _rank(dice: float, volume: float) -> float:
     return -(1 - dice) * math.log1p(volume)
 
 
-def _alone(score: LabelScore, name: str, medians: Mapping[int, float]) -> tuple[float, str] | None:
+def _alone(score: LabelScore, name: str, medians: Mapping[int, float], unit: Unit) -> tuple[float, str] | None:
     """The same without a reference."""
     volume, median = score.volume_ml, medians.get(score.value, math.nan)
     if volume == 0:
-        usual = f"; median of the other scans {_ml(median)}" if median > 0 else ""
+        usual = f"; median of the other scans {_ml(median, unit)}" if median > 0 else ""
         return (-1.0, f"{name}: not found{usual}")
     parts = []
     if score.quality < _LOW_QUALITY:
         parts.append(f"uncertain (quality score {score.quality:.2f})")
     if volume > _FACTOR * median or volume < median / _FACTOR:
-        parts.append(f"volume {_ml(volume)}, median of the scans {_ml(median)}")
+        parts.append(f"volume {_ml(volume, unit)}, median of the scans {_ml(median, unit)}")
     rank = score.quality if not math.isnan(score.quality) else 1.0
     return (rank, f"{name}: {'; '.join(parts)}") if parts else None
 
 
-def _ml(volume: float) -> str:
-    """A volume as text."""
+def _ml(volume: float, unit: Unit) -> str:
+    """A volume as text; in pixels where their size is not known."""
+    if unit == "px":
+        return f"{volume * 1000:.0f} px"
     if volume < 0.1:
         return f"{volume * 1000:.3g} mm\u00b3"
     return f"{volume:.0f} ml" if volume >= 10 else f"{volume:.2g} ml"

@@ -101,7 +101,7 @@
   function showScores(one) {
     const against = one.scores.some((score) => score.metrics.some((value) => value !== null));
     const columns = against ? data.metrics : ["quality"];
-    $("scores-head").replaceChildren(...["label", ...columns, "ml"].map((name) => make("th", { textContent: name, scope: "col" })));
+    $("scores-head").replaceChildren(...["label", ...columns, one.amount].map((name) => make("th", { textContent: name, scope: "col" })));
     const rows = data.labels.map((label, i) => {
       const score = one.scores[i];
       const box = make("input", { type: "checkbox", checked: view.visible[i + 1], ariaLabel: `show ${label.name}` });
@@ -117,7 +117,7 @@
       return make("tr", {}, make("td", {}, box, swatch, name), ...[...cells, volumes].map((t) => make("td", { textContent: t })));
     });
     $("scores-body").replaceChildren(...rows);
-    $("scores-note").textContent = against ? "ml: predicted / reference" : "";
+    $("scores-note").textContent = against ? `${one.amount}: predicted / reference` : "";
   }
 
   function goTo(label) {

@@ -19,7 +19,7 @@ from typing import Any
 from mre_lowshot import __version__
 from mre_lowshot.files import atomic_write, json_line
 from mre_lowshot.limits import bytes_text
-from mre_lowshot.report.content import CaseContent, Images, Report
+from mre_lowshot.report.content import CaseContent, Images, Report, amount
 from mre_lowshot.report.sections import sections, text
 
 _MARK = b"<!-- mre_lowshot report "
@@ -124,6 +124,7 @@ def _data(report: Report) -> dict[str, Any]:
 
 def _case(case: CaseContent, report: Report) -> dict[str, Any]:
     scores = {score.value: score for score in case.labels}
+    unit, factor = amount(case.unit)
     rows = []
     for label in report.labels:
         score = scores.get(label.value)
@@ -131,8 +132,8 @@ def _case(case: CaseContent, report: Report) -> dict[str, Any]:
             {
                 "quality": _rounded(score.quality) if score else None,
                 "metrics": [_rounded(score.metrics.get(m)) if score else None for m in report.metrics],
-                "volume": _rounded(score.volume_ml) if score else None,
-                "reference": _rounded(score.reference_ml) if score else None,
+                "volume": _rounded(factor * score.volume_ml) if score else None,
+                "reference": _rounded(factor * score.reference_ml) if score else None,
             }
         )
     return {
@@ -144,6 +145,7 @@ def _case(case: CaseContent, report: Report) -> dict[str, Any]:
         "warnings": case.warnings,
         "missing": case.missing,
         "scores": rows,
+        "amount": unit,
         "images": _images(case.images) if case.images else None,
     }
 

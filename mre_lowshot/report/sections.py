@@ -11,7 +11,7 @@ import numpy as np
 
 from mre_lowshot.files import printable
 from mre_lowshot.report import plots
-from mre_lowshot.report.content import CaseContent, Label, Report, mean_of
+from mre_lowshot.report.content import CaseContent, Label, Report, amount, mean_of
 from mre_lowshot.report.experiment_content import spread
 from mre_lowshot.report.facts import label_mean, shown
 
@@ -149,12 +149,13 @@ def _labels(report: Report) -> str:
     if not report.labels or not report.cases:
         return ""
     metrics = report.metrics
-    columns = [*metrics, *(["missed", "extra"] if metrics else []), "quality", "predicted ml", "reference ml"]
+    columns = [*metrics, *(["missed", "extra"] if metrics else []), "quality"]
+    columns += [f"{name} {amount(report.unit)[0]}" for name in ("predicted", "reference")]
     head = "".join(f"<th>{text(name)}</th>" for name in ("structure", *columns))
-    rows = "".join(_label_row(report.cases, label, metrics) for label in report.labels)
+    rows = "".join(_label_row(report, label, metrics) for label in report.labels)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     drawn = [
-        plots.label_plot(report.cases, report.labels, m, title="HD95, mm" if m == "HD95" else m,
+        plots.label_plot(report.cases, report.labels, m, title=f"HD95, {report.unit}" if m == "HD95" else m,
                          highest=None if m == "HD95" else 1.0)
         for m in metrics
     ]  # fmt: skip
@@ -170,14 +171,16 @@ def _labels(report: Report) -> str:
     )
 
 
-def _label_row(cases: Sequence[CaseContent], label: Label, metrics: Sequence[str]) -> str:
+def _label_row(report: Report, label: Label, metrics: Sequence[str]) -> str:
+    cases, (_, factor) = report.cases, amount(report.unit)
     scores = [score for case in cases for score in case.labels if score.value == label.value]
     cells = [shown(label_mean(cases, label.value, metric), metric) for metric in metrics]
     if metrics:
         cells.append(str(sum(s.reference_ml > 0 and s.volume_ml == 0 for s in scores)))
         cells.append(str(sum(s.reference_ml == 0 and s.volume_ml > 0 for s in scores)))
     cells.append(shown(mean_of(s.quality for s in scores)))
-    cells += [_volume(mean_of(s.volume_ml for s in scores)), _volume(mean_of(s.reference_ml for s in scores))]
+    cells += [_volume(factor * mean_of(volumes)) for volumes in (
+        (s.volume_ml for s in scores), (s.reference_ml for s in scores))]  # fmt: skip
     swatch = f'<svg class="swatch" aria-hidden="true"><rect width="11" height="11" fill="{text(label.colour)}"/></svg>'
     return f"<tr><td>{swatch}{text(label.name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
@@ -253,12 +256,20 @@ def _rows(report: Report) -> str:
         )
     head = "".join(
         f"<th{' class=text' if name == 'label' else ''}>{name}</th>"
-        for name in ("row", "label", "runs", "Dice", "HD95 mm", "NSD", "Dice difference [95 %], p corrected")
+        for name in (
+            "row",
+            "label",
+            "runs",
+            "Dice",
+            f"HD95 {report.unit}",
+            "NSD",
+            "Dice difference [95 %], p corrected",
+        )
     )
     drawn = plots.row_plot(report.rows, "Dice", title="Dice of each run")
     if any(not math.isnan(value) for row in report.rows for value in row.nsd):
         drawn += plots.row_plot(report.rows, "NSD", title="NSD of each run")
-    drawn += plots.row_plot(report.rows, "HD95", title="HD95 of each run, mm", highest=None)
+    drawn += plots.row_plot(report.rows, "HD95", title=f"HD95 of each run, {report.unit}", highest=None)
     return (
         f'<p class="note">{text(report.rows_title)}</p><table><tr>{head}</tr>{"".join(lines)}</table>'
         f'<div class="plots">{drawn}</div>'

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from mre_lowshot import devices
+from mre_lowshot.data.pixel_size import UNIT_KEY, unit_of
 from mre_lowshot.errors import describe_failure, is_out_of_memory, log_unexpected
 from mre_lowshot.experiments.baselines.registry import baseline
 from mre_lowshot.experiments.baselines.running import run_baseline
@@ -57,7 +58,7 @@ def run_fold(row: Row, job: FoldJob, iterations: int | None, *, workers: int | N
     else:
         summary = _run_recipe(row, job, workers, reporter)
     mean, seconds = summary["foreground_mean"], time.monotonic() - begun
-    scores = f"Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} mm, NSD {mean['NSD']:.4f}"
+    scores = f"Dice {mean['Dice']:.4f}, HD95 {mean['HD95']:.2f} {unit_of(summary.get(UNIT_KEY))}, NSD {mean['NSD']:.4f}"
     reporter.info(f"{title}: {scores}, {seconds:.0f} s")
     for reason in summary["failed_cases"].values():
         reporter.info(f"  {reason}")
