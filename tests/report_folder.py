@@ -10,6 +10,7 @@ import numpy as np
 
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.volume import write_volume
+from mre_lowshot.inference.record import FileState
 
 LABELS = {"liver": 1, "spleen": 2}
 SHAPE, SPACING = (10, 24, 20), (4.0, 2.0, 2.0)
@@ -42,7 +43,8 @@ def write_folder(root: Path, names=("a", "b", "c"), labels=LABELS, warnings=()) 
         cases[name] = {
             "status": "done", "reason": None, "inputs": [{"file": str(scan)}], "warnings": list(warnings),
             "quality": {"score": 1 - 0.1 * min(number, 9), "basis": "agreement"}, "run": "r",
-            "seconds": {"read": 0.1, "network": 1.0 + number}, "outputs": [{"file": file, "size": 1, "sha256": ""}],
+            "seconds": {"read": 0.1, "network": 1.0 + number},
+            "outputs": [FileState.of(root / "pred" / file, file).to_json()],
         }  # fmt: skip
     run = {"started": "2026-11-28T10:00:00+00:00", "status": "complete", "device": "cpu", "input": str(root / "scans")}
     content = {"format": "mre_lowshot prediction", "format_version": 1, "runs": {"r": run}, "cases": cases}

@@ -165,6 +165,18 @@ def test_every_error_is_one_line_and_an_exit_code(problem, code, message, capsys
     assert err.count("\n") == (1 if message else 0)
 
 
+def test_a_traceback_is_shown_beside_the_message_and_leaves_the_exit_code(monkeypatch, capsys):
+    monkeypatch.setenv("MRE_TRACEBACK", "1")
+
+    def main(_):
+        raise UserError("case a: bad")
+
+    assert common.run(main, None) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("error: case a: bad\n")
+
+
 def test_a_failure_names_its_case_once_in_one_line():
     assert describe_failure(UserError("case a: bad"), "a") == "case a: bad"
     assert describe_failure(UserError("bad\nworse"), "a") == "case a: bad worse"

@@ -9,6 +9,8 @@ import pytest
 from conftest import one_thread
 
 from mre_lowshot.inference.predictor import Predictor
+from mre_lowshot.viewer.cases import find_cases
+from mre_lowshot.workflows.report import write_report
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAME = "phantom_001"
@@ -52,6 +54,7 @@ def test_pictures_are_drawn_from_the_corrected_map_and_probabilities_are_named(c
     assert trained.predict(corrected / "in", corrected / "out", *options) == 0
     shown = capsys.readouterr().out
     assert f"case {NAME}: overlays, previews: drawn from the label map as it is now" in shown
+    assert "1 of 1 scans segmented (1 of them in earlier runs)" in shown
     assert f"case {NAME}: {NAME}.npz: of the label map that mre_predict wrote, not of the one that is there" in shown
     drawn = pictures(corrected)
     assert all(one != other for one, other in zip(drawn, before, strict=True))
@@ -61,6 +64,15 @@ def test_pictures_are_drawn_from_the_corrected_map_and_probabilities_are_named(c
     correct(corrected, 2)
     assert trained.predict(corrected / "in", corrected / "out", *options) == 0
     assert all(one != other for one, other in zip(pictures(corrected), drawn, strict=True))
+
+
+def test_viewer_and_report_say_that_the_quality_score_is_of_the_label_map_before(predicted, corrected):
+    mark = "its label map was changed after the prediction; the quality score is that of the predicted one"
+    for folder, wanted in ((predicted, 0), (corrected, 1)):
+        (shown,) = find_cases(folder / "out")
+        assert shown.warnings.count(mark) == wanted
+        (reported,) = write_report(folder / "out", folder / "report.html").content.cases
+        assert reported.warnings.count(mark) == wanted
 
 
 def test_pictures_that_are_not_asked_for_are_named(corrected, trained, capsys):

@@ -117,9 +117,14 @@ def test_a_wrong_dataset_json_is_refused(raw, changes, without, message):
 
 
 def test_missing_label_maps_files_and_folders_are_refused(raw):
+    whole = (raw / "dataset.json").read_text()
+    (raw / "dataset.json").write_text(json.dumps({**json.loads(whole), "channel_names": {"0": "T1", "1": "T2"}}))
+    with pytest.raises(UserError, match=r"(?s)^\w+: no case can be used for training:\n  case \w+: \w+_0001\.nii\.gz"):
+        Dataset.load(raw)
+    (raw / "dataset.json").write_text(whole)
     for path in (raw / "labelsTr").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"none of the 3 cases in imagesTr has a label map.*labelsTr/CASE\.nii\.gz"):
+    with pytest.raises(UserError, match=r"no label map in labelsTr belongs to a case .*labelsTr/CASE\.nii\.gz"):
         Dataset.load(raw)
     (raw / "dataset.json").write_text("[]")
     with pytest.raises(UserError, match="must be a JSON object"):
@@ -264,9 +269,7 @@ def test_cases_for_prediction_are_found_with_and_without_channel_numbers(tmp_pat
     assert [case.name for case in cases] == ["btcv_0001"]
     assert problem.startswith("case btcv_0002: more than one file (btcv_0002.mha, btcv_0002.nii)")
     [problem] = find_cases(tmp_path, 1, ".png")[1][:1]
-    assert problem.endswith(
-        "contains no image ending in .png; add images, converted to this format if they are DICOM or another format"
-    )
+    assert problem.endswith("contains no image ending in .png; add images, mre_import converts DICOM and other formats")
     (tmp_path / "x_0000.nii").write_bytes(b"")
     assert any("case btcv: btcv_0000.nii missing" in p for p in find_cases(tmp_path, 1, ".nii")[1])
 

@@ -20,6 +20,7 @@ from mre_lowshot.experiments.results import RowResult, Run
 from mre_lowshot.experiments.runner import Setting, quick_split
 from mre_lowshot.experiments.table_rows.comparisons import BRAIN, ORGANS
 from mre_lowshot.experiments.tables import TABLES, plan_name
+from mre_lowshot.experiments.text import format_rows
 from mre_lowshot.files import write_json
 
 PAPER = Path(__file__).resolve().parents[2] / "shared/paper/mre_net.txt"
@@ -291,3 +292,7 @@ def test_a_table_of_our_own_has_differences_with_intervals():
     assert line.cells[1:3] == ("2", "55.00 (14.14)")
     assert line.cells[5] == "-5.00"
     assert line.cells[6].startswith("[-10.00")
+    assert len(found.lines) == 2  # rows without a run are named, and have no line
+    text = format_rows(content.table, content.rows, Setting("small"), "Dataset001_X", "default", "default")
+    assert [word for word in ("default", "m1", "average") if f"\n{word} " in text] == ["default", "m1"]
+    assert "average" in next(line for line in text.splitlines() if line.startswith("no run yet: "))

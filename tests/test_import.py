@@ -126,6 +126,18 @@ def test_equal_candidates_are_refused_until_the_pair_is_stated(tmp_path, capsys)
     assert content["numTraining"] == 1
 
 
+def test_a_second_label_map_of_a_scan_whose_pair_is_stated_is_named_as_such(tmp_path, capsys):
+    for number, stem in enumerate(("north", "south")):
+        write(tmp_path / f"in/{stem}.nii.gz", image(volume((6 + number, 12, 14), number)))
+        write(tmp_path / f"in/{stem}_seg.nii.gz", image(blocks((6 + number, 12, 14))))
+    write(tmp_path / "in/south_old_seg.nii.gz", image(blocks((7, 12, 14))))
+    (tmp_path / "pairs.csv").write_text("scan,label\nsouth.nii.gz,south_old_seg.nii.gz\n")
+    assert run(tmp_path, *NAMES, "--pairs", tmp_path / "pairs.csv") == 2
+    assert (
+        "south_seg.nii.gz: is on the grid of south.nii.gz, for which --pairs states south_old_seg.nii.gz; leave it out"
+    ) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

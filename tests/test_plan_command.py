@@ -217,6 +217,15 @@ def test_what_is_given_by_the_dataset_is_not_set(space, capsys, change, place):
     assert not (space.prepared / "Other.json").exists()
 
 
+def test_a_label_that_no_label_map_contains_is_noted(space, capsys):
+    assert space.plan(name="All") == 0
+    assert "no label map contains" not in "".join(capsys.readouterr())
+    labels = json.loads((space.raw / "dataset.json").read_text())["labels"]
+    edit(space.raw / "dataset.json", labels={**labels, "adrenal": 7})
+    assert space.plan(name="More") == 0
+    assert "NOTE no label map contains adrenal (7), named in dataset.json" in "".join(capsys.readouterr())
+
+
 def test_a_labelled_scan_with_a_faulty_slice_is_named(space, capsys):
     """An MRI whose channel is not in HU; the plan is that of the clean scan."""
     edit(space.raw / "dataset.json", channel_names={"0": "MRI"})

@@ -109,7 +109,7 @@ def test_the_newest_model_is_used_and_named_unless_another_is_chosen(space, tmp_
     scan = space.raw / "imagesTr/phantom_001_0000.nii.gz"
     for arguments, words in (
         ([], ("MRETrainer__Other__1shot", "the one of 2 trained last")),
-        (["-p", "Tiny"], ("MRETrainer__Tiny__1shot", "the only trained model")),
+        (["-p", "Tiny"], ("MRETrainer__Tiny__1shot", "the only one of 2 that fits")),
         (["-m", space.model()], ("MRETrainer__Tiny__1shot", "-m")),
         (["-d", "900", "-c", "1shot", "-f", "fold0"], ("MRETrainer__Other__1shot", "fold 0")),
     ):
@@ -239,6 +239,14 @@ def test_a_label_map_that_its_format_cannot_hold_is_named_and_the_others_are_wri
     texts = ["dseg.tsv", "label_descriptions.txt"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.nii.gz", *texts, "quality.csv", "run.json"]
     assert [line.split(",")[0] for line in (tmp_path / "out/quality.csv").read_text().splitlines()] == ["case", "b"]
+
+
+def test_a_folder_without_scans_is_wrong_use(trained, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("nothing")
+    assert trained.predict(tmp_path / "in", tmp_path / "out") == 2
+    assert "in: contains no image ending in .nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_single_file_of_an_unknown_format_is_refused(trained, tmp_path, capsys):

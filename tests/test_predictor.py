@@ -15,6 +15,7 @@ import torch
 from mre_lowshot import Predictor, Volume
 from mre_lowshot.atlas.alignment import align
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.importing.slicer import read_segments
 from mre_lowshot.data.scan_input import read_scan
 from mre_lowshot.data.volume import geometry_of, read_labels
 from mre_lowshot.errors import UserError
@@ -140,6 +141,18 @@ def test_a_saved_prediction_is_read_back_unchanged(prediction, tmp_path):
     np.testing.assert_allclose(saved.sum(axis=0), 1, atol=1e-5)
     labels = prediction.labels.array
     assert (saved.argmax(axis=0) == labels)[labels > 0].all()  # elsewhere small components are background
+
+
+def test_a_prediction_saved_as_a_segmentation_of_slicer_names_its_segments(prediction, tmp_path):
+    path = tmp_path / "out.Seg.nrrd"
+    prediction.save(path)
+    _, segments = read_segments(path)
+    assert {s.name: s.value for s in segments} == {n: v for n, v in prediction.label_names.items() if v}
+    assert same(read_labels(path).array, prediction.labels.array.astype(np.int32))
+    with pytest.raises(UserError, match=r"a\.seg\.nrrd: .*labels have names.*write_seg_nrrd, or end .* \.nrrd"):
+        prediction.labels.save(tmp_path / "a.seg.nrrd")
+    with pytest.raises(UserError, match=r"a\.seg\.dcm: .*DICOM SEG is written by .*FORMATS"):
+        prediction.save(tmp_path / "a.seg.dcm")
 
 
 def test_a_prediction_is_not_saved_in_an_unknown_format(prediction, tmp_path):

@@ -251,7 +251,10 @@ def test_an_unreadable_record_and_label_values_without_a_name_are_reported(tmp_p
     labels[0, 0, :3] = (7, 9, 7)
     write_volume(folder / "case0.nii.gz", labels, Geometry(SHAPE, SPACING))
     (case,) = mre_lowshot.write_report(folder).content.cases
-    assert case.warnings == ("label map case0.nii.gz: 2 label value(s) without a name (7, 9), drawn in white",)
+    assert case.warnings == (
+        "its label map was changed after the prediction; the quality score is that of the predicted one",
+        "label map case0.nii.gz: 2 label value(s) without a name (7, 9), drawn in white",
+    )
     (folder / "run.json").write_text('{"cases": ')
     (folder / "case0.nii.gz").rename(folder / "a.nii.gz")
     assert command("report", folder) == 1  # the scan is not known

@@ -116,6 +116,11 @@ def test_continuing_gives_the_weights_of_an_uninterrupted_training(space, monkey
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
+def test_continuing_a_complete_training_says_that_it_was_complete(space, capsys):
+    assert space.train("--c", "--no_val") == 0
+    assert "its training was complete already: 3 iterations" in capsys.readouterr().out
+
+
 def test_a_training_with_other_iterations_is_validated_without_the_flag(space):
     assert space.train("--no_val", "--iterations", 2, level="2shot") == 0
     assert space.train("--val", level="2shot") == 0

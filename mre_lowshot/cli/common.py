@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -99,7 +100,7 @@ def add_cohort(made: argparse.ArgumentParser) -> None:
 def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
     """Call ``main``; any error becomes one line on stderr and an exit code (above).
 
-    With MRE_TRACEBACK=1 in the environment the whole traceback is shown instead. Characters that the console cannot
+    With MRE_TRACEBACK=1 in the environment the whole traceback is shown before it. Characters that the console cannot
     show are escaped, and a closed pipe or full disk behind stdout does not end the run.
     """
     # Read when torch is loaded. By default waiting threads spin, and slow each other down as soon as other programs
@@ -127,7 +128,7 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
 def _failure(problem: Exception) -> int:
     """Print an error on one line; its exit code."""
     if os.environ.get(TRACEBACK):
-        raise problem
+        traceback.print_exception(problem)
     if isinstance(problem, (UserError, NumericalError)):
         print_error(f"error: {problem}")
         return 2 if isinstance(problem, UserError) else 1

@@ -31,12 +31,14 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[T], data: Any, where: str) -> T:
-    """Build dataclass ``kind`` from JSON ``data``; ``where`` starts error messages, for example "MREPlans.json".
+    """Build dataclass ``kind`` from JSON ``data``; ``where`` starts error messages, for example "MREPlans.json": the
+    path of a field follows after a dot, or directly where ``where`` ends with ": " (an option, as "--set: network").
 
     Raises:
         UserError: a key is unknown (the message suggests a similar one) or missing, or a value has the wrong type or
             breaks a rule of the dataclass.
     """
+    start, where = where if where.endswith(": ") else f"{where}.", where.removesuffix(": ")
     if not isinstance(data, dict):
         raise UserError(f"{where}: must be a JSON object with named fields, found {shown(data)}")
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
@@ -53,7 +55,7 @@ def from_json(kind: type[T], data: Any, where: str) -> T:
     ]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing; add it, or plan the dataset again")
-    values = {name: _value(hints[name], v, f"{where}.{name}") for name, v in data.items()}
+    values = {name: _value(hints[name], v, f"{start}{name}") for name, v in data.items()}
     try:
         return kind(**values)
     except UserError as problem:
@@ -166,4 +168,4 @@ def all_changed(value: T, changes: dict[str, str], where: str) -> T:
             if depth + 1 < len(names):
                 section = section[name]
         section[names[-1]] = _parsed(text, f"{where}: {path}")
-    return from_json(type(value), data, where)
+    return from_json(type(value), data, f"{where}: ")

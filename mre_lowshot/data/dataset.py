@@ -95,10 +95,12 @@ class Dataset:
         both = sorted({case.name for case in cases} & {case.name for case in tests})
         problems += more + [f"case {n}: is in imagesTr and in imagesTs; keep it in one of them" for n in both]
         if not any(case.label for case in cases):
-            found = "".join(f"\n  {p}" for p in problems)
+            if problems:  # the causes; a missing label map may be none
+                found = "".join(f"\n  {p}" for p in problems)
+                raise UserError(f"{folder.name}: no case can be used for training:{found}")
             raise UserError(
-                f"{folder.name}: none of the {len(cases)} cases in imagesTr has a label map in labelsTr; annotate at "
-                f"least one case and save the label map as labelsTr/CASE{ending}{found}"
+                f"{folder.name}: no label map in labelsTr belongs to a case in imagesTr; annotate at least one case "
+                f"and save the label map as labelsTr/CASE{ending}"
             )
         return cls(folder, folder.name, channels, labels, ignore, ending, number,
                    tuple(cases), tuple(tests), tuple(problems), corrected)  # fmt: skip
@@ -211,7 +213,8 @@ def _groups(listing: Listing, channels: int, ending: str | None) -> tuple[dict[s
     folder, files, problems = listing.folder, listing.files, []
     if not files:
         missing = f"{folder}: contains no image ending in {ending or ', '.join(READABLE_ENDINGS)}"
-        problems.append(f"{missing}; add images, converted to this format if they are DICOM or another format")
+        other = "mre_import converts DICOM and other formats" if ending else "or give another folder"
+        problems.append(f"{missing}; add images, {other}")
     problems += listing.problems
     plain = channels == 1 and not any(stem.endswith("_0000") for stem in files)
     groups: dict[str, dict[int, Path]] = {}

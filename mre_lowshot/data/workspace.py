@@ -65,7 +65,9 @@ class Workspace:
         is_path = any(separator in name for separator in (os.sep, os.altsep) if separator)  # Windows has two
         if kind == "raw" and is_path and Path(name).is_dir():
             content = ", ".join(sorted(p.name for p in Path(name).iterdir())) or "nothing"
-            raise UserError(f"{name}: has no dataset.json (found: {content}); write one, see the README")
+            raise UserError(
+                f"{name}: has no dataset.json (found: {content}); write one (docs/FILES.md), or use mre_import"
+            )
         root: Path = getattr(self, kind)
         wanted = Path(name).name if is_path else name
         folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

@@ -82,7 +82,7 @@ def plain_grid(
     compared = comparisons(rows, reference, "Dice", "default")
     title = f"{table.name}: {table.title}. {dataset}, {setting.level}, base {setting.base}"
     lines = []
-    for r in rows:
+    for r in [r for r in rows if r.runs]:
         c = compared.get(r.row.name)
         difference = "-" if c is None else f"{100 * c.difference:+.2f}"
         interval = "-" if c is None or math.isnan(c.low) else f"[{100 * c.low:+.2f}, {100 * c.high:+.2f}]"

@@ -39,7 +39,7 @@ def named(name: str, others: Iterable[str] = ()) -> Table:
     for candidate in (plain, f"table{_ROMAN.get(number, number)}"):
         if candidate in TABLES:
             return TABLES[candidate]
-    raise UserError(f"table {name!r} is unknown; {suggest(plain, [*TABLES, *others])}")
+    raise UserError(f"table {name!r} is unknown; {suggest(plain, [*TABLES, *others])} (--list shows all)")
 
 
 def plan_name(

@@ -108,6 +108,8 @@ def _results(rows: Sequence[RowResult], level: str) -> str:
     lines = [head]
     for r in rows:
         printed = {f.dataset: f for f in r.row.paper if _shown(f, r.row, level)}
+        if not r.runs and not printed:
+            continue  # the line "no run yet" names it
         figures = []
         for name in papers:
             figure = printed.get(name)

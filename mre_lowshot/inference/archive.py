@@ -55,6 +55,14 @@ class _Ordered(dict[Any, Any]):
     """Stands for the OrderedDict of a state dict, which has attributes too."""
 
 
+def not_a_checkpoint(path: Path, reason: str) -> UserError:
+    """The error for a file that is no checkpoint, or a damaged one."""
+    return UserError(
+        f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); give a model folder, a zip file of "
+        "mre_export_model or a checkpoint of mre_train, or train again"
+    )
+
+
 def read_claims(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
     """The content of a checkpoint with a `TensorClaim` in place of each tensor. ``path`` names it in messages; where
     ``source`` is given, its bytes are read from there (a part of another file).
@@ -88,9 +96,9 @@ def read_claims(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: needs more memory than there is; use a machine with more memory") from None
     except Exception as problem:  # the description can fail in as many ways as there are operations
         reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
-        raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again") from None
+        raise not_a_checkpoint(path, reason) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged (no dictionary); train again")
+        raise not_a_checkpoint(path, "no dictionary")
     return content
 
 

@@ -25,7 +25,7 @@ from mre_lowshot.config.json import from_json, to_json
 from mre_lowshot.config.plan import wrong_version
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write, json_line, verify_zip
-from mre_lowshot.inference.archive import read_claims
+from mre_lowshot.inference.archive import not_a_checkpoint, read_claims
 from mre_lowshot.inference.checkpoint_check import check_claims, check_values
 from mre_lowshot.plain import require_plain
 
@@ -151,6 +151,6 @@ def load(path: Path, device: torch.device, source: BinaryIO | None = None) -> tu
         content = torch.load(source or path, map_location=device, weights_only=True)
     except Exception as problem:  # torch raises many kinds for a damaged or foreign file
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again") from None
+        raise not_a_checkpoint(path, reason) from None
     check_values(content, plan, path)
     return plan, content

@@ -12,7 +12,7 @@ from mre_lowshot.config import Plan
 from mre_lowshot.config.recipe import MAX_ITERATIONS
 from mre_lowshot.errors import UserError
 from mre_lowshot.grid import IGNORE
-from mre_lowshot.inference.archive import TensorClaim
+from mre_lowshot.inference.archive import TensorClaim, not_a_checkpoint
 from mre_lowshot.network.build import outline, require_patch_memory
 from mre_lowshot.plain import require_plain, shown
 
@@ -102,4 +102,4 @@ def check_values(content: dict[str, Any], plan: Plan, path: Path) -> None:
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    raise UserError(f"{path}: is not a checkpoint of mre_lowshot, or is damaged ({reason}); train again")
+    raise not_a_checkpoint(path, reason)

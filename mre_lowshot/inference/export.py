@@ -15,6 +15,8 @@ from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.label_table import LabelTable
 from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.seg_nrrd import ENDING as SEG_NRRD
+from mre_lowshot.data.seg_nrrd import write_seg_nrrd
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import atomic_write
@@ -116,15 +118,19 @@ class Prediction:
         return inverse_probabilities(own, transform, scaled_classes(own, transform.box_shape, self.refined.temperature))
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> None:
-        """Write the label map to ``path``, in the format of its ending (NIfTI with the labels' names and colours); with
-        ``probabilities`` also ``<name>.npz`` beside it (the name of ``path`` without its ending), key
-        ``probabilities``.
+        """Write the label map to ``path``, in the format of its ending (NIfTI and ``.seg.nrrd`` with the labels' names
+        and colours); with ``probabilities`` also ``<name>.npz`` beside it (the name of ``path`` without its ending),
+        key ``probabilities``.
 
         Raises:
-            UserError: the ending is not a format written here.
+            UserError: the ending is not a format written here. DICOM SEG is not: it needs the scan's series
+                (`inference.formats.FORMATS`).
         """
         path = Path(path)
-        self.labels.save(path, self.table)
+        if path.name.casefold().endswith(SEG_NRRD):
+            write_seg_nrrd(path, self.labels, label_names=self.label_names, colours=self.colours, codes=self.codes)
+        else:
+            self.labels.save(path, self.table)
         if probabilities:
             self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
 

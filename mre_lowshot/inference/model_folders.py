@@ -34,8 +34,9 @@ def find_folder(
         there = "; ".join(f"{p.parent.name}/{p.name}" for p in trained) or "nothing"
         raise UserError(f"no trained model in {results} fits (trained: {there}); train one with mre_train, or give -m")
     newest = max(fitting, key=lambda p: trained[p])
-    how = "the only trained model" if len(fitting) == 1 else f"the one of {len(fitting)} trained last"
-    return newest, how
+    if len(fitting) > 1:
+        return newest, f"the one of {len(fitting)} trained last"
+    return newest, "the only trained model" if len(trained) == 1 else f"the only one of {len(trained)} that fits"
 
 
 def _fits(path: Path, dataset: str | None, level: str | None, plans: str | None) -> bool:

@@ -69,6 +69,16 @@ class FileState:
         return {"file": self.file, "size": self.size, "sha256": self.sha256}
 
 
+CORRECTED = "its label map was changed after the prediction; the quality score is that of the predicted one"
+
+
+def was_changed(entry: Mapping[str, Any], path: Path) -> bool:
+    """Whether the label map ``path`` is not the one that a run wrote, by the ``entry`` of its case in run.json; False
+    where the entry does not list the file."""
+    states = [s for key in ("outputs", "earlier_outputs") for s in FileState.listed(entry, key) if s.file == path.name]
+    return bool(states) and not any(state.matches(path) for state in states)
+
+
 class RunRecord:
     """The record of this run, with the entries of earlier runs into the folder.
 

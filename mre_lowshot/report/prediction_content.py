@@ -16,7 +16,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.label_files import label_files
 from mre_lowshot.evaluation.summary import SUMMARY
 from mre_lowshot.inference.quality import OWN_COLUMNS
-from mre_lowshot.inference.record import read_records
+from mre_lowshot.inference.record import CORRECTED, read_records, was_changed
 from mre_lowshot.report import facts, stored
 from mre_lowshot.report.case_reading import CaseFiles, Reading, labels_of, with_metrics
 from mre_lowshot.report.content import CaseContent, Label, LabelScore, Report, ordered
@@ -82,12 +82,15 @@ def _case(
     listed = [stored.text(w) for w in stored.items(entry.get("warnings"))]
     reason = stored.text(entry.get("reason"))
     prediction = _label_map(folder, name, entry)
+    warnings = listed or [text for text in row.get("warnings", "").split("; ") if text]
+    if prediction is not None and was_changed(entry, prediction):
+        warnings.append(CORRECTED)
     content = CaseContent(
         name,
         failed=(reason or "unknown reason") if entry.get("status") == "failed" and prediction is None else "",
         quality=stored.cell(row, "score") if math.isnan(quality) else quality,
         labels=tuple(scores),
-        warnings=tuple(listed or filter(None, row.get("warnings", "").split("; "))) + ((reason,) if reason else ()),
+        warnings=(*warnings, *([reason] if reason else [])),
         seconds={
             step: seconds
             for step, value in stored.table(entry.get("seconds")).items()

@@ -13,7 +13,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.files import printable
 from mre_lowshot.inference.formats import ENDINGS
 from mre_lowshot.inference.quality import read_rows
-from mre_lowshot.inference.record import FileState, read_record
+from mre_lowshot.inference.record import CORRECTED, FileState, read_record, was_changed
 from mre_lowshot.report.model_content import validation_scans
 
 _ORDER = (*READABLE_ENDINGS, *ENDINGS)  # of two label maps of a case the one earlier in this list is shown
@@ -207,6 +207,8 @@ def _case(
     warnings = [text for text in (given if isinstance(given, list) else ()) if isinstance(text, str)]
     if not warnings and row.get("warnings"):
         warnings = row["warnings"].split("; ")
+    if label is not None and was_changed(entry, label):
+        warnings.append(CORRECTED)
     reason, series = entry.get("reason"), entry.get("series")
     score = float(row["score"]) if row else None
     return ViewerCase(

@@ -25,7 +25,10 @@ from mre_lowshot.errors import NumericalError, UserError
 from mre_lowshot.inference.checkpoint import versions
 from mre_lowshot.workflows.reporting import Reporter, Silent
 
-PACKAGES = ("nibabel", "pynrrd", "psutil", "matplotlib", "tqdm", "acvl-utils", "nnunetv2", "antspyx")
+PACKAGES = (
+    "nibabel", "pynrrd", "psutil", "matplotlib", "tqdm", "acvl-utils", "pydicom", "highdicom", "python-gdcm",
+    "pyjpegls", "tensorboard", "distributed", "scikit-learn", "ipyniivue", "nnunetv2", "antspyx",
+)  # fmt: skip
 PREFIXES = ("MRE_", "nnUNet_", "OMP_", "MKL_", "ITK_", "CUDA_VISIBLE_DEVICES", "PYTORCH_")
 PARTIAL, LOCK = ".mre-partial.*", ".mre-lock*"
 MIN_FREE = 1e9  # bytes on the disk of a folder that is written to
@@ -194,10 +197,17 @@ def _existing(folder: Path) -> Path:
 
 def _writable(folder: Path) -> str:
     free = shutil.disk_usage(folder).free
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(4096))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise UserError(
+            f"{folder}: no file can be written there ({reason}); change its permissions, or choose another folder with "
+            "--workspace"
+        ) from None
     if free < MIN_FREE:
         raise UserError(f"only {limits.bytes_text(free)} are free on its disk; make space")
     return f"writable, {limits.bytes_text(free)} free"

@@ -102,6 +102,7 @@ class FoldRun:
             )
             for note in trainer.pretrained.notes:
                 reporter.warning(f"  NOTE {note}")
+        first = trainer.iteration
         if mode is not TrainMode.VALIDATE:
             if needs_tuning(trainer.plan):
                 reporter.info(
@@ -114,7 +115,10 @@ class FoldRun:
                     on_step = _both(on_step, held.enter_context(curves(job.folder, trainer.iteration)))
                 trainer.fit(self.workers, on_step)
             seconds = time.monotonic() - begun
-            reporter.info(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
+            if trainer.iteration > first:
+                reporter.info(f"  trained {trainer.iteration} iterations in {seconds:.0f} s")
+            else:
+                reporter.info(f"  its training was complete already: {trainer.iteration} iterations")
             trainer.training_log.log(f"trained to iteration {trainer.iteration} in {seconds:.0f} s")
             for name, reason in (trainer.plan.fold.reasons if trainer.plan.fold else {}).items():
                 if name not in before:  # tuned at the end of training

@@ -74,42 +74,51 @@ def find_inputs(
             for each channel, or none (`workflows.dicom_channels`).
 
     Raises:
-        UserError: nothing is selected, the packages for DICOM are missing, or a file is of another format.
+        UserError: nothing is selected, the packages for DICOM are missing, a file is of another format, or the folder
+            holds neither images nor DICOM.
     """
     ignore = (output,) if output is not None else ()
     if _is_dicom_input(inputs, ignore):
         return _of_dicom(inputs, ignore, channels=channels, wanted=series)
     if series:
-        raise UserError(f"--series selects DICOM series, and -i {inputs} holds none that is read; leave it out")
+        raise UserError(f"--series selects DICOM series, and {inputs} holds none that is read; leave it out")
     count = len(channels) if channels is not None else 1
     if not inputs.is_dir():
         return _of_file(inputs, count)
     cases, problems = find_cases(inputs, count, None, ignore=ignore)
     problems += _dicom_below(inputs, ignore)
+    if not _has_images(inputs):  # not a scan that fails, but the wrong folder
+        raise UserError("\n".join(problems))
     return Inputs(tuple(cases), tuple(problems), scans=tuple(ListedScan(case.name, case.images) for case in cases))
 
 
 def _is_dicom_input(inputs: Path, ignore: Sequence[Path]) -> bool:
     if inputs.is_dir():
-        try:
-            images = any(file_ending(path) for path in inputs.iterdir() if not path.name.startswith("."))
-        except OSError:  # named when the images are listed
-            return False
-        return not images and holds_dicom(inputs, ignore)
+        return not _has_images(inputs) and holds_dicom(inputs, ignore)
     return inputs.is_file() and not file_ending(inputs) and is_dicom(inputs)
 
 
+def _has_images(folder: Path) -> bool:
+    """Whether files in a folder are images by their names; True where it cannot be listed, which is named later."""
+    try:
+        return any(file_ending(path) for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return True
+
+
 def _of_file(path: Path, channels: int) -> Inputs:
+    if not path.exists():
+        raise UserError(f"{path}: is missing; give a folder or an image file")
     if not path.is_file():
-        raise UserError(f"-i {path}: is no regular file (a pipe, socket or device); give a folder or an image file")
+        raise UserError(f"{path}: is no regular file (a pipe, socket or device); give a folder or an image file")
     ending = file_ending(path)
     if not ending:
-        raise UserError(f"-i {path}: is none of {', '.join(READABLE_ENDINGS)}, nor DICOM; {CONVERT}")
+        raise UserError(f"{path}: is none of {', '.join(READABLE_ENDINGS)}, nor DICOM; {CONVERT}")
     if channels != 1 and ending not in COLOUR_ENDINGS:  # one colour image holds all channels
-        raise UserError(f"-i {path}: the model takes {channels} channels; give a folder with case_0000, ...")
+        raise UserError(f"{path}: the model takes {channels} channels; give a folder with case_0000, ...")
     name = path.name[: -len(ending) or None].removesuffix("_0000")
     if problem := name_problem(name):
-        raise UserError(f"-i {shown(path.name)}: the name {problem}; rename the file")
+        raise UserError(f"{shown(path.name)}: the name {problem}; rename the file")
     return Inputs((Case(name, (path,)),), scans=(ListedScan(name, (path,)),))
 
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
+
 from mre_lowshot import devices
 from mre_lowshot.config import Plan
 from mre_lowshot.config.check import require_number, require_path, require_plans_name, require_whole
@@ -169,9 +171,12 @@ def verified_cases(dataset: Dataset, reporter: Reporter) -> dict[str, dict[str, 
     ct = [is_ct(name) for name in dataset.channel_names]
     not_hu: list[str] = []
     notes: list[str] = []
+    used: set[int] = set()
 
     def measure(case: Case, image: Volume, label: Volume | None) -> None:
         geometry = image.geometry
+        if label is not None:
+            used.update(map(int, np.unique(label.array)))
         measured[case.name] = case_fingerprint(image.array, geometry.spacing, geometry.orientation, ct=ct)
         if (faulty := measured[case.name]["outliers"]) >= NOTED:
             notes.append(
@@ -187,6 +192,11 @@ def verified_cases(dataset: Dataset, reporter: Reporter) -> dict[str, dict[str, 
 
     problems = verify(dataset, measure, partial(reporter.iterate, description="verify", unit="scan"))
     raise_problems(dataset, [*problems, *not_hu])
+    if absent := [f"{name} ({value})" for name, value in dataset.labels.items() if value and value not in used]:
+        notes.append(
+            f"no label map contains {', '.join(absent)}, named in dataset.json, so a model cannot learn it; annotate "
+            "it in a case, or remove it from labels"
+        )
     for note in notes:
         reporter.warning(f"  NOTE {note}")
     return measured

@@ -94,6 +94,7 @@ class PredictionRun:
         self._lost = 0  # scans without a label map
         self._unwritten: set[str] = set()  # cases whose row is not in the table yet
         self._measured: StatisticsTable | None = None
+        self._earlier = 0  # label maps of earlier runs that are kept
 
     def run(self, cases: Sequence[Case], problems: Sequence[str], *, continued: bool) -> PredictResult:
         """Predict ``cases``; ``problems`` are of scans that form no case, ``continued`` skips what is done.
@@ -124,6 +125,7 @@ class PredictionRun:
         status = "interrupted"
         try:
             done = [case for case in cases if case.name in self.files]
+            self._earlier = len(done)
             self._measure(done)
             refresh_corrected(
                 self.target,
@@ -285,7 +287,8 @@ class PredictionRun:
         for text in self.failed:
             self.reporter.warning(f"failed: {text}")
         count = len(self.files)
-        self.reporter.info(f"{count} of {count + self._lost} scans segmented, label maps in {root}")
+        earlier = f" ({self._earlier} of them in earlier runs)" if self._earlier else ""
+        self.reporter.info(f"{count} of {count + self._lost} scans segmented{earlier}, label maps in {root}")
         record = self.target.record.path
         return PredictResult(
             root, self.files, self.qualities, tuple(self.failed), self.warnings, record, self.statistics

@@ -86,6 +86,6 @@ def only_series(paths: Sequence[Path]) -> Series:
             "mre_lowshot.data.dicom.series returns it"
         )
     if not found:
-        raise UserError(f"{where}: no DICOM file; give the folder or the files of one series")
+        raise UserError(f"{where}: no DICOM file; give the folder or the files of one series, or an image file")
     worst = next((one for one in found if not one.is_no_scan), found[0])
     raise UserError(f"{where}: no series that can be read; {worst.name} {worst.problem}")

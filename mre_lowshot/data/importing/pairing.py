@@ -77,7 +77,7 @@ def propose(
         if isinstance(found, Pair):
             chosen.setdefault(id(found.unit), []).append(found)
         else:
-            made.problems.append(found)
+            made.problems.append(_surplus(label, given) or found)
     for unit in units:
         pairs = chosen.get(id(unit), [])
         if masks and pairs and not any(pair.label.seg or pair.label.segments for pair in pairs):
@@ -168,6 +168,17 @@ def _partner(label: LabelMap, units: Sequence[Unit], labels: Sequence[LabelMap])
     if best > (0, 0) or len(eligible) == 1:
         return _other_grid(label, nearest, different)
     return f"{label.name}: is on the grid of no scan (of {nearest.name}, for example: {different}); {STATE}"
+
+
+def _surplus(label: LabelMap, given: Sequence[tuple[Unit, LabelMap]]) -> str:
+    """The problem of a label map that fits a scan to which the user gave another one; empty where there is none."""
+    for unit, stated in given:
+        if not _excluded(label, unit) and not misfit(label, unit):
+            return (
+                f"{label.name}: is on the grid of {unit.name}, for which --pairs states {stated.name}; leave it out "
+                "with --leave_out"
+            )
+    return ""
 
 
 def _referred(label: LabelMap, units: Sequence[Unit]) -> list[Unit]:

@@ -83,9 +83,17 @@ def write_array(path: Path, array: np.ndarray, geometry: Geometry, table: LabelT
     Raises:
         UserError: the ending is not a format written here, or the file cannot be written.
     """
+    name = path.name.casefold()
+    if name.endswith(".seg.nrrd"):
+        raise UserError(
+            f"{path}: .seg.nrrd is the ending of a segmentation of 3D Slicer, whose labels have names; save a "
+            "Prediction, use mre_lowshot.data.seg_nrrd.write_seg_nrrd, or end the name with .nrrd"
+        )
     ending = file_ending(path)
     if not ending:
-        raise UserError(f"{path}: unknown image ending; use one of {', '.join(READABLE_ENDINGS)}")
+        dicom = "DICOM SEG is written by mre_lowshot.inference.formats.FORMATS (docs/PYTHON.md)"
+        fix = f"{dicom}; otherwise use" if name.endswith(".dcm") else "use"
+        raise UserError(f"{path}: unknown image ending; {fix} one of {', '.join(READABLE_ENDINGS)}")
     more = {"table": table} if ending in NAMING_ENDINGS else {}
     import_module(READERS[ending]).write(path, array, geometry, **more)
 
