@@ -13,7 +13,7 @@ from mre_lowshot.workflows.outputs import OutputFolder, Request
 
 def folder_of(root: Path) -> OutputFolder:
     root.mkdir(exist_ok=True)
-    return OutputFolder(root, RunRecord(root, "run.json", {}), Request(True, True, frozenset({0, 1})))
+    return OutputFolder(root, RunRecord(root, "run.json", {}), Request(True, True, {"background": 0, "one": 1}))
 
 
 def publish(folder: OutputFolder, case: Case, staging: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_voxels_beside_an_mhd_header_belong_to_it(tmp_path):
 def test_names_are_as_long_as_the_endings_allow(formats, longest, tmp_path):
     root = tmp_path / "out"
     root.mkdir()
-    request = Request(True, True, frozenset({0, 1}), formats, previews=True)
+    request = Request(True, True, {"background": 0, "one": 1}, formats, previews=True)
     folder = OutputFolder(root, RunRecord(root, "run.json", {}), request)
     for letter, size in (("x", 1), ("é", 2)):
         kept = letter * (longest // size)

@@ -35,12 +35,12 @@ LISTED = 10  # files named in a message
 
 @dataclass(frozen=True)
 class Request:
-    """What a run shall write for each case: ``labels`` are the values that a label map may hold, ``formats`` those of
-    the label maps (empty: that of the scan)."""
+    """What a run shall write for each case: ``labels`` are those that a label map may hold (name to value), ``formats``
+    those of the label maps (empty: that of the scan)."""
 
     overlays: bool
     probabilities: bool
-    labels: frozenset[int]
+    labels: Mapping[str, int]
     formats: tuple[str, ...] = ()
     previews: bool = False
     statistics: bool = False
