@@ -173,7 +173,7 @@ class Future:
 def test_lost_workers_fail_a_scan_and_a_lost_scheduler_ends_the_run(trained, tmp_path):
     model = trained.model()
     ours = cluster.ClusterPredictor("tcp://there:1", model, device="cpu", options={}, reporter=Reporter())
-    writer = CaseWriter(tmp_path, Request(False, False, frozenset()), None, ("CT",), {})
+    writer = CaseWriter(tmp_path, Request(False, False, {}), None, ("CT",), {})
     case = Case("a", (tmp_path / "a.nii",))
     killed = distributed.scheduler.KilledWorker("key", None, 4)
     written = ours._result(Future("error", killed), case, writer)

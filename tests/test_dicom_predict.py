@@ -17,8 +17,11 @@ from conftest import SETTINGS, command, one_thread
 from scipy.spatial import cKDTree
 
 import mre_lowshot
+from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.series import find_series
 from mre_lowshot.data.geometry import Geometry
+from mre_lowshot.data.synthetic import LABELS
 from mre_lowshot.data.volume import Volume, read_image, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.inference.formats import FORMATS, ModelLabels
@@ -164,6 +167,27 @@ def test_a_seg_of_another_series_is_not_taken_for_a_result(trained, hu, tmp_path
     shutil.copy(tmp_path / "out other" / file, mixed)
     assert trained.predict(tmp_path / "in", mixed, "--continue_prediction") == 2
     assert "(is a DICOM SEG of another series)" in capsys.readouterr().err
+
+
+def test_a_seg_is_read_by_the_names_of_its_segments(hu, expected, tmp_path):
+    """Another program removes an empty segment, and numbers the others anew."""
+    write_scan(tmp_path / "in", hu, "axial")
+    (series,) = find_series(tmp_path / "in")
+    case = Case(NAME, tuple(series.files), series=(series,))
+    moved = {name: max(value - 1, 0) for name, value in LABELS.items() if value != 1}
+    array = np.where(expected.array > 1, expected.array - 1, 0)
+    made, path = FORMATS["dicom-seg"], tmp_path / "seg.dcm"
+
+    def write(names):
+        write_seg(path, Volume(array, expected.geometry), series, label_names=names, algorithm=("a", "1"))
+
+    write(moved)
+    assert made.misfit(path, case, LABELS) == ""
+    wanted = np.where(expected.array == 1, 0, expected.array)
+    assert np.array_equal(made.read(path, case, LABELS).array, wanted)
+    assert not np.array_equal(made.read(path, case, None).array, wanted)  # by number
+    write({**moved, "tumour": len(moved)})
+    assert "holds the segment 'tumour', and the model's labels" in made.misfit(path, case, LABELS)
 
 
 def test_a_format_that_fails_leaves_the_others(trained, hu, tmp_path, capsys):

@@ -27,6 +27,24 @@ from mre_lowshot.refinement.pipeline import refine
 from mre_lowshot.trainers.trainer import batch_dice
 
 
+def test_atlases_that_are_annotated_decide_where_others_are_not():
+    size, classes = (5, 6, 4), 3
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, classes, size).astype(np.int16)
+    some = np.where(rng.random(size) < 0.5, IGNORE, rng.integers(0, classes, size)).astype(np.int16)
+    maps = coordinate_maps(voxel_positions([0] * 3, size), size)
+    prior = AtlasPrior((whole, some), classes)
+    fused, shares = prior.fuse_labels(np.concatenate([maps] * 2)), prior.foreground_shares(np.concatenate([maps] * 2))
+    for voxel in np.ndindex(size):
+        votes = [int(label[voxel]) for label in (whole, some) if label[voxel] != IGNORE]
+        wanted = np.bincount(votes, minlength=classes) / len(votes)
+        np.testing.assert_allclose(fused[(slice(None), *voxel)], wanted, atol=1e-5)
+        np.testing.assert_allclose(shares[(slice(None), *voxel)], wanted[1:], atol=1e-6)
+    none = AtlasPrior((np.full(size, IGNORE, np.int16),) * 2, classes)
+    np.testing.assert_allclose(none.fuse_labels(np.concatenate([maps] * 2)), 1 / classes, atol=1e-6)
+    np.testing.assert_allclose(none.foreground_shares(np.concatenate([maps] * 2)), 1 / classes, atol=1e-6)
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 10_000), st.booleans(), st.floats(0.1, 0.9))
 def test_the_loss_is_that_of_the_annotated_voxels_only(seed, ohem, share):

@@ -57,9 +57,10 @@ def test_mirrored_atlases_have_half_the_weight_and_are_no_input_of_the_network()
     labels = tuple(rng.integers(0, 3, size).astype(np.int16) for _ in range(4))
     labels[3][:, 2] = -1
     at = np.concatenate([whole_map(size)] * 4)
-    shares = [np.stack([np.where(label == -1, 1 / 3, label == k) for k in range(3)]) for label in labels]
+    shares = [np.stack([label == k for k in range(3)]).astype(float) for label in labels]
     prior = AtlasPrior(labels, 3, mirrored_count=2)
-    wanted = (shares[0] + shares[1] + 0.5 * shares[2] + 0.5 * shares[3]) / 3
+    last = 0.5 * (labels[3] != -1)  # where it is not annotated, the others decide
+    wanted = (shares[0] + shares[1] + 0.5 * shares[2] + last * shares[3]) / (2.5 + last)
     np.testing.assert_allclose(prior.fuse_labels(at), wanted, atol=1e-5)
     np.testing.assert_allclose(prior.foreground_shares(at), (shares[0] + shares[1])[1:] / 2, atol=1e-6)
     np.testing.assert_allclose(prior.foreground_shares(at, without=0), shares[1][1:], atol=1e-6)

@@ -81,14 +81,23 @@ def test_a_segmentation_that_slicer_has_corrected_and_cropped_is_kept_and_measur
     assert voxels(done / "out") == expected
 
 
-@pytest.mark.parametrize("change", ["value", "grid", "cut"])
+def test_a_segment_that_another_program_numbered_anew_is_measured_by_its_name(trained, done):
+    path = done / f"out/{CASE}.seg.nrrd"
+    array, header = nrrd.read(str(path))
+    expected = voxels(done / "out")
+    array[array == 1] = 77
+    header["Segment0_LabelValue"] = "77"
+    nrrd.write(str(path), array, header)
+    assert trained.predict(done / "in", done / "out", "--output_format", "seg.nrrd", *MEASURED) == 0
+    assert voxels(done / "out") == expected
+
+
+@pytest.mark.parametrize("change", ["name", "grid", "cut"])
 def test_a_segmentation_that_does_not_fit_is_not_replaced(change, trained, done, capsys):
     path = done / f"out/{CASE}.seg.nrrd"
     array, header = nrrd.read(str(path))
-    if change == "value":
-        header["Segment0_LabelValue"] = "77"
-        array[0, 0, 0] = 77
-        array[array == 1] = 77
+    if change == "name":
+        header["Segment0_Name"] = "tumour"
     elif change == "grid":
         header["space directions"] = header["space directions"] * 1.1
     nrrd.write(str(path), array, header)
@@ -99,7 +108,8 @@ def test_a_segmentation_that_does_not_fit_is_not_replaced(change, trained, done,
     if change == "cut":  # damaged: set aside
         assert path.with_name(f"{path.name}.damaged").read_bytes() == content
         return
-    reason = {"value": "holds the labels [77]", "grid": "does not fit the scan: spacing"}[change]
+    segment = "holds the segment 'tumour', and the model's labels are"
+    reason = {"name": segment, "grid": "does not fit the scan: spacing"}[change]
     assert reason in capsys.readouterr().err
     assert path.read_bytes() == content
 

@@ -21,7 +21,7 @@ from mre_lowshot.grid import IGNORE, LabelMap, sample_label
 from mre_lowshot.transfers import Array, as_tensor, true_positions
 
 MIRRORED_WEIGHT = 0.5  # of a mirrored atlas: no brain is perfectly symmetric (docs/LOG.md)
-OUTSIDE_WEIGHT = 1e-6  # of an atlas at positions outside it, so that the other atlases decide
+OUTSIDE_WEIGHT = 1e-6  # of an atlas outside it, and where it is not annotated: the other atlases decide
 UNKNOWN = -2  # an ignored voxel of an atlas, as distinct from `IGNORE`, a position outside it
 
 
@@ -69,7 +69,8 @@ class AtlasPrior:
         return tuple(np.where(label == IGNORE, UNKNOWN, label) for label in self.labels)
 
     def foreground_shares(self, coordinates: np.ndarray, *, without: int | None = None) -> np.ndarray:
-        """The network's input: (K - 1, *patch) float32, the share of the atlases that have each foreground class there.
+        """The network's input: (K - 1, *patch) float32, the share of the atlases that have each foreground class there,
+        among those that are annotated there; 1/K where none is.
 
         Args:
             coordinates: (atlases * axes, *patch).
@@ -78,11 +79,13 @@ class AtlasPrior:
         atlases = islice(self._positions(coordinates), self.count - self.mirrored_count)
         used = [pair for number, pair in enumerate(atlases) if number != without]
         shares = np.zeros((self.classes - 1, *coordinates.shape[1:]), dtype=np.float32)
+        known = np.zeros(coordinates.shape[1:], dtype=np.float32)
         for label, positions in used:
             sampled = sample_label(label, positions)
             shares += np.stack([sampled == k for k in range(1, self.classes)])
-            shares[:, sampled == UNKNOWN] += np.float32(1 / self.classes)
-        return shares / len(used)
+            known += sampled != UNKNOWN
+        shares[:, known == 0] = np.float32(1 / self.classes)
+        return shares / np.maximum(known, 1)
 
     def fuse_labels(
         self, coordinates: Array, image: Array | None = None, *, device: torch.device | None = None
@@ -93,7 +96,7 @@ class AtlasPrior:
         Locally weighted voting: with several atlases, each is weighted voxel by voxel by its similarity to the scan's
         ``image`` (C, *patch), as a badly registered atlas, or one of another body shape, looks different there. Where
         an atlas's edge cuts a structure, its continuation is unknown: every class has the same share, and atlases
-        that reach further decide.
+        that reach further decide. So do annotated atlases where another one is not annotated.
         """
         maps = as_tensor(coordinates, device).float()
         parts = maps.split(self.axes)
@@ -103,14 +106,14 @@ class AtlasPrior:
             weights = list(self._weights(parts, None if image is None else as_tensor(image, maps.device)))
         fused = maps.new_empty(self.classes, *maps.shape[1:])
         for slab in slabs(maps.shape[1], 4 * fused[0, 0].numel(), maps.device):
-            shares, outside = zip(
+            shares, information = zip(
                 *(a.shares(part[:, slab]) for a, part in zip(atlases, parts, strict=True)), strict=True
             )
             if len(atlases) == 1:
                 fused[:, slab] = shares[0]
                 continue
             here = [weight[slab] if isinstance(weight, Tensor) else weight for weight in weights]
-            its = [torch.where(o, OUTSIDE_WEIGHT * w, w) for o, w in zip(outside, here, strict=True)]
+            its = [i * w for i, w in zip(information, here, strict=True)]
             total = sum(share.mul_(weight) for share, weight in zip(shares, its, strict=True))
             fused[:, slab] = total / sum(its)
         return fused
@@ -144,19 +147,21 @@ class _WarpedAtlas:
         return cls(LabelMap.of(marked, classes + unknown, device), classes, unknown)
 
     def shares(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        """Class shares (K, *patch) at ``coordinates`` (axes, *patch), interpolated linearly; and which of these lie
-        outside the atlas (*patch)."""
+        """Class shares (K, *patch) at ``coordinates`` (axes, *patch), interpolated linearly; and how far the atlas has
+        information there (*patch): 1, or `OUTSIDE_WEIGHT` outside it and at voxels that are not annotated."""
         size = self.label.label.shape
         positions = _voxels(coordinates, size)
         shares = self.label.shares(positions)
+        information = positions.new_ones(positions.shape[1:])
         if self.unknown:
+            information -= shares[-1] * (1 - OUTSIDE_WEIGHT)
             shares = shares[:-1].add_(shares[-1] / self.classes)
         outside = torch.zeros(positions.shape[1:], dtype=torch.bool, device=positions.device)
         for line, n in zip(positions.round(), size, strict=True):
             outside |= (line < 0) | (line > n - 1)
         cut = true_positions(outside & (shares[0] < 0.5))
         shares.flatten(1).index_fill_(1, cut, 1 / self.classes)
-        return shares, outside
+        return shares, information.masked_fill_(outside, OUTSIDE_WEIGHT)
 
 
 def _voxels(coordinates: Tensor, size: Sequence[int]) -> Tensor:

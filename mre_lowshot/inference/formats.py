@@ -6,7 +6,7 @@ modules need to know of a format (which files it has, whether one is whole and b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mre_lowshot.data.dicom.codes import Code
 from mre_lowshot.data.dicom.files import require_packages
 from mre_lowshot.data.dicom.seg import write_seg
 from mre_lowshot.data.dicom.seg_check import check_seg, referred_series
-from mre_lowshot.data.dicom.seg_reader import read_on, read_seg
+from mre_lowshot.data.dicom.seg_reader import differences, read_on, read_seg
 from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.importing.slicer import placed, read_segments, read_slicer
 from mre_lowshot.data.readers import file_ending, nrrd
@@ -26,6 +26,7 @@ from mre_lowshot.data.scan_input import geometry_of_case
 from mre_lowshot.data.seg_nrrd import ENDING, write_seg_nrrd
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError
+from mre_lowshot.files import printable
 from mre_lowshot.inference.export import Prediction
 from mre_lowshot.inference.models import Model
 
@@ -82,45 +83,89 @@ def _seg_of_kind(kind: str) -> Writer:
     return write
 
 
-def _image_misfit(path: Path, case: Case, values: Collection[int]) -> str:
+Names = Mapping[str, int]  # name to value of a model's labels
+
+
+class UnknownSegmentError(UserError):
+    """A file with segments holds one whose name is none of the model's labels."""
+
+
+def _image_misfit(path: Path, case: Case, names: Names) -> str:
     labels, grid = read_labels(path), geometry_of_case(case)
     if different := labels.geometry.differences(grid):
         return f"is not on the grid of the scan: {different[0]}"
-    return _other_values(labels, values)
+    return _other_values(labels, names)
 
 
-def _seg_nrrd_misfit(path: Path, case: Case, values: Collection[int]) -> str:
+def _other_values(labels: Volume, names: Names) -> str:
+    others = sorted({int(v) for v in np.unique(labels.array)} - set(names.values()))
+    return f"holds the labels {others}, which the model does not have" if others else ""
+
+
+def _seg_nrrd_misfit(path: Path, case: Case, names: Names) -> str:
     try:
-        return _other_values(_read_seg_nrrd(path, case), values)
+        return _other_values(_read_seg_nrrd(path, case, names), names)
     except UserError as problem:
         return f"does not fit the scan: {str(problem).removeprefix(f'{path}: ')}"
 
 
-def _other_values(labels: Volume, values: Collection[int]) -> str:
-    others = sorted({int(v) for v in np.unique(labels.array)} - set(values))
-    return f"holds the labels {others}, which the model does not have" if others else ""
+def _seg_misfit(path: Path, case: Case, names: Names) -> str:
+    if not case.series or case.series[0].uid not in referred_series(path):
+        return "is a DICOM SEG of another series"
+    try:
+        seg = read_seg(path)
+        _values_of(path, seg.segments, names)
+    except UserError as problem:
+        return f"does not fit the scan: {str(problem).removeprefix(f'{path}: ')}"
+    different = differences(seg, geometry_of_case(case), is_source=True)
+    return f"is not on the grid of the scan: {different}" if different else ""
 
 
-def _seg_misfit(path: Path, case: Case, values: Collection[int]) -> str:
-    return "" if case.series and case.series[0].uid in referred_series(path) else "is a DICOM SEG of another series"
+def _values_of(path: Path, segments: Mapping[int, str], names: Names | None) -> dict[int, int]:
+    """The value of each segment (number to name): that of the label of its name, because a program that changed the
+    file may have numbered its segments anew, for example without an empty one. ``names`` None: the numbers.
+
+    Raises:
+        UnknownSegmentError: a name is none of ``names``.
+    """
+    if names is None:
+        return {number: number for number in segments}
+    known = {_as_stored(name): value for name, value in names.items()}
+    values = {}
+    for number, name in segments.items():
+        if _as_stored(name) not in known:
+            raise UnknownSegmentError(
+                f"{path}: holds the segment {name!r}, and the model's labels are "
+                f"{', '.join(name for name, value in names.items() if value)}; rename or remove the segment"
+            )
+        values[number] = known[_as_stored(name)]
+    return values
+
+
+def _as_stored(name: str) -> str:
+    """A name as the formats with segments hold it: at most 64 characters, without the signs that they cannot hold."""
+    flat = "".join(letter if letter.isprintable() else " " for letter in printable(name)).replace("\\", "/")
+    return " ".join(flat.split())[:64].strip().casefold()
 
 
 def _read(path: Path) -> None:
     read_labels(path)
 
 
-def _read_image(path: Path, case: Case) -> Volume:
+def _read_image(path: Path, case: Case, names: Names | None = None) -> Volume:
     return read_labels(path, like=geometry_of_case(case))
 
 
-def _read_seg_nrrd(path: Path, case: Case) -> Volume:
+def _read_seg_nrrd(path: Path, case: Case, names: Names | None = None) -> Volume:
     _, segments = read_segments(path)
     if not segments:  # written by another program, as a plain label map
         return _read_image(path, case)
     if any(segment.layer for segment in segments):  # the values of two layers do not identify labels
         raise UserError(f"{path}: holds segments in several layers, which may overlap; merge them into one layer")
     grid = geometry_of_case(case)
-    labels = read_slicer(path, segments, {segment.number: segment.value for segment in segments})
+    by_name = _values_of(path, {s.number: s.name for s in segments}, names)
+    values = {s.number: s.value if names is None else by_name[s.number] for s in segments}
+    labels = read_slicer(path, segments, values)
     return Volume(placed(labels, grid), grid, path, labels.notes)  # Slicer crops what it saves
 
 
@@ -128,9 +173,9 @@ def _check_seg_nrrd(path: Path) -> None:
     nrrd.read(path, layers=True)
 
 
-def _read_seg(path: Path, case: Case) -> Volume:
+def _read_seg(path: Path, case: Case, names: Names | None = None) -> Volume:
     grid, seg = geometry_of_case(case), read_seg(path)
-    return Volume(read_on(seg, grid, {number: number for number in seg.segments}, is_source=True), grid, path)
+    return Volume(read_on(seg, grid, _values_of(path, seg.segments, names), is_source=True), grid, path)
 
 
 Writer = Callable[["str | Path", Prediction, ModelLabels, "Series | None"], None]
@@ -149,8 +194,9 @@ class Format:
         beside: endings of further files that ``write`` writes into the same folder.
         needs_dicom: whether the scan must be a DICOM series.
         check: raises where a file of this format is damaged.
-        read: a label map of this format, corrected by a person or not, on the grid of a case.
-        misfit: why a whole file is not of this case and these label values; empty where it is.
+        read: a label map of this format, corrected by a person or not, on the grid of a case. Segments get the values
+            of the labels of their names; without names, their numbers.
+        misfit: why a whole file is not of this case and these labels (name to value); empty where it is.
     """
 
     ending: str
@@ -158,8 +204,8 @@ class Format:
     beside: tuple[str, ...] = ()
     needs_dicom: bool = False
     check: Callable[[Path], None] = _read
-    read: Callable[[Path, Case], Volume] = _read_image
-    misfit: Callable[[Path, Case, Collection[int]], str] = _image_misfit
+    read: Callable[[Path, Case, Names | None], Volume] = _read_image
+    misfit: Callable[[Path, Case, Names], str] = _image_misfit
 
 
 _SEG = Format(".seg.dcm", _seg_of_kind("BINARY"), needs_dicom=True, check=check_seg, read=_read_seg, misfit=_seg_misfit)
@@ -171,6 +217,16 @@ FORMATS: dict[str, Format] = {
     "dicom-seg": _SEG,
     "dicom-labelmap": replace(_SEG, ending=".labelmap.dcm", write=_seg_of_kind("LABELMAP")),
 }
+
+
+def read_for_display(made: Format, path: Path, case: Case, names: Names) -> Volume:
+    """As `Format.read`; where a segment has another name than ``names``, segments get their numbers."""
+    try:
+        return made.read(path, case, names or None)
+    except UnknownSegmentError:
+        return made.read(path, case, None)
+
+
 DICOM_DEFAULT = "dicom-seg"
 _CONTOURS = ("rtstruct", "dicomrtstruct", "rtss", "dicomrt", "rt")  # without - and _
 _NO_CONTOURS = (

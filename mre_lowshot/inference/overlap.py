@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -17,10 +18,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from mre_lowshot.inference.tile_threads import keep_own_threads
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 WAITING = 2  # items beside those in work: one that is done, and one that is begun as soon as a thread is free
 POLL_SECONDS = 0.1
+# A thread is stopped between any two of its instructions. In rare cases it holds a lock then, and another one waits for
+# it without end; the process must end nevertheless.
+STOP_SECONDS = 60.0
 
 
 class _Stopped(BaseException):
@@ -82,10 +88,11 @@ class _Held(Generic[Item, Result]):
 @contextmanager
 def _threads(count: int) -> Iterator[Callable[..., Future[Any]]]:
     """Threads that work as long as the block lasts, and a function that gives them a call. Where the block is left
-    early, what they do is not waited for: they stop as soon as a call of a library returns."""
+    early, they are stopped as soon as a call of a library returns; they are waited for, but not for ever."""
     calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], Any] | None] = queue.SimpleQueue()
 
     def serve() -> None:
+        keep_own_threads()
         with suppress(_Stopped):
             while (call := calls.get()) is not None:
                 future, function, argument = call
@@ -108,13 +115,14 @@ def _threads(count: int) -> Iterator[Callable[..., Future[Any]]]:
                 calls.get_nowait()
         for thread in working:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stopped))
-        end()
+        end(STOP_SECONDS)
 
-    def end() -> None:
+    def end(patience: float | None = None) -> None:
         for _ in working:
             calls.put(None)
+        until = None if patience is None else time.monotonic() + patience
         for thread in working:
-            thread.join()
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     # daemons: an iteration that nothing ends must not keep the interpreter from ending
     working = [threading.Thread(target=serve, name=f"scan {number}", daemon=True) for number in range(count)]

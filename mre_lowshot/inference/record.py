@@ -140,13 +140,17 @@ class RunRecord:
     def entry_of(self, path: Path, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """The entry of the case ``name`` that wrote the present content of ``path``, and its run; None where there is
         none."""
-        file = path.relative_to(self.path.parent).as_posix()
         for content in (self._content, *self._others):
             entry = content["cases"].get(name, {})
-            if any(state.file == file and state.matches(path) for state in FileState.listed(entry, "outputs")):
+            if self.lists(entry, path):
                 run = content["runs"].get(entry.get("run"), {})
                 return entry, run if isinstance(run, dict) else {}
         return None
+
+    def lists(self, entry: Mapping[str, Any], path: Path) -> bool:
+        """Whether ``path`` holds what the ``entry`` of its case says, and not what an earlier run has written."""
+        file = path.relative_to(self.path.parent).as_posix()
+        return any(state.file == file and state.matches(path) for state in FileState.listed(entry, "outputs"))
 
     def note_picture(self, name: str, state: FileState, label_digest: str) -> None:
         """List a picture of a label map that no run has written as it is now, drawn from the content ``label_digest``.

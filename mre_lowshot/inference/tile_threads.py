@@ -57,6 +57,13 @@ def compute(
         wait([future for _, future in begun])
 
 
+def keep_own_threads() -> None:
+    """Let the calling thread have torch's number of threads of the process, which it takes when it first asks: while
+    the threads for tiles begin, it would get theirs."""
+    with _starting:
+        torch.get_num_threads()
+
+
 def _next(begun: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
     item, future = begun[0]
     result = future.result()  # still in the queue meanwhile: where it raises, the caller waits for all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.evaluation.metrics import case_metrics
 from mre_lowshot.evaluation.summary import unit_of_volume
-from mre_lowshot.inference.formats import FORMATS
+from mre_lowshot.inference.formats import FORMATS, Format, read_for_display
 from mre_lowshot.report import stored
 from mre_lowshot.report.content import METRICS, TOLERANCE, CaseContent, Label, LabelScore
 from mre_lowshot.report.samples import make_images
@@ -118,8 +118,11 @@ class Reading:
         if path is None:
             return None
         try:
-            read = _reader(path)
-            volume = read(path, case) if read and case else read_labels(path, like.geometry if like else None)
+            made = _format_of(path)
+            if made and case:
+                volume = read_for_display(made, path, case, {label.name: label.value for label in self.labels})
+            else:
+                volume = read_labels(path, like.geometry if like else None)
             if like is not None and (different := like.geometry.differences(volume.geometry)):
                 raise UserError(f"{path}: is not on the grid of the scan: {different[0]}")
             return volume.on_axes_of(like.geometry) if like is not None else volume
@@ -183,7 +186,7 @@ def labels_of(table: Sequence[tuple[int, str, str]]) -> tuple[Label, ...]:
     return tuple(Label(*row) for row in sorted(table) if row[0] > 0)
 
 
-def _reader(path: Path) -> Callable[[Path, Case], Volume] | None:
-    """The reader of the formats that need the scan's grid."""
+def _format_of(path: Path) -> Format | None:
+    """The format of a file, among those that need the scan's grid."""
     special = (made for name, made in FORMATS.items() if name in ("seg.nrrd", "dicom-seg", "dicom-labelmap"))
-    return next((made.read for made in special if path.name.lower().endswith(made.ending)), None)
+    return next((made for made in special if path.name.lower().endswith(made.ending)), None)

@@ -24,7 +24,7 @@ from mre_lowshot.data.scan_input import read_case
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure
 from mre_lowshot.evaluation.agreement import label_agreement
-from mre_lowshot.inference.formats import FORMATS
+from mre_lowshot.inference.formats import FORMATS, read_for_display
 from mre_lowshot.limits import available_memory
 from mre_lowshot.report.figures import window
 from mre_lowshot.viewer.cases import ViewerCase, inside
@@ -110,7 +110,7 @@ def load_case(case: ViewerCase, table: LabelTable, folders: Mapping[str, Path]) 
         if path is None:
             continue
         try:
-            volume = _labels(path, read, grid, folders[kind])
+            volume = _labels(path, read, grid, folders[kind], table)
         except Exception as problem:  # whatever one file fails with, the others are shown
             problems[kind] = describe_failure(problem)
             continue
@@ -197,7 +197,7 @@ def _series(case: ViewerCase) -> tuple[Series, ...]:
     return (only_series(case.scan),)
 
 
-def _labels(path: Path, case: Case, grid: Geometry | None, folder: Path) -> Volume:
+def _labels(path: Path, case: Case, grid: Geometry | None, folder: Path, table: LabelTable) -> Volume:
     if not inside(path, folder):
         raise UserError(f"{path}: is a symbolic link that leads out of {folder}; copy the file instead")
     direct = file_ending(path) and not path.name.lower().endswith(".seg.nrrd")
@@ -205,7 +205,7 @@ def _labels(path: Path, case: Case, grid: Geometry | None, folder: Path) -> Volu
         volume = read_labels(path, like=grid)
     else:
         made = next(made for made in FORMATS.values() if path.name.endswith(made.ending) and made.ending.count(".") > 1)
-        volume = made.read(path, case)
+        volume = read_for_display(made, path, case, {name: value for value, name in table.names.items()})
         volume = volume if grid is None else volume.on_axes_of(grid)
     if grid is not None and (different := grid.differences(volume.geometry)):
         raise UserError(f"{path}: is not on the grid of the scan: {'; '.join(different)}")

@@ -80,7 +80,7 @@ def add_missing_statistics(
             if table.has(case.name, digest):
                 continue
             scan = read_case(case)
-            found[case.name] = label_statistics(scan, made.read(path, case), labels, channels)
+            found[case.name] = label_statistics(scan, made.read(path, case, labels), labels, channels)
             table.add(case.name, digest, found[case.name])
             table.write()
         except Exception as problem:  # whatever one scan fails with, the others are measured

@@ -79,7 +79,7 @@ def _refresh(target: OutputFolder, case: Case, labels: ModelLabels, note: Callab
 def _draw(target: OutputFolder, case: Case, folders: Sequence[str], labels: ModelLabels, digest: str) -> None:
     path, made = next(iter(target.label_maps(case).items()))
     scan, title = read_case(case), f"{case.name}: label map not written by mre_predict"
-    volume = made.read(path, case)
+    volume = made.read(path, case, labels.names)
     with target.staged() as staging:
         for folder in folders:
             new = staging / folder / f"{case.name}.png"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
+from mre_lowshot.data.readers import voxel_files
 from mre_lowshot.inference.record import FileState
 
 DATA_ENDINGS = (".zraw", ".raw")  # the voxels of a .mhd file
@@ -34,7 +35,9 @@ def same_inputs(entry: Mapping[str, object], case: Case) -> bool:
 
 
 def data_files(image: Path) -> list[Path]:
-    """The files of voxels beside a .mhd file."""
+    """The files of voxels beside a header; of a .mhd file that cannot be read, those that this package would write."""
+    if found := voxel_files(image):
+        return found
     if image.suffix.lower() != ".mhd":
         return []
     return [path for ending in DATA_ENDINGS if (path := image.with_suffix(ending)).is_file()]

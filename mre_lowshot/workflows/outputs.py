@@ -35,12 +35,12 @@ LISTED = 10  # files named in a message
 
 @dataclass(frozen=True)
 class Request:
-    """What a run shall write for each case: ``labels`` are the values that a label map may hold, ``formats`` those of
-    the label maps (empty: that of the scan)."""
+    """What a run shall write for each case: ``labels`` are those that a label map may hold (name to value), ``formats``
+    those of the label maps (empty: that of the scan)."""
 
     overlays: bool
     probabilities: bool
-    labels: frozenset[int]
+    labels: Mapping[str, int]
     formats: tuple[str, ...] = ()
     previews: bool = False
     statistics: bool = False
@@ -117,6 +117,8 @@ class OutputFolder:
             entry, run = found
             if entry.get("status") != "done":
                 return "the last attempt failed"
+            if not all(self.record.lists(entry, data) for data in data_files(path)):
+                return "its voxels are of an earlier run"  # the later one was stopped between two files
             if not self.record.same_result(run):
                 return "it was predicted with another model or other options"
             if not same_inputs(entry, case) or entry.get("crop") != crop:
@@ -126,7 +128,10 @@ class OutputFolder:
                 continue
             if not extra.is_file():
                 return f"{self._name(extra)} is missing"
-            if not self.record.is_own(extra, case.name) and (problem := self._problem(extra, case)):
+            if self.record.is_own(extra, case.name):
+                if found is not None and not self.record.lists(found[0], extra):
+                    return f"{self._name(extra)} is of an earlier run"
+            elif problem := self._problem(extra, case):
                 return f"{self._name(extra)} {problem}"
         return None
 

@@ -172,7 +172,7 @@ def predict(
         request = Request(
             overlays,
             save_probabilities,
-            frozenset(predictor.plan.labels.values()),
+            predictor.plan.labels,
             output_formats,
             previews=preview,
             statistics=statistics,

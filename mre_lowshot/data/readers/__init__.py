@@ -7,6 +7,7 @@ read or written. Only the file named is read (and the file of voxels that a head
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,20 @@ def read_header(path: Path) -> Header:
     """
     header: Header = _call(path, "read_header")
     return header
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files of voxels beside a header (.mhd, .mha, .nrrd): none where the header's own file holds them, or where it
+    cannot be read."""
+    module = import_module(READERS[ending]) if (ending := file_ending(path)) else None
+    find: Callable[[Path], Path | None] | None = getattr(module, "voxel_file", None)
+    if find is None or not path.is_file():
+        return []
+    try:
+        found = find(path)
+    except (UserError, OSError):  # named where the image is read
+        return []
+    return [] if found is None else [found]
 
 
 def read_array(path: Path) -> tuple[np.ndarray, Header]:

@@ -54,6 +54,17 @@ def read_header(path: Path) -> Header:
         return _parsed(path, file).header
 
 
+def voxel_file(path: Path) -> Path | None:
+    """The file that holds the voxels, where that is another than the header's.
+
+    Raises:
+        UserError: as `read_header`, or it is missing.
+    """
+    with open_file(path) as file:
+        named = _parsed(path, file).values["ElementDataFile"]
+    return None if named.upper() == "LOCAL" else data_file(path, named)
+
+
 def read(path: Path) -> tuple[np.ndarray, Header]:
     """The voxels (k, j, i) or (k, j, i, components) in the order of the file.
 

@@ -73,6 +73,17 @@ def read_fields(path: Path) -> tuple[Header, dict[str, Any]]:
         return _parsed(path, file, layers=True)[:2]
 
 
+def voxel_file(path: Path) -> Path | None:
+    """The file that holds the voxels, where that is another than the header's.
+
+    Raises:
+        UserError: as `read_header`, or it is missing.
+    """
+    with open_file(path) as file:
+        detached = _field(_parsed(path, file, layers=True)[1], "data file", "datafile")
+    return None if detached is None else data_file(path, detached)
+
+
 def read(path: Path, layers: bool = False) -> tuple[np.ndarray, Header]:
     """The voxels (k, j, i) or (k, j, i, components) in the order of the file.
 
