@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mre_lowshot.data.dicom.files import is_directory, read_header, reading
-from mre_lowshot.data.dicom.frames import Frame, frames_of, unsuitable
+from mre_lowshot.data.dicom.frames import Frame, frames_of, is_lossy, unsuitable
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import sha256
 
@@ -68,7 +68,7 @@ def _entry(path: Path, header: Dataset) -> Entry:
     unfit = unsuitable(header)
     if unfit:
         return Entry(path, texts, unfit=unfit)
-    lossy = str(header.get("LossyImageCompression", "")) == "01"
+    lossy = is_lossy(header)
     try:
         return Entry(path, texts, frames=tuple(frames_of(header, path)), lossy=lossy)
     except UserError as problem:

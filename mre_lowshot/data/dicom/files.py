@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zlib
@@ -20,7 +21,6 @@ from mre_lowshot.quiet import Shared, without_warnings
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-DEFLATED = "1.2.840.10008.1.2.1.99"
 _DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _TAGS = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
@@ -198,20 +198,39 @@ def read_header(path: Path, everything: bool = False) -> Dataset:
     return header
 
 
-def _check_deflated(path: Path) -> None:
-    """Refuse a deflated file that does not fit into memory when it is inflated, as pydicom does, at once."""
-    from pydicom.filereader import read_file_meta_info
+class _RestWanted(Exception):
+    """pydicom asks for the rest of a file."""
 
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
+
+class _Start(io.BufferedReader):
+    """A file that is read in pieces of stated size only."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise _RestWanted
+        return super().read(size)
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a deflated file that does not fit into memory when it is inflated, as pydicom does, at once.
+
+    Where the deflated part begins is left to pydicom itself: a search of our own for it, by the length that the file
+    states, for example, could be led to another part of the file.
+    """
+    from pydicom.filereader import read_partial
+
+    with _Start(io.FileIO(path)) as file:
+        try:
+            read_partial(file, stop_when=lambda tag, vr, length: True, force=True)
+        except _RestWanted:  # it takes the rest of a file only to inflate it
+            pass
+        else:
             return
-        meta = read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") != DEFLATED:
-            return
-        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         block = file.read(1 << 16)
-        while block:
+        while block and not inflater.eof:
             size += len(inflater.decompress(block, 1 << 24))
             require_memory(4 * size, f"{path}: a deflated file of over {size / 1e6:.0f} MB", "export it uncompressed")
             block = inflater.unconsumed_tail or file.read(1 << 16)
+        if not inflater.eof:
+            raise UserError("its deflated part is cut off; export it again")

@@ -40,6 +40,7 @@ _NO_SCANS = {
     "Raw Data": "raw data",
     "Whole Slide": "a slide of microscopy",
 }
+_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")  # JPEG, baseline and extended
 _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # a SOP class that pydicom does not name
 
 
@@ -59,6 +60,7 @@ class Frame:
         rescale: slope and intercept from stored values to the quantity measured.
         reference: Frame of Reference UID.
         variant: attributes of `VARIANTS` that the frame has, with their values as text.
+        lossy: the pixels were compressed with loss.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class Frame:
     rescale: tuple[float, float]
     reference: str
     variant: dict[str, str]
+    lossy: bool = False
 
 
 def unsuitable(header: Dataset) -> str:
@@ -195,7 +198,14 @@ def _frame(levels: list[Dataset], header: Dataset, path: Path, index: int) -> Fr
         rescale=((slope or (1.0,))[0], (intercept or (0.0,))[0]),
         reference=str(header.get("FrameOfReferenceUID") or ""),
         variant=variant,
+        lossy=is_lossy(header),
     )
+
+
+def is_lossy(header: Dataset) -> bool:
+    """Whether the pixels of a file were compressed with loss: as it states, or as its transfer syntax always does."""
+    stated = str(header.get("LossyImageCompression", "")).strip() == "01"
+    return stated or str(header.file_meta.get("TransferSyntaxUID", "")) in _LOSSY
 
 
 def _items(level: Dataset, depth: int) -> Iterator[Dataset]:

@@ -15,6 +15,7 @@ from mre_lowshot.data.colours import label_colours, rgb
 from mre_lowshot.data.dicom.codes import Code, terms_of
 from mre_lowshot.data.dicom.files import quiet, read_header, reading, require_packages
 from mre_lowshot.data.dicom.frames import Frame
+from mre_lowshot.data.dicom.seg_origin import date_of, state_loss
 from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.volume import Volume
 from mre_lowshot.errors import UserError
@@ -45,7 +46,7 @@ def write_seg(
 
     Slices without a label are left out. The UIDs are derived from those of the series, the algorithm and the labels:
     the same result is the same instance, and replaces it where it is sent again; results of one algorithm for one
-    series form one series.
+    series form one series. Dates and times are those of the series, so that the same result is the same file.
 
     Args:
         path: of the file.
@@ -184,6 +185,7 @@ def _segmentation(
     content = hashlib.sha256(stored.tobytes()).hexdigest()
     described = hashlib.sha256("".join(str(d) for d in descriptions).encode()).hexdigest()
     frames = [series.frames[i] for i in chosen]
+    date, time = date_of(header)
     sources = [_source(common, frame, number) for number, frame in enumerate(frames)]
     with _following_standard(path, series):
         made = hd.seg.Segmentation(
@@ -203,7 +205,10 @@ def _segmentation(
             content_label="SEGMENTATION",
             series_description=_text(f"{RESEARCH}: {series.description or 'segmentation'}"),
             specific_character_set="ISO_IR 192",  # UTF-8
+            content_date=date,
+            content_time=time,
         )
+    _without_clock(made)
     _refer(made, series, frames)
     organization = generate_uid(entropy_srcs=[*origin, content, described, "dimensions"])
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
@@ -236,6 +241,7 @@ def _common(series: Series, header: Dataset) -> Dataset:
     for keyword in ("SOPInstanceUID", "ImagePositionPatient"):  # each frame has its own
         made.pop(keyword, None)
     made.Modality = str(header.get("Modality") or "OT")
+    state_loss(made, series)
     first = series.frames[0]
     made.Rows, made.Columns = first.shape
     made.ImageOrientationPatient = [DS(v, auto_format=True) for v in first.orientation]
@@ -256,6 +262,13 @@ def _source(common: Dataset, frame: Frame, number: int) -> Dataset:
     made.SOPInstanceUID = f"2.25.{number + 1}"
     made.ImagePositionPatient = [DS(v, auto_format=True) for v in frame.position]
     return made
+
+
+def _without_clock(made: Any) -> None:
+    """Remove the dates that highdicom takes from the clock; they are optional. See `date_of`."""
+    for item in (made, *(made.get("ContributingEquipmentSequence") or ())):
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContributionDateTime"):
+            item.pop(keyword, None)
 
 
 def _refer(made: Any, series: Series, frames: Sequence[Frame]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from mre_lowshot.errors import UserError
 Lists = dict[Path, dict[Path, dict[int, str]]]
 """Of folders, the lists of names in them."""
 _LARGEST = 1 << 20  # bytes of a list of names
-_SNAP = re.compile(r'^\s*(\d+)\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d+\s+\d+\s+"([^"]*)"\s*$')
-_EXTENSION = re.compile(r"<Label\b([^>]*)>(.*?)</Label>", re.DOTALL)
+_SNAP = re.compile(r'^\s*(\d{1,9})\s+\d+\s+\d+\s+\d+\s+[\d.]+\s+\d+\s+\d+\s+"([^"]*)"\s*$')
+_INDEX = re.compile(r"[0-9]{1,9}")
+_LONGEST = 1000  # characters of a name
 
 
 def read_names(path: Path) -> dict[int, str]:
@@ -46,10 +48,15 @@ def _snap(lines: list[str]) -> list[tuple[int, str]]:
 def _table(lines: list[str]) -> list[tuple[int, str]]:
     if not lines or "\t" not in lines[0]:
         return []
-    rows = csv.DictReader(lines, delimiter="\t")
-    if not {"index", "name"} <= set(rows.fieldnames or ()):
+    try:
+        rows = csv.DictReader(lines, delimiter="\t")
+        if not {"index", "name"} <= set(rows.fieldnames or ()):
+            return []
+        return [
+            (int(row["index"]), (row["name"] or "").strip()) for row in rows if _INDEX.fullmatch(row["index"] or "")
+        ]
+    except csv.Error:  # a field that is longer than csv reads: no list of names
         return []
-    return [(int(row["index"]), (row["name"] or "").strip()) for row in rows if (row["index"] or "").isdigit()]
 
 
 def names_beside(path: Path, root: Path, known: Lists) -> tuple[dict[int, str], str]:
@@ -98,12 +105,33 @@ def names_inside(path: Path) -> dict[int, str]:
 
     text = read_extensions(path, _LARGEST).decode("utf-8", "replace")
     found: dict[int, str] = {}
-    for attributes, name in _EXTENSION.findall(text):
+    for attributes, name in _elements(text):
         key = re.search(r'\bKey="(\d{1,9})"', attributes)
-        if key and int(key[1]) > 0:
-            name = re.sub(r"<!\[CDATA\[(.*?)\]\]>", r"\1", name, flags=re.DOTALL)
-            found[int(key[1])] = html.unescape(name).strip()
+        if key and int(key[1]) > 0 and len(name) <= _LONGEST:
+            found[int(key[1])] = html.unescape(_without_cdata(name)).strip()
     return {value: name for value, name in found.items() if name}
+
+
+def _elements(text: str) -> Iterator[tuple[str, str]]:
+    """Attributes and content of each element Label. A regular expression would search the rest of the text again for
+    each tag that is not closed."""
+    start = 0
+    while (start := text.find("<Label", start)) >= 0:
+        start += len("<Label")
+        if text[start : start + 1].isalnum() or text[start : start + 1] == "_":  # an element of a longer name
+            continue
+        opened = text.find(">", start)
+        closed = text.find("</Label>", opened + 1) if opened >= 0 else -1
+        if closed < 0:
+            return
+        yield text[start:opened], text[opened + 1 : closed]
+        start = closed
+
+
+def _without_cdata(text: str) -> str:
+    """The text with what its CDATA sections hold in their places."""
+    first, *parts = text.split("<![CDATA[")
+    return first + "".join("".join(part.split("]]>", 1)) for part in parts)
 
 
 def is_label_image(path: Path) -> bool:

@@ -20,7 +20,7 @@ CHUNK = 1 << 20
 _LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "bzip2": 50_000_000}  # of what a compressed stream may hold
 AGAIN = "copy or download it again"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
-_DECIMAL = re.compile(rb"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
+_DECIMAL = re.compile(rb"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE)
 
 _STARTS = (
     (b"\x1f\x8b", "a gzip file"),

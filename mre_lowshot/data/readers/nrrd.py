@@ -166,7 +166,7 @@ def _parsed(path: Path, file: BinaryIO, layers: bool = False) -> tuple[Header, d
         sizes = [int(n) for n in fields["sizes"]]
         if int(fields["dimension"]) != len(sizes):
             raise ValueError(f"dimension {fields['dimension']}, but {len(sizes)} sizes")
-        strings = dict(re.findall(r"(?m)^([a-z][a-z ]*): *(.*?)\s*$", text.decode("ascii", "ignore")))
+        strings = _strings(text.decode("ascii", "ignore"))
         component_axis = component_axis_of(fields)
     except UserError:
         raise
@@ -201,11 +201,17 @@ def _parsed(path: Path, file: BinaryIO, layers: bool = False) -> tuple[Header, d
     held = {name: strings[name] for name in _KEPT if name in strings}
     if "space directions" in held:
         held["space directions"] = " ".join(
-            vector for vector in re.findall(r"\([^)]*\)|none", held["space directions"]) if vector != "none"
+            vector for vector in re.findall(r"\([^()]*\)|none", held["space directions"]) if vector != "none"
         )
     held = {name: " ".join(held[name].split()) for name in held}
     geometry = replace(geometry, header=f"nrrd:{json.dumps(held)}") if component_axis is None else geometry
     return Header(geometry, components, np.dtype(dtype), tuple(notes)), fields, start
+
+
+def _strings(text: str) -> dict[str, str]:
+    """The fields as they are written. A line ``key:=value`` is no field."""
+    lines = (line.partition(":") for line in text.split("\n") if not line.startswith("#"))
+    return {name: value.strip() for name, colon, value in lines if colon and not value.startswith("=")}
 
 
 def _voxels(path: Path, file: BinaryIO, header: Header, fields: dict[str, Any]) -> np.ndarray:
