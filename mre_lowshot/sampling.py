@@ -123,12 +123,12 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         targets = np.stack([d[2] for d in drawn])
         return torch.from_numpy(images), torch.from_numpy(coordinates), torch.from_numpy(targets)
 
-    def _mirrored(self, size: Sequence[int], rng: np.random.Generator) -> list[int]:
+    def _mirrored(self, size: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
         """The axes along which a patch shows the mirrored volume."""
         axes = self.recipe.augmentation.mirror_axes
-        return [axis for axis in axes if axis < len(size) and rng.random() < 0.5]
+        return tuple(axis for axis in axes if axis < len(size) and rng.random() < 0.5)
 
-    def _corner(self, index: int, rng: np.random.Generator, mirrored: Sequence[int] = ()) -> list[int]:
+    def _corner(self, index: int, rng: np.random.Generator, mirrored: tuple[int, ...] = ()) -> list[int]:
         """First voxel of a patch: uniform over all positions inside, or (``foreground_fraction``) around a voxel of a
         random class; a patch larger than the volume is centred on it. In a partly annotated scan a patch without an
         annotated voxel is drawn again, and after `MAX_DRAWS` draws placed around one. The voxels are those of the
@@ -188,7 +188,7 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         # A patch that must hold annotated voxels is drawn after its mirroring, which is that of the whole volume and
         # moves them. In fully annotated scans mirroring is drawn last: their patches stay those of earlier trainings.
         partly = self.annotated[index] is not None
-        mirrored = self._mirrored(size, rng) if partly else []
+        mirrored = self._mirrored(size, rng) if partly else ()
         positions = voxel_positions(self._corner(index, rng, mirrored), self.patch)
         # location maps of the undeformed patch: spatial augmentation moves the content only
         jittered = self._coordinates(case, jitter(positions, augmentation, rng))
