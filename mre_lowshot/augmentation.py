@@ -110,9 +110,9 @@ def intensity_transform(spec: AugmentationConfig) -> Callable[[np.ndarray], np.n
     from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
     steps: list[Any] = []
-    if spec.noise_probability:
+    if spec.noise_probability:  # batchgenerators' "variance" is the standard deviation of what it adds
         steps.append(noise.GaussianNoiseTransform((0, spec.noise_variance), p_per_sample=spec.noise_probability))
-    if spec.blur_probability:
+    if spec.blur_probability:  # a channel of a chosen patch with probability 0.5, as in nnU-Net
         steps.append(noise.GaussianBlurTransform(spec.blur, p_per_sample=spec.blur_probability, p_per_channel=0.5))
     if spec.brightness_probability:
         steps.append(

@@ -123,14 +123,29 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         targets = np.stack([d[2] for d in drawn])
         return torch.from_numpy(images), torch.from_numpy(coordinates), torch.from_numpy(targets)
 
-    def _corner(self, index: int, rng: np.random.Generator) -> list[int]:
+    def _mirrored(self, size: Sequence[int], rng: np.random.Generator) -> tuple[int, ...]:
+        """The axes along which a patch shows the mirrored volume."""
+        axes = self.recipe.augmentation.mirror_axes
+        return tuple(axis for axis in axes if axis < len(size) and rng.random() < 0.5)
+
+    def _corner(self, index: int, rng: np.random.Generator, mirrored: tuple[int, ...] = ()) -> list[int]:
         """First voxel of a patch: uniform over all positions inside, or (``foreground_fraction``) around a voxel of a
         random class; a patch larger than the volume is centred on it. In a partly annotated scan a patch without an
-        annotated voxel is drawn again, and after `MAX_DRAWS` draws placed around one."""
-        label, annotated = self.cases[index].label, self.annotated[index]
+        annotated voxel is drawn again, and after `MAX_DRAWS` draws placed around one. The voxels are those of the
+        volume ``mirrored`` along these axes."""
+        label, annotated = np.flip(self.cases[index].label, mirrored), self.annotated[index]
+
+        def place(voxel: np.integer) -> list[int]:
+            """Of a voxel's number in the scan."""
+            position = np.unravel_index(int(voxel), label.shape)
+            return [
+                n - 1 - int(v) if axis in mirrored else int(v)
+                for axis, (n, v) in enumerate(zip(label.shape, position, strict=True))
+            ]
+
         if self.voxels[index] and rng.random() < self.recipe.sampling.foreground_fraction:
             of_class = self.voxels[index][int(rng.choice(list(self.voxels[index])))]
-            return self._draw_corner(label.shape, rng, np.unravel_index(int(rng.choice(of_class)), label.shape))
+            return self._draw_corner(label.shape, rng, place(rng.choice(of_class)))
         corner = self._draw_corner(label.shape, rng)
         if annotated is None or not len(annotated):
             return corner
@@ -139,10 +154,10 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
             if (label[covered] != IGNORE).any():
                 return corner
             corner = self._draw_corner(label.shape, rng)
-        return self._draw_corner(label.shape, rng, np.unravel_index(int(rng.choice(annotated)), label.shape))
+        return self._draw_corner(label.shape, rng, place(rng.choice(annotated)))
 
     def _draw_corner(
-        self, size: Sequence[int], rng: np.random.Generator, centre: Sequence[np.integer] | None = None
+        self, size: Sequence[int], rng: np.random.Generator, centre: Sequence[int] | None = None
     ) -> list[int]:
         corner = []
         for axis, (n, p) in enumerate(zip(size, self.patch, strict=True)):
@@ -170,13 +185,19 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         index = int(rng.integers(len(self.cases)))
         case, augmentation = self.cases[index], self.recipe.augmentation
         size = case.label.shape
-        positions = voxel_positions(self._corner(index, rng), self.patch)
+        # A patch that must hold annotated voxels is drawn after its mirroring, which is that of the whole volume and
+        # moves them. In fully annotated scans mirroring is drawn last: their patches stay those of earlier trainings.
+        partly = self.annotated[index] is not None
+        mirrored = self._mirrored(size, rng) if partly else ()
+        positions = voxel_positions(self._corner(index, rng, mirrored), self.patch)
         # location maps of the undeformed patch: spatial augmentation moves the content only
         jittered = self._coordinates(case, jitter(positions, augmentation, rng))
         location = location_maps(jittered, self.prior, without=self._left_out(case, rng))
         source = deform(positions, case.spacing, size, augmentation, rng)
-        for axis in augmentation.mirror_axes:
-            if axis < len(size) and rng.random() < 0.5:
-                source = source.copy()
-                source[axis] = size[axis] - 1 - source[axis]
+        if not partly:
+            mirrored = self._mirrored(size, rng)
+        if mirrored:
+            source = source.copy()
+        for axis in mirrored:
+            source[axis] = size[axis] - 1 - source[axis]
         return sample_image(case.image, source), location, sample_label(case.label, source)

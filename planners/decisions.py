@@ -94,12 +94,15 @@ def decide_size(draft: Draft) -> Draft:
     recipe, device = draft.recipe, draft.device
     wanted = recipe.sampling.batch_size
     if recipe.size == "paper":
-        batch, recompute = hardware.paper_batch(device, wanted, recipe.architecture)
+        # the paper's own plans keep the norm of the image-level branch, also with more processes than it needs
+        least = hardware.LEAST_NORM_BATCH if recipe.is_literal and recipe.architecture == "mre_net" else 1
+        batch, recompute = hardware.paper_batch(device, wanted, recipe.architecture, least=least)
         size = replace(hardware.PAPER_SIZE, batch_size=batch)
         how = hardware.batch_reason(device, batch, wanted, recompute)
         reason = f"recipe {recipe.name!r}: the paper's widths, {how}"
     elif recipe.size == "small":
-        size, reason, recompute = hardware.SMALL_SIZE, f"recipe {recipe.name!r}: the small network", False
+        size, reason = hardware.small_size(device, f"recipe {recipe.name!r}: the small network")
+        recompute = False
     else:
         size, reason = hardware.size_rule(device)
         large = size.name == "paper"
@@ -152,11 +155,12 @@ def decide_patch(draft: Draft) -> Draft:
 def decide_network(draft: Draft) -> Draft:
     """The network's widths, and whether the image-level branch has a norm."""
     size, facts, reasons = draft.size, draft.facts, {}
-    pooled_norm = draft.recipe.is_literal or size.batch_size >= hardware.POOLED_NORM_BATCH
-    if not pooled_norm:
-        reasons["image_level_norm"] = (
-            f"off: with {size.batch_size} patches per batch its statistics would come from {size.batch_size} vectors"
-        )
+    synchronised = draft.recipe.optimizer.sync_batch_norm
+    pooled_norm, why = hardware.pooled_norm_rule(draft.device, size.batch_size, synchronised=synchronised)
+    if draft.recipe.is_literal:
+        pooled_norm = True
+    elif not pooled_norm:
+        reasons["image_level_norm"] = why
     network = replace(
         draft.network,
         in_channels=len(facts.channel_names),

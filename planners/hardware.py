@@ -19,7 +19,10 @@ USABLE = 0.9  # share of a GPU's memory that is planned for
 # patch of a finer grid lacks, and small organs need the voxels (docs/LOG.md, 2026-11-25).
 REGISTRABLE_FACTOR = 3
 REPORTED_GB = 0.5  # class map of a scan from which the plan reports the memory that prediction needs
-POOLED_NORM_BATCH = 16  # a smaller batch gives the image-level branch's norm, one vector per patch, too few samples
+# Fewer patches give the image-level branch's norm, one vector per patch, too few samples. Counted are those over which
+# the statistics are computed: of one process, or of the whole mini-batch with synchronised norms.
+POOLED_NORM_BATCH = 16
+LEAST_NORM_BATCH = 2  # what training requires of a process that has this norm
 
 
 @dataclass(frozen=True)
@@ -54,34 +57,46 @@ def size_rule(device: Device) -> tuple[NetworkSize, str]:
     """The paper's network with its 24 patches on GPUs that hold them, a small one elsewhere: the same method on every
     GPU that is large enough. MRE-Net decides, so that recipes that are compared on one device share a size."""
     if device.kind != "cuda":
-        return (
-            SMALL_SIZE,
-            f"{device.kind} with {device.memory_gb:.0f} GB: the small network, which trains in minutes to one hour",
-        )
+        why = f"{device.kind} with {device.memory_gb:.0f} GB: the small network, which trains in minutes to one hour"
+        return small_size(device, why)
     wanted = _divisible(PAPER_SIZE.batch_size, device)
-    batch, recompute = paper_batch(device, wanted)
+    batch, recompute = paper_batch(device)
     if batch == wanted:
+        less = _instead_of(PAPER_SIZE.batch_size, batch)
         return (
             replace(PAPER_SIZE, batch_size=batch),
-            f"{_described(device)}: the paper's network, {batch} patches per batch{_how(recompute)}",
+            f"{_described(device)}: the paper's network, {batch} patches per batch{less}{_how(recompute)}",
         )
     needed = -(-wanted // device.gpus) * PATCH_GB["mre_net"][1] + FIXED_GB
-    return (
-        SMALL_SIZE,
+    return small_size(
+        device,
         f"{_described(device)}: the small network, because {wanted} patches of the paper's network need about "
         f"{needed / USABLE:.0f} GB{' in each' if device.gpus > 1 else ''}",
     )
 
 
-def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size, architecture: str = "mre_net") -> tuple[int, bool]:
-    """How many of the ``wanted`` patches (24 in the paper, 64 for its U-Net) a training step of the paper's network
-    holds, and whether activations must be recomputed for it, which changes no number.
+def small_size(device: Device, why: str) -> tuple[NetworkSize, str]:
+    """The small network, with as many patches as the processes share equally; ``why`` it is taken, and that number
+    where it differs."""
+    batch = _divisible(SMALL_SIZE.batch_size, device)
+    if batch != SMALL_SIZE.batch_size:
+        less = _instead_of(SMALL_SIZE.batch_size, batch)
+        why = f"{why}; {batch} patches per batch{less}, as many on each of {device.gpus} {_processes(device)}"
+    return replace(SMALL_SIZE, batch_size=batch), why
 
-    On other devices than CUDA the number is not reduced: a CPU can swap memory to disk.
+
+def paper_batch(
+    device: Device, wanted: int = PAPER_SIZE.batch_size, architecture: str = "mre_net", *, least: int = 1
+) -> tuple[int, bool]:
+    """How many of the ``wanted`` patches (24 in the paper, 64 for its U-Net) a training step of the paper's network
+    holds, and whether activations must be recomputed for it, which changes no number. Every process gets the same
+    number, ``least`` or more.
+
+    On other devices than CUDA memory does not reduce the number: a CPU can swap memory to disk.
     """
+    wanted = _divisible(wanted, device, least)
     if device.kind != "cuda":
         return wanted, False
-    wanted = _divisible(wanted, device)
     room = device.memory_gb * USABLE - FIXED_GB
     stored, recomputed = PATCH_GB[architecture]
     if wanted // device.gpus * stored <= room:
@@ -91,18 +106,40 @@ def paper_batch(device: Device, wanted: int = PAPER_SIZE.batch_size, architectur
 
 def batch_reason(device: Device, batch: int, wanted: int, recompute: bool) -> str:
     """How many patches make a batch of the paper's size on ``device``, and why."""
-    if device.kind != "cuda":
-        return f"{batch} patches per batch"
-    less = f" instead of {wanted}" if batch != wanted else ""
-    return f"{batch} patches per batch{less} ({_described(device)}){_how(recompute)}"
+    less = _instead_of(wanted, batch)
+    where = f" ({_described(device)})" if device.kind == "cuda" or device.gpus > 1 else ""
+    return f"{batch} patches per batch{less}{where}{_how(recompute)}"
 
 
-def _divisible(batch: int, device: Device) -> int:
-    """``batch``, or what each of the GPUs gets an equal share of."""
-    return max(device.gpus, batch // device.gpus * device.gpus)
+def pooled_norm_rule(device: Device, batch: int, *, synchronised: bool) -> tuple[bool, str]:
+    """Whether the image-level branch has a norm, and why not: training computes its statistics in each process, over
+    that process's share of the ``batch``, or ``synchronised`` over all."""
+    if (vectors := batch if synchronised else batch // device.gpus) >= POOLED_NORM_BATCH:
+        return True, ""
+    each = f" in each of {device.gpus} processes" if vectors != batch else ""
+    return False, (
+        f"off: with {vectors} {'patch' if vectors == 1 else 'patches'} per batch{each} its statistics would come from "
+        f"{vectors} {'vector' if vectors == 1 else 'vectors'}"
+    )
+
+
+def _divisible(batch: int, device: Device, least: int = 1) -> int:
+    """``batch``, or what each of the processes gets an equal share of, ``least`` patches or more if there are several:
+    training refuses another number."""
+    return max(least, batch // device.gpus) * device.gpus if device.gpus > 1 else batch
+
+
+def _instead_of(wanted: int, batch: int) -> str:
+    return f" instead of {wanted}" if batch != wanted else ""
+
+
+def _processes(device: Device) -> str:
+    return "GPUs" if device.kind == "cuda" else "processes"
 
 
 def _described(device: Device) -> str:
+    if device.kind != "cuda":
+        return f"{device.gpus} processes"
     return f"{f'{device.gpus} GPUs' if device.gpus > 1 else 'GPU'} with {device.memory_gb:.0f} GB"
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import EVERYTHING, NONE, PATCH, STILL, box, corner_of, numbered_case, sampler, single_thread, tiny_case  # noqa: F401
+from scipy.stats import binom
 
 from mre_lowshot.augmentation import deform, intensity_transform
 from mre_lowshot.config import AugmentationConfig
@@ -139,9 +140,52 @@ def test_intensity_transforms_change_images_only(name):
     assert torch.equal(plain[2], changed[2])
     assert changed[0].dtype == torch.float32
     assert torch.isfinite(changed[0]).all()
-    assert ((plain[0] - changed[0]).abs().flatten(1).max(dim=1).values > 1e-3).float().mean() > 0.4
+    assert not torch.equal(plain[0], changed[0])
     assert np.array_equal(case.image, untouched[0])
     assert np.array_equal(case.label, untouched[1])
+
+
+def likely_counts(trials: int, probability: float) -> tuple[float, float]:
+    """From and to: all but one in 100,000 outcomes of the binomial distribution."""
+    low, high = binom.interval(1 - 1e-5, trials, probability)
+    return low, high
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("probability", [0.4, 1.0])
+@pytest.mark.parametrize("name", INTENSITIES)
+def test_the_share_of_patches_and_channels_that_are_changed(name, probability, channels):
+    """Blur and low resolution change a channel of a chosen patch with probability 0.5, the others all channels."""
+    patches, strong = 600, {"blur": (1.0, 1.0), "low_resolution": (0.5, 0.5)}  # a zoom near 1 changes no voxel
+    spec = AugmentationConfig(**{f"{name}_probability": probability}, **{k: v for k, v in strong.items() if k == name})
+    images = np.random.default_rng(0).normal(size=(patches, channels, 4, 6, 6)).astype(np.float32)
+    seed_global_generators(4)
+    changed = (intensity_transform(spec)(images.copy()) != images).reshape(patches, channels, -1).any(axis=2)
+    chosen = 0.5 if name in strong else 1.0
+    low, high = likely_counts(patches, probability * chosen)
+    assert all(low <= count <= high for count in changed.sum(axis=0))  # of each channel
+    low, high = likely_counts(patches, probability * (1 - (1 - chosen) ** channels))
+    assert low <= changed.any(axis=1).sum() <= high
+
+
+@pytest.mark.parametrize("largest", [0.05, 0.5])
+def test_the_standard_deviation_of_the_noise_is_uniform_up_to_noise_variance(largest):
+    """The field is named after batchgenerators, whose ``variance`` is a standard deviation."""
+    seed_global_generators(5)
+    spec = AugmentationConfig(noise_probability=1.0, noise_variance=largest)
+    noise = intensity_transform(spec)(np.zeros((500, 1, 12, 12, 12), np.float32)).reshape(500, -1)
+    found = noise.std(axis=1) / largest  # each to 2 %
+    assert 0.97 < found.max() < 1.06
+    counts = np.histogram(found, bins=4, range=(0, 1.06))[0][:3]
+    low, high = likely_counts(500, 0.265)
+    assert ((low <= counts) & (counts <= high)).all()
+    assert np.abs(noise.mean(axis=1)).max() < 0.15 * largest
+
+
+def seed_global_generators(seed: int) -> None:
+    """Those from which batchgenerators draws."""
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
 
 
 def test_intensity_probability_zero_changes_nothing():

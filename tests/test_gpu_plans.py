@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from references import with_settings
-from test_planners import BRAIN, CT, GPU12, GPU24, GPU80, planned
+from test_planners import BRAIN, CT, GPU12, GPU24, GPU80, ULTRASOUND, planned
 
-from mre_lowshot.config.presets import PRESETS
+from mre_lowshot.config.presets import DEFAULT, PRESETS
+from mre_lowshot.planners.hardware import POOLED_NORM_BATCH
+from mre_lowshot.trainers.distributed import Processes
 
 
 @pytest.mark.parametrize(
@@ -48,3 +53,59 @@ def test_the_papers_recipes_train_in_float32_and_the_default_in_what_the_device_
     found = {name: recipe.optimizer.precision for name, recipe in PRESETS.items()}
     assert {name for name, precision in found.items() if precision == "auto"} == {"default", "unet_default"}
     assert set(found.values()) == {"auto", "float32"}
+
+
+@hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.integers(1, 24),
+    st.sampled_from((0.5, 2.0, 4.0, 6.0, 8.0, 11.0, 12.0, 16.0, 24.0, 40.0, 80.0)),
+    st.sampled_from(("cuda", "cpu")),
+    st.sampled_from(((BRAIN, ("MRI",)), (CT, ("CT",)), (ULTRASOUND, ("US",)))),
+)
+def test_training_accepts_what_is_planned_for_several_processes(recipe, gpus, gigabytes, kind, data):
+    """Every process gets the same number of patches, and a norm that it computes itself gets enough of them."""
+    plan = planned(*data, (kind, gigabytes, gpus), recipe)
+    for rank in {0, gpus - 1}:
+        Processes(rank, gpus).require_shares(plan)
+    share, network = plan.recipe.sampling.batch_size // gpus, plan.network
+    if PRESETS[recipe].is_literal:
+        assert network.image_level_norm
+        assert share >= 2 or not network.pooled_norm
+    else:
+        assert network.image_level_norm == (share >= POOLED_NORM_BATCH)
+        assert ("image_level_norm" in plan.reasons) == (share < POOLED_NORM_BATCH)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "batch", "words"),
+    [
+        ("paper_small", ("cuda", 80.0, 3), 3, "3 patches per batch instead of 4, as many on each of 3 GPUs"),
+        ("paper_small", ("cuda", 80.0, 8), 8, "8 patches per batch instead of 4"),
+        ("default", ("cuda", 4.0, 3), 3, "3 patches per batch instead of 4"),
+        ("default", ("cpu", 16.0, 3), 3, "instead of 4, as many on each of 3 processes"),
+        ("default", ("cuda", 80.0, 5), 20, "20 patches per batch instead of 24"),
+        ("paper", ("cpu", 16.0, 5), 20, "20 patches per batch instead of 24 (5 processes)"),
+        ("paper", ("cuda", 80.0, 24), 48, "48 patches per batch instead of 24"),
+        ("paper_small", ("cuda", 80.0, 2), 4, "the small network"),
+    ],
+)
+def test_a_number_of_patches_that_the_processes_cannot_share_is_changed_and_the_reason_says_so(
+    recipe, device, batch, words
+):
+    plan = planned(BRAIN, device=device, recipe=recipe)
+    assert plan.recipe.sampling.batch_size == batch
+    assert words in plan.reasons["network"]
+    assert ("instead of" in plan.reasons["network"]) == ("instead of" in words)
+
+
+def test_the_norm_of_the_image_level_counts_the_patches_over_which_it_is_computed():
+    """24 patches on one GPU; 3 in each of 8, unless the statistics are synchronised."""
+    alone, shared = (planned(BRAIN, device=(*GPU80, gpus)) for gpus in (1, 8))
+    assert alone.network.image_level_norm
+    assert not shared.network.image_level_norm
+    assert "3 patches per batch in each of 8 processes" in shared.reasons["image_level_norm"]
+    together = planned(BRAIN, device=(*GPU80, 24), recipe=with_settings(DEFAULT, sync_batch_norm=True))
+    assert together.network.image_level_norm
+    assert together.recipe.sampling.batch_size == 24
+    Processes(0, 24).require_shares(together)

@@ -11,11 +11,11 @@ import torch
 from conftest import SETTINGS, command, edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import NONE, TINY, numbered_case, sampler, tiny_plan
+from references import NONE, TINY, box, corner_of, numbered_case, sampler, tiny_plan
 
 from mre_lowshot.atlas.atlas import Atlas
 from mre_lowshot.atlas.label_fusion import AtlasPrior
-from mre_lowshot.config import LossConfig
+from mre_lowshot.config import AugmentationConfig, LossConfig
 from mre_lowshot.data.volume import read_labels, write_volume
 from mre_lowshot.grid import IGNORE, coordinate_maps, voxel_positions
 from mre_lowshot.inference.models import Model
@@ -24,6 +24,7 @@ from mre_lowshot.losses import MRELoss
 from mre_lowshot.network.build import build
 from mre_lowshot.planners.fold import decide_fold, single_component_rule
 from mre_lowshot.refinement.pipeline import refine
+from mre_lowshot.sampling import TrainingCase
 from mre_lowshot.trainers.trainer import batch_dice
 
 
@@ -108,6 +109,57 @@ def test_patches_of_a_partly_annotated_scan_hold_annotated_voxels():
             assert (targets > 0).flatten(1).any(dim=1).all()
     nothing = sampler(numbered_case(label.shape, label=np.full_like(label, IGNORE)), batch=2)[0][2]
     assert (nothing == IGNORE).all()
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
+@pytest.mark.parametrize("axes", [(2,), (0, 1, 2)])
+def test_mirrored_patches_of_a_partly_annotated_scan_hold_annotated_voxels(axes, foreground):
+    """Annotated at one side, and mirrored around the middle: the patch lies where the mirrored voxels are."""
+    label = np.full((8, 16, 41), IGNORE, np.int16)
+    label[:5, :7, :6] = 0
+    label[1, 4:6, 2:4], label[3, 2, 1] = 1, 2
+    case = numbered_case(label.shape, label=label)
+    drawn = sampler(case, batch=80, spec=AugmentationConfig(mirror_axes=axes), foreground_fraction=foreground)[0]
+    images, maps, targets = (t.numpy() for t in drawn)
+    assert ((targets > 0) if foreground else (targets != IGNORE)).reshape(80, -1).any(axis=1).all()
+    sides = []
+    for image, position, target in zip(images, maps, targets, strict=True):
+        covered = box(corner_of(position, label.shape))
+        flipped = [axis for axis in axes if image[0].take(0, axis).min() > image[0].take(1, axis).min()]
+        np.testing.assert_array_equal(target, np.flip(label, flipped)[covered])
+        np.testing.assert_array_equal(
+            image, np.flip(case.image, [axis + 1 for axis in flipped])[(slice(None), *covered)]
+        )
+        sides.append([axis in flipped for axis in axes])
+    assert (np.abs(np.mean(sides, axis=0) - 0.5) < 0.2).all()
+    assert len(np.unique(sides, axis=0)) == 2 ** len(axes)
+
+
+def test_rare_annotated_voxels_are_found_in_the_mirrored_scan_too():
+    """Placed around the voxel after `MAX_DRAWS`: chance finds it in one of 357 draws."""
+    label = np.full((20, 60, 60), IGNORE, np.int16)
+    label[3, 8, 50] = 0
+    spec = AugmentationConfig(mirror_axes=(0, 1, 2))
+    targets = sampler(numbered_case(label.shape, label=label), batch=60, spec=spec)[0][2].flatten(1)
+    assert (targets != IGNORE).any(dim=1).all()
+
+
+def test_patches_of_a_fully_annotated_scan_keep_their_draws():
+    """Its mirroring is drawn last, as it was in all scans when these values were recorded: trained models stay
+    reproducible."""
+    size = (4, 90, 90)
+    label = np.zeros(size, np.int16)
+    label[1, 20:24, 30:40], label[2, 60, 70] = 1, 2
+    image = numbered_case(size, channels=1).image / 10_000
+    spec = AugmentationConfig(spatial_probability=0.5, mirror_axes=(1, 2), noise_probability=0.5)
+    case = TrainingCase(image, label, (3.0, 1.0, 1.0))
+    batches = sampler(case, seed=7, batch=8, spec=spec, foreground_fraction=0.5)
+    sums = []
+    for n in (0, 1):
+        images, _, targets = (t.numpy().astype(np.float64).ravel() for t in batches[n])
+        weights = np.arange(images.size) % 97
+        sums += [images @ weights, targets @ weights]
+    assert sums == pytest.approx([92591.14572, 2443, 82353.10756, 0], rel=1e-6)
 
 
 def own_coordinates(shape):

@@ -19,6 +19,7 @@ from mre_lowshot.preprocessing.pipeline import (
     inverse_labels,
     inverse_probabilities,
 )
+from mre_lowshot.resampling import resize_image
 
 ZSCORE, SPACING = (ChannelNormalization(),), (2.0, 1.0, 1.0)
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -177,3 +178,20 @@ def test_images_that_cannot_be_normalised_are_refused():
     image[0, 0, 0, :2] = np.nan, np.inf
     with pytest.raises(UserError, match="2 voxels are NaN or infinite"):
         forward(image, SPACING, config("given"), BOX)  # also outside the crop
+
+
+def test_ct_is_clipped_before_it_is_resampled():
+    """Our reading; the paper resizes first (IV-A). METHOD states how much the two differ on this torso."""
+    _, y, x = np.mgrid[:16, :128, :128]
+    hu = np.where((y - 64) ** 2 + (x - 64) ** 2 < 50**2, 50.0, -1000.0)
+    hu[(y - 80) ** 2 + (x - 64) ** 2 < 12**2] = 900  # bone
+    hu[(y - 40) ** 2 + (x - 50) ** 2 < 8**2] = -900  # gas
+    image = (hu + np.random.default_rng(0).normal(0, 15, hu.shape)).astype(np.float32)[None]
+    size = (12, 90, 90)
+    scaled = (np.clip(image, -210, 290) + 210) / 500
+    ours, _ = forward(image, (1.0,) * 3, config(normalization=(ChannelNormalization("clip"),), grid="size", size=size))
+    np.testing.assert_allclose(ours, resize_image(scaled, size), atol=1e-5)
+    resized_first = (np.clip(resize_image(image, size), -210, 290) + 210) / 500
+    differences = np.abs(ours - resized_first)[0, 3:9, 10:80, 10:80]
+    assert (differences > 0.1).mean() == pytest.approx(0.054, abs=0.0006)
+    assert differences.mean() == pytest.approx(0.014, abs=0.0006)

@@ -73,11 +73,11 @@ class Processes:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def prepare(self, network: MRENet, plan: Plan, device: torch.device) -> MRENet:
-        """``network``, with synchronised batch norms where the plan has them.
+    def require_shares(self, plan: Plan) -> None:
+        """Require that these processes can share the plan's mini-batch.
 
         Raises:
-            UserError: the mini-batch cannot be divided evenly, or norms are to be synchronised on a CPU.
+            UserError: it cannot be divided evenly, or leaves a process too few patches for a norm.
         """
         batch = plan.recipe.sampling.batch_size
         if batch % self.count:
@@ -87,14 +87,20 @@ class Processes:
                 f"--nproc_per_node); plan with -p NAME --set recipe.sampling.batch_size={fitting}, "
                 "or start another number of processes"
             )
-        pooled = plan.network.pooled_norm
-        synchronised = plan.recipe.optimizer.sync_batch_norm and self.count > 1
-        if self.count == batch > 1 and pooled and not synchronised:
+        if self.count == batch > 1 and plan.network.pooled_norm and not plan.recipe.optimizer.sync_batch_norm:
             raise UserError(
                 f"{self.count} processes leave each a single patch, too few for the norm of the image-level "
                 "branch; start fewer, or plan with -p NAME --set network.image_level_norm=false"
             )
-        if not synchronised:
+
+    def prepare(self, network: MRENet, plan: Plan, device: torch.device) -> MRENet:
+        """``network``, with synchronised batch norms where the plan has them.
+
+        Raises:
+            UserError: see `require_shares`; or norms are to be synchronised on a CPU.
+        """
+        self.require_shares(plan)
+        if not plan.recipe.optimizer.sync_batch_norm or self.count == 1:
             return network
         if device.type != "cuda":
             raise UserError(

@@ -106,10 +106,12 @@ class AugmentationConfig:
     gamma_probability: float = 0.0  # of a patch
     gamma: tuple[float, ...] = (0.7, 1.5)  # exponent
     noise_probability: float = 0.0  # of a patch
-    noise_variance: float = 0.05  # largest, of Gaussian noise
-    blur_probability: float = 0.0  # of a patch
+    # Largest standard deviation of Gaussian noise; a patch's is uniform up to it. The name is that of batchgenerators,
+    # which calls it a variance, but draws with it as the standard deviation.
+    noise_variance: float = 0.05
+    blur_probability: float = 0.0  # of a patch, of which each channel is changed with probability 0.5
     blur: tuple[float, ...] = (0.5, 1.0)  # sigma, voxels
-    low_resolution_probability: float = 0.0  # of a patch
+    low_resolution_probability: float = 0.0  # of a patch, of which each channel is changed with probability 0.5
     low_resolution: tuple[float, ...] = (0.5, 1.0)  # zoom factor
 
     def __post_init__(self) -> None:
