@@ -40,8 +40,8 @@ def is_known_channel(channel: str) -> bool:
 _SIDES = {"left": "right", "l": "r", "lh": "rh", "lt": "rt"}
 _OPPOSITE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
 _SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OPPOSITE)})(?![a-z])")
-# A letter that may be a side or not: L1 is a vertebra, R2 a level of lymph nodes on the right, lkidney a left kidney and
-# lung none. The dataset decides: a side has its opposite there.
+# A letter that may be a side or not: L1 is a vertebra, R2 a level of lymph nodes on the right, lkidney a left kidney
+# and lung none. The dataset decides: a side has its opposite there.
 _NUMBERED = re.compile(r"(?<![a-z])[lr](?=\d)|^[lr](?=[ _-]*\d)")
 _JOINED = re.compile(r"(?<![a-z])[lr](?=[a-z])")
 
