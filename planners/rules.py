@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from mre_lowshot.config import ChannelNormalization, InferenceConfig, PatchConfig, RefinementConfig
+from mre_lowshot.config.network import MAX_DILATION
 from mre_lowshot.config.plan import CropRule
 from mre_lowshot.config.recipe import Registration
 from mre_lowshot.data.paper_datasets import groups_of
@@ -184,9 +185,13 @@ Dilations = tuple[tuple[int, ...], ...]
 
 
 def dilation_rule(patch: tuple[int, ...]) -> tuple[Dilations, str]:
-    """ASPP dilations of 1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36."""
-    rows = tuple(tuple(max(1, round(n * share)) for n in patch) for share in (1 / 6, 1 / 3, 1 / 2))
-    return rows, "1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36"
+    """ASPP dilations of 1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36; at most
+    `MAX_DILATION`, which a network can have. Sides of more than 257 voxels occur in long, thin images."""
+    rows = tuple(tuple(min(MAX_DILATION, max(1, round(n * share))) for n in patch) for share in (1 / 6, 1 / 3, 1 / 2))
+    reason = "1/6, 1/3 and 1/2 of the patch side, as 6, 12, 18 are of the paper's patch side of 36"
+    if round(max(patch) / 2) > MAX_DILATION:
+        reason += f"; at most {MAX_DILATION}"
+    return rows, reason
 
 
 def paper_dilations(patch: tuple[int, ...]) -> tuple[Dilations, str]:
@@ -201,7 +206,7 @@ DILATION_RULES = {"patch": dilation_rule, "paper": paper_dilations}
 def mirror_rule(channels: Sequence[str], labels: Sequence[str]) -> tuple[bool, str]:
     """Whether training patches are mirrored left-right: in MRI (the paper: MRBrainS18 only, IV-C) where no label has a
     side (our reading)."""
-    sided = [name for name in labels if contralateral(name)]
+    sided = [name for name in labels if contralateral(name, labels)]
     if sided:
         return False, f"not mirrored: {', '.join(sided[:4])} would get the wrong side"
     if not all(is_mri(name) for name in channels):
@@ -220,7 +225,7 @@ def lesion_unet_rule(labels: Sequence[str]) -> tuple[bool, str]:
 def image_mirror_rule(labels: Sequence[str]) -> tuple[tuple[int, ...], str]:
     """Axes (y, x) along which 2D training images are mirrored: x where every label is a lesion without a side. Never y
     (in ultrasound, depth runs along y)."""
-    if only_lesions(labels) and not any(contralateral(name) for name in labels):
+    if only_lesions(labels) and not any(contralateral(name, labels) for name in labels):
         named = ", ".join(lesions_of(labels))
         return (1,), f"2D images of lesions without a side ({named}): mirrored left and right"
     return (), "not mirrored: not every label is a lesion without a side"

@@ -8,14 +8,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mre_lowshot.preprocessing.outliers import SAMPLE, limit_outliers
+from mre_lowshot.preprocessing.regions import damaged, is_rough
 
 NOTED = 3  # corrected voxels from which on a scan is named
 MOST_PLANES = 0.25  # of an axis: with more constant planes the image is no scan with a fault
-BODY = 10  # percent of the foreground at either end that hot regions may take
+BODY = 10  # percent of the foreground at either end; the fault may be there
 # In distances from the median to the tenth of the foreground that is brightest (darkest): what lies farther beyond it
-# is limited to `KEPT`. Measured: at most 7.6 (hippocampus), 8.3 (BraTS 2013), 2.8 (ultrasound), 27 (mouse brain).
+# is examined, and limited to `KEPT` where it is damaged. Measured: at most 7.6 (hippocampus), 8.3 (BraTS 2013), 2.8
+# (ultrasound), 27 (mouse brain).
 EXTREME, KEPT = 60.0, 1.0
-EXTREME_PLANE = 4.0  # likewise, of the tenths of a plane
+EXTREME_PLANE = 4.0  # likewise, of the tenth of a plane: it is examined
+EXTREME_WHOLE = 20.0  # likewise, of nine tenths of a plane: no object fills one plane to its edges and is so bright
+# Correlation of a plane with its neighbours from which on it shows the same on another scale. Neighbours in scans: 0.8
+# and more.
+SAME, SAME_AT_BORDER = 0.7, 0.9
 
 
 def correct_faults(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
@@ -46,8 +52,7 @@ def faulty_planes(channel: np.ndarray) -> list[tuple[int, list[int]]]:
     image.
 
     Constant planes: of one value, other than the background's (the median of the eight corners), and not at the border,
-    where they are padding. Planes of another intensity: their own tenth lies more than `EXTREME_PLANE` beyond that of
-    all.
+    where they are padding. Planes of another intensity: `_is_damaged_plane`.
     """
     if min(channel.shape) < 4:
         return []
@@ -63,12 +68,47 @@ def faulty_planes(channel: np.ndarray) -> list[tuple[int, list[int]]]:
         last = next((n for n in reversed(range(size)) if n not in constant), -1)
         planes = {n for n in constant if first < n < last and np.take(channel, n, axis=axis).flat[0] != background}
         if np.isfinite(spread):
-            darkest, brightest = np.percentile(coarse, [BODY, 100 - BODY], axis=others)
-            far = (brightest > high + EXTREME_PLANE * spread) | (darkest < low - EXTREME_PLANE * spread)
-            planes |= {int(n) for n in np.flatnonzero(far)} - constant
+            levels = np.percentile(coarse, [BODY, 100 - BODY], axis=others)
+            far = (levels[1] > high + EXTREME_PLANE * spread) | (levels[0] < low - EXTREME_PLANE * spread)
+            rest = [n for n in range(size) if n not in constant]
+            for before, n, after in zip([None, *rest[:-1]], rest, [*rest[1:], None], strict=True):
+                near = [m for m in (before, after) if m is not None]
+                # an object begins at one plane and fills those beside it; a fault of several planes is not corrected
+                alone = near and not any(far[m] for m in near)
+                if far[n] and alone and _differs(levels, n, near, EXTREME_PLANE * spread):
+                    gap = max(levels[0, n] - high, low - levels[1, n])  # of the whole plane, not only its tenth
+                    whole = gap > EXTREME_WHOLE * spread
+                    if whole or _is_damaged_plane(channel, axis, n, near, (median, EXTREME_PLANE * spread)):
+                        planes.add(n)
         if planes and len(planes) <= MOST_PLANES * size:
             found.append((axis, sorted(planes)))
     return found
+
+
+def _differs(levels: np.ndarray, plane: int, near: list[int], distance: float) -> bool:
+    """Whether a tenth of the plane differs by more than ``distance`` from that of each plane of ``near``."""
+    return all(float(np.abs(levels[:, plane] - levels[:, m]).max()) > distance for m in near)
+
+
+def _is_damaged_plane(channel: np.ndarray, axis: int, n: int, near: list[int], level: tuple[float, float]) -> bool:
+    """Whether a plane shows what the planes of ``near`` show, on another scale, or values without relation to each
+    other. Anything else may be an object that one plane holds. ``level``: the median, and how far from it is extreme.
+    """
+    plane = np.take(channel, [n], axis=axis).astype(np.float64)
+    height = np.abs(plane - level[0])
+    if is_rough(height, height > level[1]):  # not of the plane's background, whose noise is rough
+        return True
+    alike = [_correlation(plane, np.take(channel, [m], axis=axis)) for m in near]
+    # at the border an object may begin with the last plane, and its outline is that of the planes beside it
+    return max(alike) > (SAME if len(near) == 2 else SAME_AT_BORDER)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """The absolute correlation of two planes, 0 where one is constant."""
+    a, b = (p.astype(np.float64) / max(1e-300, float(np.abs(p).max())) for p in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return abs(float((a * b).sum())) / norm if norm > 0 else 0.0
 
 
 def _background(channel: np.ndarray) -> float:
@@ -105,15 +145,18 @@ def _fill_planes(channel: np.ndarray) -> np.ndarray:
 
 
 def _limit_regions(channel: np.ndarray) -> np.ndarray:
-    """The channel with regions of extreme intensity limited, up to `BODY` percent of the foreground."""
+    """The channel with damaged regions of extreme intensity (`regions.damaged`) limited."""
     if (levels := _levels(channel)) is None:
         return channel
     low, median, high = levels
     spread = max(high - median, median - low)
-    lowest, highest = low - EXTREME * spread, high + EXTREME * spread
-    if lowest <= float(channel.min()) and float(channel.max()) <= highest:
-        return channel
-    result = channel.copy()
-    result[channel < lowest] = low - KEPT * spread
-    result[channel > highest] = high + KEPT * spread
+    result = channel
+    for side, sign in ((low, -1), (high, 1)):
+        limit, related = (side + sign * factor * spread for factor in (EXTREME, EXTREME / 2))
+        if sign * float(channel.min() if sign < 0 else channel.max()) <= sign * limit:
+            continue
+        bad = damaged(channel, median=median, extreme=limit, related=related)
+        if bad.any():
+            result = channel.copy() if result is channel else result
+            result[bad] = side + sign * KEPT * spread
     return result

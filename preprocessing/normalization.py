@@ -28,8 +28,8 @@ def normalize(
         image: the cropped image.
         schemes: of each channel.
         inside: (D, H, W) bool, the foreground for ``foreground_only``; None: the non-zero voxels.
-        contents: of each channel, the box without constant padding of its own (`padding.own_contents`). Where all
-            of a channel is z-scored, mean and deviation are those of the box, and what lies outside becomes the mean.
+        contents: of each channel, the box without constant padding of its own (`padding.own_contents`). Mean and
+            deviation for z-scores are taken in it, and what lies outside becomes the mean.
 
     Raises:
         UserError: the channel count differs from the plan's, or a channel is constant and cannot be z-scored.
@@ -45,10 +45,11 @@ def normalize(
             result[index] -= scheme.lower  # in place: copies of a large CT would not fit into a small memory
             result[index] /= scheme.width
             continue
-        if contents and not scheme.foreground_only:
-            result[index] = _scored(channel, as_slices(contents[index]), index)
+        used = inside if scheme.foreground_only else None
+        if contents:
+            result[index] = _scored(channel, as_slices(contents[index]), index, used)
             continue
-        values = channel[inside] if scheme.foreground_only and inside is not None and inside.any() else channel
+        values = channel[used] if used is not None and used.any() else channel
         # float64 sums: with values near a million, float32 sums lose the spread
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         if not deviation > 0:
@@ -58,14 +59,17 @@ def normalize(
     return result
 
 
-def _scored(channel: np.ndarray, content: tuple[slice, ...], index: int) -> np.ndarray:
-    """The z-scores (D, H, W) of a channel, 0 outside ``content``."""
-    values = channel[content].astype(np.float64)
-    deviation = float(values.std())
+def _scored(
+    channel: np.ndarray, content: tuple[slice, ...], index: int, inside: np.ndarray | None = None
+) -> np.ndarray:
+    """The z-scores (D, H, W) of a channel, 0 outside ``content``; statistics in ``inside`` (D, H, W), where given."""
+    own = channel[content].astype(np.float64)
+    values = own if inside is None or not inside[content].any() else own[inside[content]]
+    mean, deviation = float(values.mean()), float(values.std())
     if not deviation > 0:
-        raise UserError(f"channel {index} is constant ({values.flat[0]:g}); it holds no image; export it again")
+        raise UserError(f"channel {index} is constant ({mean:g}); it holds no image; export it again")
     scored = np.zeros(channel.shape, dtype=np.float32)
-    scored[content] = (values - values.mean()) / deviation
+    scored[content] = (own - mean) / deviation
     return scored
 
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mre_lowshot.preprocessing.regions import damaged
+
 RANK, SHARE = 100, 1e-4  # the extreme rank: at least so many voxels from either end, and this share of all
 SAMPLE = 4_000_000  # voxels that the ranks are taken from, at most
 # In spreads beyond the extreme ranks. Vessels reach 4.4 (MRI of 41 heads and mouse brains), but their neighbours are
 # bright too; a hot pixel stands alone. Hot spots in PET, groups of voxels, reach 15.
 ISOLATED, ANY = 3.0, 30.0
+RAISED = 0.3
 NEIGHBOURS = 2  # at most so many of its 26 neighbours are comparable to an isolated voxel
 
 
@@ -32,8 +35,9 @@ def extreme_ranks(channel: np.ndarray) -> tuple[float, float, float] | None:
 def limit_outliers(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
     """A (C, D, H, W) image whose outliers are replaced; the image itself, not a copy, where it has none.
 
-    A voxel more than `ISOLATED` spreads beyond the extreme ranks and as far from all but `NEIGHBOURS` of its neighbours
-    becomes the median of its neighbours. Whatever lies more than `ANY` spreads beyond them becomes `ISOLATED` spreads.
+    A voxel more than `ISOLATED` spreads beyond the extreme ranks that is comparable to at most `NEIGHBOURS` of its
+    neighbours becomes the median of its neighbours. What lies more than `ANY` spreads beyond them and is damaged
+    (`regions.damaged`) becomes `ISOLATED` spreads; a small bright object stays.
     Channels of CT (``ct``: which are) stay as they are: clipping to the HU window limits them without a copy.
     """
     result = image
@@ -50,24 +54,34 @@ def limit_outliers(image: np.ndarray, ct: Sequence[bool] = ()) -> np.ndarray:
         places = np.argwhere((channel < near[0]) | (channel > near[1]))
         if len(places) > 4 * max(RANK, SHARE * channel.size):
             places = places[:0]
-        isolated = [(tuple(p), v) for p in places if (v := _replacement(channel, p, ISOLATED * spread)) is not None]
-        if not isolated and far[0] <= lowest and highest <= far[1]:
-            continue
-        if result is image:
-            result = image.copy()
+        isolated = [(tuple(p), v) for p in places if (v := _replacement(channel, p, ranks)) is not None]
+        corrected = channel.copy() if isolated else channel
         for place, value in isolated:
-            result[index][place] = value
-        for extreme, limit in ((result[index] < far[0], near[0]), (result[index] > far[1], near[1])):
-            result[index][extreme] = limit
+            corrected[place] = value
+        for end, limit, sign in ((far[0], near[0], -1), (far[1], near[1], 1)):
+            if sign * float(corrected.min() if sign < 0 else corrected.max()) <= sign * end:
+                continue
+            bad = damaged(corrected, median=(low + high) / 2, extreme=end, related=limit)
+            if bad.any():
+                corrected = corrected.copy() if corrected is channel else corrected
+                corrected[bad] = limit
+        if corrected is not channel:
+            result = image.copy() if result is image else result
+            result[index] = corrected
     return result
 
 
-def _replacement(channel: np.ndarray, place: np.ndarray, distance: float) -> float | None:
-    """The median of a voxel's neighbours that differ from it by more than ``distance``; None where more than
-    `NEIGHBOURS` do not."""
+def _replacement(channel: np.ndarray, place: np.ndarray, ranks: tuple[float, float, float]) -> float | None:
+    """The median of a voxel's neighbours that are not comparable to it; None where more than `NEIGHBOURS` are.
+
+    Comparable: within `ISOLATED` spreads, or beyond the same extreme rank by at least `RAISED` of the voxel's own
+    distance, as on the slopes of a small, steep spot.
+    """
+    low, high, spread = ranks
     around = channel[tuple(slice(max(0, p - 1), p + 2) for p in place)].astype(np.float64).ravel()
     value = float(channel[tuple(place)])
-    others = around[np.abs(around - value) > distance]
+    raised = (around - high) >= RAISED * (value - high) if value > high else (low - around) >= RAISED * (low - value)
+    others = around[(np.abs(around - value) > ISOLATED * spread) & ~raised]
     if around.size - 1 - others.size > NEIGHBOURS or not others.size:
         return None
     return float(np.median(others))

@@ -8,6 +8,9 @@ import numpy as np
 
 from mre_lowshot.config.plan import CropRule
 from mre_lowshot.grid import Box, as_slices, full_box
+from mre_lowshot.preprocessing.cropping import foreground_mask
+
+MISSING = 0.02  # share of the foreground
 
 
 def unpadded_box(image: np.ndarray) -> Box:
@@ -33,14 +36,43 @@ def unpadded_box(image: np.ndarray) -> Box:
     return tuple((low, high) for low, high in box)
 
 
-def own_contents(image: np.ndarray) -> list[Box]:
+def own_contents(image: np.ndarray, *, stripped: bool = False) -> list[Box]:
     """For each channel of a cropped (C, D, H, W) image the box without the padding that only this channel has, as where
-    it was acquired with fewer slices; empty where no channel has any."""
+    it was acquired with fewer slices; empty where no channel has any.
+
+    ``stripped``: the crop is that of a skull-stripped scan, whose background is constant in every channel. Planes are
+    padding then only where more than `MISSING` of the foreground lies in them: channels differ by a few voxels at the
+    edge of the brain.
+    """
     if len(image) == 1:  # padding of the whole image is not in the crop
         return []
     full = full_box(image.shape[1:])
     found = [unpadded_box(channel[None]) for channel in image]
+    if stripped:
+        mask = foreground_mask(image)
+        found = [full if _holds_all(mask, box) else box for box in found]
     return found if any(box != full for box in found) else []
+
+
+def _holds_all(mask: np.ndarray, box: Box) -> bool:
+    """Whether all but `MISSING` of the foreground (D, H, W) lies in the box."""
+    return bool(np.count_nonzero(mask[as_slices(box)]) >= (1 - MISSING) * np.count_nonzero(mask))
+
+
+def without_padding(image: np.ndarray, contents: Sequence[Box]) -> np.ndarray:
+    """A (C, D, H, W) image with each channel's lowest value outside its box; the image itself without ``contents``."""
+    if not contents:
+        return image
+    lowest = [channel[as_slices(box)].min() for channel, box in zip(image, contents, strict=True)]
+    kept = [box_mask(box, image.shape[1:]) for box in contents]
+    return np.stack([np.where(k, c, low) for k, c, low in zip(kept, image, lowest, strict=True)])
+
+
+def box_mask(box: Box, shape: tuple[int, ...]) -> np.ndarray:
+    """Which voxels of a grid lie in the box: bool of ``shape``."""
+    mask = np.zeros(shape, dtype=bool)
+    mask[as_slices(box)] = True
+    return mask
 
 
 def _padding_value(image: np.ndarray) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from mre_lowshot.preprocessing.cropping import body_box, body_mask, centre_box, 
 from mre_lowshot.preprocessing.faults import correct_faults
 from mre_lowshot.preprocessing.grid_limits import check_grid
 from mre_lowshot.preprocessing.normalization import normalize
-from mre_lowshot.preprocessing.padding import content_box, own_contents
+from mre_lowshot.preprocessing.padding import box_mask, content_box, own_contents, without_padding
 from mre_lowshot.resampling import resize_image
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def forward(
     inspect: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, GridTransform]:
     """Preprocess an LPS image (C, D, H, W): float32 (C, *size), and the transform for the inverse. ``inspect`` is
-    called with the result of `correct_faults`.
+    called with the result of `correct_faults`, or with the image where the configuration has no correction.
 
     Raises:
         UserError: non-finite voxels, a constant channel, a wrong channel count, a bad given box.
@@ -115,16 +115,21 @@ def forward(
     bad = int(np.count_nonzero(~np.isfinite(image)))
     if bad:
         raise UserError(f"{bad} voxels are NaN or infinite; replace them (by the background value) and try again")
-    image = correct_faults(image, config.is_ct)
+    if config.correct_faults:
+        image = correct_faults(image, config.is_ct)
     if inspect is not None:
         inspect(image)
     box = find_box(image, spacing, config, given)
     check_grid(box, grid_size(tuple(high - low for low, high in box), spacing, config), config)
     cropped, inside = image[(slice(None), *as_slices(box))], None
+    # before the bias field, which makes padding other than 0 vary
+    contents = [] if config.keep_padding else own_contents(cropped, stripped=config.crop == "nonzero")
     if config.bias_field and len(cropped) == len(config.normalization):
-        inside = body_mask(cropped, spacing)
-        cropped = np.stack([correct_bias_field(channel, inside, spacing) for channel in cropped])
-    contents = own_contents(cropped) if not config.keep_padding and config.crop != "nonzero" else []
+        inside = body_mask(without_padding(cropped, contents), spacing)
+        measured = [inside & box_mask(box, inside.shape) for box in contents] or [inside] * len(cropped)
+        cropped = np.stack(
+            [correct_bias_field(channel, own, spacing) for channel, own in zip(cropped, measured, strict=True)]
+        )
     cropped = normalize(cropped, config.normalization, inside, contents=contents)
     transform = GridTransform(
         tuple(image.shape[1:]), tuple(spacing), box, grid_size(cropped.shape[1:], spacing, config)

@@ -21,7 +21,7 @@ def swap_sides(labels: Mapping[str, int]) -> list[int]:
     """For each class, background first, its class in a mirror image: ``left_kidney`` for ``right_kidney``; itself
     where it has no side."""
     numbers = {normalize_name(name): number for name, number in labels.items()}
-    found = {number: numbers.get(contralateral(name) or "", number) for name, number in labels.items()}
+    found = {number: numbers.get(contralateral(name, labels) or "", number) for name, number in labels.items()}
     return [found[number] for number in range(len(labels))]
 
 

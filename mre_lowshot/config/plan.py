@@ -60,6 +60,8 @@ class PreprocessingConfig:
     centre_fraction: tuple[float, ...] = (1.0, 0.9, 0.9)  # of each axis, for crop centre
     crop_margin_mm: float = 0.0  # added to boxes nonzero and body
     keep_padding: bool = False  # crop rules apply to the image without constant border planes, unless true
+    # damaged planes, regions and voxels are replaced (not in CT); false: every voxel stays, damaged or not
+    correct_faults: bool = True
     bias_field: bool = False  # estimate an MRI's bias field and divide by it before normalisation
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 CT_NAMES = ("ct",)
 MRI_WORDS = ("mri", "mr", "flair", "adc", "dwi", "pd", "pdw", "ir", "swi", "bold", "cine", "mprage", "dixon", "gre",
@@ -40,6 +40,10 @@ def is_known_channel(channel: str) -> bool:
 _SIDES = {"left": "right", "l": "r", "lh": "rh", "lt": "rt"}
 _OPPOSITE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
 _SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OPPOSITE)})(?![a-z])")
+# A letter that may be a side or not: L1 is a vertebra, R2 a level of lymph nodes on the right, lkidney a left kidney
+# and lung none. The dataset decides: a side has its opposite there.
+_NUMBERED = re.compile(r"(?<![a-z])[lr](?=\d)|^[lr](?=[ _-]*\d)")
+_JOINED = re.compile(r"(?<![a-z])[lr](?=[a-z])")
 
 
 def normalize_name(name: str) -> str:
@@ -47,11 +51,21 @@ def normalize_name(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def contralateral(name: str) -> str | None:
+def contralateral(name: str, labels: Iterable[str] = ()) -> str | None:
     """The normalized name of the same structure on the other side: ``left_kidney`` for ``Right_Kidney``. None where
-    the name has no side (left and right, l and r, lh and rh, lt and rt)."""
-    swapped, found = _SIDE.subn(lambda side: _OPPOSITE[side[0]], normalize_name(name))
-    return swapped if found else None
+    the name has no side.
+
+    Sides are left and right, l and r, lh and rh, lt and rt. A letter with a number (L1, R2) or without a gap (lkidney)
+    is a side only where the opposite is among the dataset's ``labels``: L1 is a vertebra.
+    """
+    plain, known = normalize_name(name), {normalize_name(label) for label in labels}
+    for doubtful in (_NUMBERED, _JOINED):
+        swapped = doubtful.sub(lambda side: _OPPOSITE[side[0]], plain)
+        if swapped != plain and swapped in known:
+            return swapped
+    doubted = {match.start() for match in _NUMBERED.finditer(plain)}
+    swapped = _SIDE.sub(lambda side: side[0] if side.start() in doubted else _OPPOSITE[side[0]], plain)
+    return swapped if swapped != plain else None
 
 
 # A lesion's position in one scan does not predict its position in the next.

@@ -106,7 +106,9 @@ def differences_from_training(
     been computed.
     """
     ranges, ct = plan.training_ranges, plan.preprocessing.is_ct
-    limited = correct_faults(image.array, ct) if corrected is None else corrected
+    if corrected is None:
+        corrected = correct_faults(image.array, ct) if plan.preprocessing.correct_faults else image.array
+    limited = corrected
     outliers = 0 if limited is image.array else int(np.count_nonzero(limited != image.array))
     inner = limited
     if "shape" in ranges:  # an older plan's ranges are those of the whole scans
