@@ -79,5 +79,5 @@ def test_figure_5_needs_scikit_learn_and_a_network(monkeypatch, tmp_path):
     from mre_lowshot.errors import UserError
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"mre-lowshot\[baselines\]"):
+    with pytest.raises(UserError, match=r"pip install .* \"\.\[baselines\]\""):
         draw_embeddings(tmp_path / "a.png", [], tmp_path, device=torch.device("cpu"), title="figure5")

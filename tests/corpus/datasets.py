@@ -149,7 +149,7 @@ def no_images(raw):
     shutil.rmtree(raw / "imagesTr")
 
 
-@bad("none of the 3 cases .* has a label map")
+@bad("no label map in labelsTr belongs to a case")
 def no_labels(raw):
     shutil.rmtree(raw / "labelsTr")
 
