@@ -145,7 +145,8 @@ def test_a_saved_prediction_is_read_back_unchanged(prediction, tmp_path):
 
 def test_a_prediction_saved_as_a_segmentation_of_slicer_names_its_segments(prediction, tmp_path):
     path = tmp_path / "out.Seg.nrrd"
-    prediction.save(path)
+    prediction.save(path, probabilities=True)
+    assert (tmp_path / "out.npz").is_file()
     _, segments = read_segments(path)
     assert {s.name: s.value for s in segments} == {n: v for n, v in prediction.label_names.items() if v}
     assert same(read_labels(path).array, prediction.labels.array.astype(np.int32))

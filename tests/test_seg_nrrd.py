@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.seg_nrrd import write_seg_nrrd
 from mre_lowshot.data.volume import Volume, read_image, read_labels
 from mre_lowshot.errors import UserError
+from mre_lowshot.inference.formats import FORMATS
 
 LABELS = {"background": 0, "liver": 1, "left kidney": 2, "blob": 3}
 COLOURS = {1: "#ff8000", 2: "#0000ff", 3: "#804020"}
@@ -135,3 +137,18 @@ def test_labels_without_a_name_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"label 7 is not in labels \[1, 2, 3\]; give it a name, or relabel"):
         write_seg_nrrd(tmp_path / "a.seg.nrrd", volume, label_names=LABELS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_segments_get_the_values_of_their_names_and_names_differ_in_capitals(tmp_path):
+    scan = Volume.from_array(np.zeros((3, 4, 5), np.float32), (1, 1, 1))
+    scan.save(image := tmp_path / "a.nii.gz")
+    array = np.zeros((3, 4, 5), np.int16)
+    array[1, 1, 1], array[2, 2, 2] = 1, 2
+    write_seg_nrrd(path := tmp_path / "a.seg.nrrd", Volume(array, scan.geometry), label_names={"a": 1, "A": 2})
+    made, case = FORMATS["seg.nrrd"], Case("a", (image,))
+    names = {"background": 0, "A": 1, "a": 2}
+    assert np.array_equal(made.read(path, case, names).array, np.where(array > 0, 3 - array, 0))
+    assert np.array_equal(made.read(path, case, None).array, array)
+    alike = {f"{'x' * 64}{number}": number for number in (1, 2)}  # the same as far as a file holds them
+    write_seg_nrrd(path, Volume(array, scan.geometry), label_names=alike)
+    assert np.array_equal(made.read(path, case, alike).array, array)

@@ -127,12 +127,14 @@ class Prediction:
                 (`inference.formats.FORMATS`).
         """
         path = Path(path)
+        ending = file_ending(path)
         if path.name.casefold().endswith(SEG_NRRD):
+            ending = SEG_NRRD
             write_seg_nrrd(path, self.labels, label_names=self.label_names, colours=self.colours, codes=self.codes)
         else:
             self.labels.save(path, self.table)
         if probabilities:
-            self.save_probabilities(path.parent / f"{path.name[: -len(file_ending(path))]}.npz")
+            self.save_probabilities(path.parent / f"{path.name[: -len(ending)]}.npz")
 
     def save_probabilities(self, path: str | Path) -> None:
         """Write the probabilities to ``path`` (.npz), key ``probabilities``: (K, D, H, W) float32 in LPS. One class at

@@ -23,7 +23,7 @@ from mre_lowshot.data.dicom.series import Series
 from mre_lowshot.data.importing.slicer import placed, read_segments, read_slicer
 from mre_lowshot.data.readers import file_ending, nrrd
 from mre_lowshot.data.scan_input import geometry_of_case
-from mre_lowshot.data.seg_nrrd import ENDING, write_seg_nrrd
+from mre_lowshot.data.seg_nrrd import ENDING
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import printable
@@ -69,10 +69,6 @@ def _save(path: str | Path, prediction: Prediction, labels: ModelLabels, series:
     prediction.save(path)
 
 
-def _save_seg_nrrd(path: str | Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
-    write_seg_nrrd(path, prediction.labels, label_names=labels.names, colours=labels.colours, codes=labels.codes)
-
-
 def _seg_of_kind(kind: str) -> Writer:
     def write(path: str | Path, prediction: Prediction, labels: ModelLabels, series: Series | None) -> None:
         if series is None:
@@ -114,23 +110,26 @@ def _seg_misfit(path: Path, case: Case, names: Names) -> str:
         return "is a DICOM SEG of another series"
     try:
         seg = read_seg(path)
-        _values_of(path, seg.segments, names)
+        _values_of(path, seg.segments, names, {n: n for n in seg.segments})
     except UserError as problem:
         return f"does not fit the scan: {str(problem).removeprefix(f'{path}: ')}"
     different = differences(seg, geometry_of_case(case), is_source=True)
     return f"is not on the grid of the scan: {different}" if different else ""
 
 
-def _values_of(path: Path, segments: Mapping[int, str], names: Names | None) -> dict[int, int]:
+def _values_of(
+    path: Path, segments: Mapping[int, str], names: Names | None, stored: Mapping[int, int]
+) -> Mapping[int, int]:
     """The value of each segment (number to name): that of the label of its name, because a program that changed the
-    file may have numbered its segments anew, for example without an empty one. ``names`` None: the numbers.
+    file may have numbered its segments anew, for example without an empty one. The ``stored`` values (number to value)
+    count without ``names``, and where two names are the same in the form that a file holds.
 
     Raises:
         UnknownSegmentError: a name is none of ``names``.
     """
-    if names is None:
-        return {number: number for number in segments}
-    known = {_as_stored(name): value for name, value in names.items()}
+    known = {_as_stored(name): value for name, value in (names or {}).items()}
+    if names is None or len(known) < len(names):
+        return stored
     values = {}
     for number, name in segments.items():
         if _as_stored(name) not in known:
@@ -145,7 +144,7 @@ def _values_of(path: Path, segments: Mapping[int, str], names: Names | None) -> 
 def _as_stored(name: str) -> str:
     """A name as the formats with segments hold it: at most 64 characters, without the signs that they cannot hold."""
     flat = "".join(letter if letter.isprintable() else " " for letter in printable(name)).replace("\\", "/")
-    return " ".join(flat.split())[:64].strip().casefold()
+    return " ".join(flat.split())[:64].strip()
 
 
 def _read(path: Path) -> None:
@@ -163,8 +162,7 @@ def _read_seg_nrrd(path: Path, case: Case, names: Names | None = None) -> Volume
     if any(segment.layer for segment in segments):  # the values of two layers do not identify labels
         raise UserError(f"{path}: holds segments in several layers, which may overlap; merge them into one layer")
     grid = geometry_of_case(case)
-    by_name = _values_of(path, {s.number: s.name for s in segments}, names)
-    values = {s.number: s.value if names is None else by_name[s.number] for s in segments}
+    values = _values_of(path, {s.number: s.name for s in segments}, names, {s.number: s.value for s in segments})
     labels = read_slicer(path, segments, values)
     return Volume(placed(labels, grid), grid, path, labels.notes)  # Slicer crops what it saves
 
@@ -175,7 +173,16 @@ def _check_seg_nrrd(path: Path) -> None:
 
 def _read_seg(path: Path, case: Case, names: Names | None = None) -> Volume:
     grid, seg = geometry_of_case(case), read_seg(path)
-    return Volume(read_on(seg, grid, _values_of(path, seg.segments, names), is_source=True), grid, path)
+    return Volume(
+        read_on(
+            seg,
+            grid,
+            _values_of(path, seg.segments, names, {n: n for n in seg.segments}),
+            is_source=True,
+        ),
+        grid,
+        path,
+    )
 
 
 Writer = Callable[["str | Path", Prediction, ModelLabels, "Series | None"], None]
@@ -213,7 +220,7 @@ FORMATS: dict[str, Format] = {
     "nifti": Format(".nii.gz"),
     "nrrd": Format(".nrrd"),
     "mha": Format(".mha"),
-    "seg.nrrd": Format(ENDING, _save_seg_nrrd, check=_check_seg_nrrd, read=_read_seg_nrrd, misfit=_seg_nrrd_misfit),
+    "seg.nrrd": Format(ENDING, check=_check_seg_nrrd, read=_read_seg_nrrd, misfit=_seg_nrrd_misfit),
     "dicom-seg": _SEG,
     "dicom-labelmap": replace(_SEG, ending=".labelmap.dcm", write=_seg_of_kind("LABELMAP")),
 }
