@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from mre_lowshot.config import Plan
 from mre_lowshot.errors import UserError, install_extra
+from mre_lowshot.experiments.baselines.ants_process import VERSION
 from mre_lowshot.experiments.baselines.base import Baseline
 from mre_lowshot.preprocessing.store import PreparedCase
 
@@ -16,7 +17,7 @@ _INSTALL = {
     "sklearn": install_extra("baselines"),
     # antspyx 0.6.3 needs numpy below 2.4 and scipy below 1.16, so it cannot join the versions of constraints.txt.
     "ants": "install it in an environment of its own, python3 -m venv ants-env; ants-env/bin/pip install "
-    "antspyx==0.6.3, and set MRE_ANTS_PYTHON=ants-env/bin/python",
+    f"antspyx=={VERSION}, and set MRE_ANTS_PYTHON=ants-env/bin/python",
 }
 _KINDS = {2: "2D images", 3: "volumes"}
 
