@@ -20,7 +20,7 @@ EXTREME, KEPT = 60.0, 1.0
 EXTREME_PLANE = 4.0  # likewise, of the tenth of a plane: it is examined
 EXTREME_WHOLE = 20.0  # likewise, of nine tenths of a plane: no object fills one plane to its edges and is so bright
 # Correlation of a plane with its neighbours from which on it shows the same on another scale. Neighbours in scans: 0.8
-# and more.
+# and more (script not kept).
 SAME, SAME_AT_BORDER = 0.7, 0.9
 
 

@@ -13,7 +13,7 @@ SAMPLE = 4_000_000  # voxels that the ranks are taken from, at most
 # In spreads beyond the extreme ranks. Vessels reach 4.4 (MRI of 41 heads and mouse brains), but their neighbours are
 # bright too; a hot pixel stands alone. Hot spots in PET, groups of voxels, reach 15.
 ISOLATED, ANY = 3.0, 30.0
-RAISED = 0.3
+RAISED = 0.3  # of an isolated voxel's distance from the extreme rank: a neighbour that reaches this is comparable
 NEIGHBOURS = 2  # at most so many of its 26 neighbours are comparable to an isolated voxel
 
 

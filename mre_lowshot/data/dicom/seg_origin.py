@@ -51,7 +51,7 @@ def _values(header: Dataset, keyword: str) -> list[Any]:
 def date_of(header: Dataset) -> tuple[str, str]:
     """Date and time for the content of a DICOM SEG, which must have both: those of its source, the most specific that
     the header has, so that the same result is the same file. Without any date, as after removal of the patient's data,
-    the first day of 1900, which nobody takes for the day of a scan."""
+    the first day of 1900, which is no day of a scan."""
     from pydicom.valuerep import DA, TM
 
     for name in _DATES:
