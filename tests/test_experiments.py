@@ -291,6 +291,14 @@ def test_an_interrupted_fold_is_continued(again, monkeypatch, capsys):
     assert capsys.readouterr().out.count("already complete") == 3
 
 
+def test_a_row_that_equals_the_reference_is_left_out_and_said_so(again, capsys):
+    chosen = ("parts", "--rows", "with_ams", "default", "--folds", 0, "--iterations", 1)
+    assert experiment(again, *chosen) == 0
+    assert "row with_ams: trains what row default trains here; not run again" in capsys.readouterr().out
+    data = json.loads((results(again, "parts__1shot_small_1") / "results.json").read_text())
+    assert [row["name"] for row in data["rows"] if row["runs"]] == ["default"]
+
+
 @pytest.mark.slow
 def test_candidates_on_a_cohort_of_each_dataset_are_reported_in_one_table(ran, tmp_path, capsys):
     space = Space(tmp_path / "space")

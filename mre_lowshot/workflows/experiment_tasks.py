@@ -17,6 +17,7 @@ from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.baselines.registry import baseline
 from mre_lowshot.experiments.baselines.requirements import require_data
+from mre_lowshot.experiments.equal_plans import trains_the_same
 from mre_lowshot.experiments.runner import QUICK_SCANS, Setting, plan_row, quick_split
 from mre_lowshot.experiments.tables import Row, Table
 from mre_lowshot.planners.fingerprint import write_fingerprint
@@ -98,7 +99,9 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     splits = _Splits(run, dataset, folder)
     tasks: list[Task] = []
     left_out: list[str] = []
-    for row in run.rows:
+    earlier: list[tuple[Row, Plan]] = []
+    # the reference first, so that a row that equals it is left out, and not the reference
+    for row in sorted(run.rows, key=lambda row: row.name != run.reference):
         try:
             settings = run.settings if not row.baseline or baseline(row.baseline).random else run.settings[:1]
             found = [(one, plan_row(row, one, facts_of(dataset), fingerprint, planned_for)) for one in settings]
@@ -106,12 +109,16 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
                 require_data(baseline(row.baseline), found[0][1])
             if len(settings) < len(run.settings):
                 run.reporter.info(f"row {row.name}: does not depend on the seed, is run with {settings[0].seed} only")
+            elif same := _equal_row(row, found[0][1], earlier):
+                run.reporter.info(f"row {row.name}: trains what row {same.name} trains here; not run again")
+                continue
             folds = splits.of(row)
         except UserError as problem:
             if not (row.baseline or row.level):
                 raise
             left_out.append(f"row {row.name} is left out: {problem}")
             continue
+        earlier += [] if row.baseline else [(row, found[0][1])]
         for setting, plan in found:
             made = _jobs(run, row, setting, plan, folds=folds, prepared=folder, device=device)
             # the iterations of a baseline are its own, unless the user or --quick limits them
@@ -122,6 +129,11 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     for line in left_out:
         run.reporter.warning(line)
     return tasks, len(left_out)
+
+
+def _equal_row(row: Row, plan: Plan, earlier: Sequence[tuple[Row, Plan]]) -> Row | None:
+    """The row among ``earlier`` whose training is that of ``row``: a part that the plan has or lacks anyway."""
+    return next((other for other, its in earlier if other.level == row.level and trains_the_same(its, plan)), None)
 
 
 def require_levels(run: Run) -> None:

@@ -10,7 +10,9 @@ NO_COORDINATES, NO_AMS, NO_OHEM, NO_DML = (
     {"recipe.loss.ohem": "false"},
     {"network.prototype_head": "false"},
 )  # fmt: skip
-WITH_AMS = {"network.multiscale": "true"}  # where the recipe is without it
+# Where the recipe is without them; the embedding has the size of the small network's.
+WITH_AMS, WITH_OHEM = {"network.multiscale": "true"}, {"recipe.loss.ohem": "true"}
+WITH_DML = {"network.prototype_head": "true", "network.embedding_dim": "64"}
 # Without embedding, prototypes and coordinates the network is a U-Net. (A linear embedding followed by a linear
 # classifier is the same function; the paper prints the figures of its U-Net-1 in this row.)
 UNET = {**NO_DML, **NO_COORDINATES, **NO_AMS, **NO_OHEM, "network.embedding_dim": "0"}

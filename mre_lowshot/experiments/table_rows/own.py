@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mre_lowshot.experiments.records import Row, Table
-from mre_lowshot.experiments.table_rows.common import FULL, NO_AMS, NO_DML, NO_OHEM, UNET, WITH_AMS
+from mre_lowshot.experiments.table_rows.common import FULL, NO_AMS, NO_DML, NO_OHEM, UNET, WITH_AMS, WITH_DML, WITH_OHEM
 from mre_lowshot.experiments.table_rows.common import ct as _ct
 from mre_lowshot.experiments.table_rows.common import mr as _mr
 
@@ -97,8 +97,14 @@ PARTS = Table(
         Row("average", "average mixing", {"network.mixing": "average"}, recipe="default"),
         Row("one_hot", "one-hot mixing", {"network.mixing": "one_hot"}, recipe="default"),
         Row("no_dml", "a linear classifier instead of prototypes (no DML)", NO_DML, recipe="default"),
-        Row("with_ams", "with AMS", WITH_AMS, recipe="default"),
+        Row("with_ams", "with AMS (as planned for CT)", WITH_AMS, recipe="default"),
+        Row("no_ams", "without AMS (as planned for MRI)", NO_AMS, recipe="default"),
         _SAME["no_ohem"],
+        Row("with_dml", "with prototypes (lesions alone are planned without)", WITH_DML, recipe="default",
+            base="small"),
+        Row("with_ohem", "with OHEM (lesions alone are planned without)", WITH_OHEM, recipe="default"),
+        Row("with_all", "with prototypes, AMS and OHEM", {**WITH_DML, **WITH_AMS, **WITH_OHEM}, recipe="default",
+            base="small"),
         _SAME["prior_input"],
         Row("unet_prior", "plain U-Net with the same prior, registered and refined alike", _UNET_NETWORK,
             recipe="default"),
