@@ -185,17 +185,13 @@ class BatchSampler(Dataset[tuple[Tensor, Tensor, Tensor]]):
         index = int(rng.integers(len(self.cases)))
         case, augmentation = self.cases[index], self.recipe.augmentation
         size = case.label.shape
-        # A patch that must hold annotated voxels is drawn after its mirroring, which is that of the whole volume and
-        # moves them. In fully annotated scans mirroring is drawn last: their patches stay those of earlier trainings.
-        partly = self.annotated[index] is not None
-        mirrored = self._mirrored(size, rng) if partly else ()
+        # drawn before the patch, since mirroring is that of the whole volume and moves the voxels to be centred on
+        mirrored = self._mirrored(size, rng)
         positions = voxel_positions(self._corner(index, rng, mirrored), self.patch)
         # location maps of the undeformed patch: spatial augmentation moves the content only
         jittered = self._coordinates(case, jitter(positions, augmentation, rng))
         location = location_maps(jittered, self.prior, without=self._left_out(case, rng))
         source = deform(positions, case.spacing, size, augmentation, rng)
-        if not partly:
-            mirrored = self._mirrored(size, rng)
         if mirrored:
             source = source.copy()
         for axis in mirrored:

@@ -138,22 +138,6 @@ def test_the_ignore_label_is_kept():
     assert set(targets.unique().tolist()) == {IGNORE, 1}
 
 
-def test_mirroring_mirrors_the_volume_and_not_the_coordinates():
-    size = (6, 9, 10)
-    case = numbered_case(size)
-    images, maps, targets = (t.numpy() for t in sampler(case, batch=64, spec=AugmentationConfig(mirror_axes=(2,)))[0])
-    mirrored = 0
-    for image, position, target in zip(images, maps, targets, strict=True):
-        covered = box(corner_of(position, size))
-        np.testing.assert_allclose(position, whole_map(size)[(slice(None), *covered)], atol=1e-6)
-        is_mirrored = not np.array_equal(image, case.image[(slice(None), *covered)])
-        mirrored += is_mirrored
-        step = -1 if is_mirrored else 1
-        np.testing.assert_array_equal(image, case.image[..., ::step][(slice(None), *covered)])
-        np.testing.assert_array_equal(target, case.label[..., ::step][covered])
-    assert 16 < mirrored < 48  # p = 0.5
-
-
 def test_between_voxels_images_are_interpolated_and_labels_nearest():
     case = numbered_case((5, 6, 7))
     position = np.array([1.25, 2.5, 3.0]).reshape(3, 1, 1, 1)
@@ -266,15 +250,6 @@ def test_a_much_larger_patch_is_centred_on_the_volume():
     assert corners.tolist() == [[-5, -5, 0]] * 3  # padded by 5 before and 4 after, 5 and 4, none
 
 
-def test_a_mirror_axis_that_the_scan_does_not_have_is_left_out():
-    case = numbered_case((20, 30), channels=1)
-    spec = AugmentationConfig(mirror_axes=(1, 2))
-    images, maps, _ = (t.numpy() for t in sampler(case, patch=(8, 12), batch=40, spec=spec)[0])
-    rising = images[:, 0, 0, 1] > images[:, 0, 0, 0]
-    assert 10 < rising.sum() < 30
-    assert (maps[:, 1, 0, 1] > maps[:, 1, 0, 0]).all()
-
-
 @pytest.mark.parametrize("spec", [NONE, EVERYTHING], ids=["none", "all"])
 def test_the_global_generators_are_left_as_they_were(spec):
     np.random.seed(5)  # noqa: NPY002 - the global state is tested
@@ -384,12 +359,12 @@ def test_the_random_stream_is_the_recorded_one():
         weights = np.arange(images.size) % 97  # that their order counts
         sums += [images.ravel() @ weights, targets.ravel() @ weights]
     assert corners[:8] == [
-        *((0, 46, 37), (0, 37, 54), (0, 46, 40), (0, 61, 36)),
-        *((0, 50, 73), (0, 19, 33), (0, 50, 38), (0, 47, 46)),
+        *((0, 46, 37), (0, 46, 57), (0, 46, 40), (0, 19, 28)),
+        *((0, 58, 45), (0, 49, 49), (0, 17, 35), (0, 47, 38)),
     ]
     assert corners[8:] == [
-        *((0, 48, 47), (0, 71, 4), (0, 47, 36), (0, 46, 38)),
-        *((0, 44, 2), (0, 48, 47), (0, 53, 20), (0, 20, 36)),
+        *((0, 48, 47), (0, 19, 31), (0, 64, 65), (0, 18, 29)),
+        *((0, 48, 36), (0, 19, 28), (0, 52, 40), (0, 46, 75)),
     ]
-    assert left_out_atlases == [1, -1, -1, -1, -1, -1, 1, -1, -1, -1, -1, -1, 0, 1, 0, 0]
-    assert sums == pytest.approx([91685.2946, -25138, 93421.9011, -26981], rel=1e-6)
+    assert left_out_atlases == [1, 0, -1, 0, -1, 1, -1, -1, -1, -1, -1, -1, -1, -1, 0, -1]
+    assert sums == pytest.approx([89966.76226, -25161, 88358.34661, -9490], rel=1e-6)
