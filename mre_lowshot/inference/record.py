@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.data.listing import PICTURE_FOLDERS
+from mre_lowshot.data.readers import voxel_files
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import json_line, read_cases, sha256, write_text
 from mre_lowshot.inference.checkpoint import versions
@@ -69,14 +70,23 @@ class FileState:
         return {"file": self.file, "size": self.size, "sha256": self.sha256}
 
 
+OUTPUTS = ("outputs", "earlier_outputs")
 CORRECTED = "its label map was changed after the prediction; the quality score is that of the predicted one"
 
 
 def was_changed(entry: Mapping[str, Any], path: Path) -> bool:
-    """Whether the label map ``path`` is not the one that a run wrote, by the ``entry`` of its case in run.json; False
-    where the entry does not list the file."""
-    states = [s for key in ("outputs", "earlier_outputs") for s in FileState.listed(entry, key) if s.file == path.name]
-    return bool(states) and not any(state.matches(path) for state in states)
+    """Whether the label map ``path``, or its file of voxels (.mhd), is not the one that a run wrote, by the ``entry``
+    of its case in run.json; False where the entry does not list the files."""
+    return differs([s for key in OUTPUTS for s in FileState.listed(entry, key)], path)
+
+
+def differs(listed: Sequence[FileState], path: Path) -> bool:
+    """Whether ``path`` or its file of voxels is among the ``listed`` files by name, but not by content."""
+    for file in (path, *voxel_files(path)):
+        states = [state for state in listed if state.file == file.name]
+        if states and not any(state.matches(file) for state in states):
+            return True
+    return False
 
 
 class RunRecord:

@@ -11,7 +11,7 @@ from typing import Any
 from mre_lowshot.config import Plan
 from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.colours import palette_colour
-from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending
+from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending, without_voxel_files
 from mre_lowshot.errors import UserError
 from mre_lowshot.evaluation.label_files import label_files
 from mre_lowshot.evaluation.summary import SUMMARY
@@ -98,7 +98,7 @@ def _case(
         },
     )
     named = [stored.text(stored.table(one).get("file")) for one in stored.items(entry.get("inputs"))]
-    inputs = [Path(file) for file in named if file and "\0" not in file]
+    inputs = without_voxel_files([Path(file) for file in named if file and "\0" not in file])
     scan = tuple(path for path in inputs if path.suffix.lower() not in (".raw", ".zraw") or not inputs[1:])
     return CaseFiles(content, scan=scan, prediction=prediction)
 

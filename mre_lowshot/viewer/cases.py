@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending
+from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending, without_voxel_files
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import printable
 from mre_lowshot.inference.formats import ENDINGS
@@ -28,7 +28,8 @@ class ViewerCase:
         name: of the case.
         scan: its channel files, or the files of a DICOM series; empty where they are not known.
         series: keys of the DICOM series of the channels, in their order, where it is DICOM of several channels.
-        states: size and SHA-256 of the files of the scan when it was predicted, in the order of ``scan``, where known.
+        states: size and SHA-256 of the files of the scan when it was predicted, where known: in the order of ``scan``,
+            then the files of voxels beside these.
         label: the label map; None where there is none.
         reference: the reference label map; None where there is none.
         score: the quality score; None where there is none.
@@ -233,15 +234,17 @@ def _scan_of(name: str, entry: Mapping[str, Any], known: _Scans) -> tuple[tuple[
         return files, (), "" if files else known.reason
     inputs = entry.get("inputs")
     given = [item["file"] for item in (inputs if isinstance(inputs, list) else ()) if _is_named(item)]
-    given = [file for file in given if not file.lower().endswith((".raw", ".zraw"))]  # voxels of a .mhd file
     if not given:
         return (), (), known.reason
     found = [_resolved(file, str(entry.get("input") or "")) for file in given]
     if None in found:
         missing = given[found.index(None)]
         return (), (), f"the scan {missing} is not there any more; name its folder with --scans"
+    paths = dict(zip((path for path in found if path), given, strict=True))
+    scan = tuple(without_voxel_files(list(paths)))
+    beside = [path for path in paths if path not in scan]
     states = {state.file: state for state in FileState.listed(entry, "inputs")}
-    return tuple(path for path in found if path), tuple(states[f] for f in given if f in states), ""
+    return scan, tuple(states[paths[p]] for p in (*scan, *beside) if paths[p] in states), ""
 
 
 def _is_named(item: object) -> bool:

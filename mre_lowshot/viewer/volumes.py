@@ -19,7 +19,7 @@ from mre_lowshot.data.dicom.choice import only_series
 from mre_lowshot.data.dicom.series import Series, read_files
 from mre_lowshot.data.geometry import Geometry
 from mre_lowshot.data.label_table import LabelTable
-from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.readers import file_ending, voxel_files
 from mre_lowshot.data.scan_input import read_case
 from mre_lowshot.data.volume import Volume, read_labels
 from mre_lowshot.errors import UserError, describe_failure
@@ -179,8 +179,9 @@ def _scan(case: ViewerCase, problems: dict[str, str], notes: list[str]) -> tuple
     except Exception as problem:
         problems["scan"] = describe_failure(problem)
         return None, Case(case.name, ())
-    listed = zip(case.scan, case.states, strict=False)
-    if len(case.states) == len(case.scan) and not all(state.matches(path) for path, state in listed):
+    files = (*case.scan, *(path for header in case.scan for path in voxel_files(header)))
+    listed = zip(files, case.states, strict=False)
+    if len(case.states) == len(files) and not all(state.matches(path) for path, state in listed):
         notes.append("the scan has changed since it was predicted")
     return scan, read
 

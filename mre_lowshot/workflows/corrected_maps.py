@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending
+from mre_lowshot.data.readers import READABLE_ENDINGS, file_ending, voxel_files
 from mre_lowshot.errors import UserError
-from mre_lowshot.inference.record import FileState, entries
+from mre_lowshot.inference.record import OUTPUTS, FileState, differs, entries
 from mre_lowshot.plain import shown
 
 
@@ -55,7 +55,7 @@ def corrected_maps(folder: Path, names: Sequence[str] = (), scans: Path | None =
     for name in names or sorted(listed):
         states = [state for entry in listed[name] for key in OUTPUTS for state in FileState.listed(entry, key)]
         maps = _label_maps(folder, name)
-        changed = [path for path in maps if not any(s.file == path.name and s.matches(path) for s in states)]
+        changed = [path for path in maps if path.name not in {s.file for s in states} or differs(states, path)]
         if not changed and not names:
             continue
         taken = changed or maps
@@ -76,9 +76,6 @@ def corrected_maps(folder: Path, names: Sequence[str] = (), scans: Path | None =
     return found, problems
 
 
-OUTPUTS = ("outputs", "earlier_outputs")
-
-
 def _label_maps(folder: Path, name: str) -> list[Path]:
     """The label maps of a case, in any format."""
     endings = (*READABLE_ENDINGS, ".seg.nrrd", ".dcm")
@@ -92,14 +89,16 @@ def _images(listed: Collection[dict[str, object]], scans: Path | None) -> tuple[
         UserError: they are missing, or have changed.
     """
     for entry in listed:
-        states = [s for s in FileState.listed(entry, "inputs") if file_ending(Path(s.file)) or entry.get("series")]
+        listed_files = FileState.listed(entry, "inputs")
+        states = [s for s in listed_files if file_ending(Path(s.file)) or entry.get("series")]
         if not states:
             continue
+        names = [replace(state, file=Path(state.file).name) for state in listed_files]
         paths = [scans / Path(s.file).name if scans is not None else Path(s.file) for s in states]
         for path, state in zip(paths, states, strict=True):
             if not path.is_file():
                 raise UserError(f"its scan {path} is missing; name the folder of the scans (-i), or give the files")
-            if not state.matches(path):
+            if not state.matches(path) or any(differs(names, voxels) for voxels in voxel_files(path)):
                 raise UserError(
                     f"its scan {path} was changed since it was predicted; give image and label map yourself"
                 )

@@ -7,7 +7,7 @@ read or written. Only the file named is read (and the file of voxels that a head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,12 @@ def voxel_files(path: Path) -> list[Path]:
     except (UserError, OSError):  # named where the image is read
         return []
     return [] if found is None else [found]
+
+
+def without_voxel_files(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` without the files of voxels beside the headers among them."""
+    beside = {found for path in paths for found in voxel_files(path)}
+    return [path for path in paths if path not in beside]
 
 
 def read_array(path: Path) -> tuple[np.ndarray, Header]:
