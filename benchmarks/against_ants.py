@@ -10,7 +10,8 @@ ANTs runs as a separate program in its own environment:
 Folds are those of mre_train, and scores those of its validation (summary.json, summary.csv). Registration is SyN with
 antspyx's default settings, on the first channel of each scan; labels are interpolated with genericLabel. With several
 training scans (2shot, 3shot) each voxel gets the label that most of them propagate, in a tie that of the first scan.
-A failed registration counts as an empty label map.
+A failed registration counts as an empty label map. Scans are raw. On CT, whose values are negative in air, ANTs is
+better on preprocessed scans: `mre_experiment table8 -d DATASET --rows ants_1` (docs/RESULTS.md).
 
 comparison/DATASET/propagated/TRAIN/TEST: label maps, each pair of scans once for all folds and levels, with the seconds
 and the reason of a failure; delete a label map to register its pair again. comparison/DATASET/LEVEL/fold_N: the fold's

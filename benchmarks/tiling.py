@@ -13,23 +13,19 @@ scans that are better. CPU seconds hardly depend on other programs; seconds do.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks import held_out
 from mre_lowshot import Predictor
 from mre_lowshot.cli import common
 from mre_lowshot.config import InferenceConfig
-from mre_lowshot.data.dataset import Case, Dataset
+from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.scan_input import read_case
-from mre_lowshot.data.splits import read_cohort
 from mre_lowshot.data.volume import read_labels
-from mre_lowshot.errors import UserError
-from mre_lowshot.evaluation.agreement import label_agreement
 from mre_lowshot.inference.options import inference_with
 from mre_lowshot.inference.stages import RegisteredScan
 
@@ -63,26 +59,7 @@ def predicted(predictor: Predictor, scan: RegisteredScan, variant: str, truth: n
     begun, cpu = time.perf_counter(), time.process_time()
     output = predictor.run_network(scan, progress=lambda count, _: done.append(count))
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-    labels = predictor.export(predictor.refine(output)).labels.array.reshape(truth.shape)
-    known = truth >= 0
-    dice = label_agreement(labels[known], truth[known], predictor.plan.network.classes)
-    return Measured(float(np.mean([dice[k] for k in np.unique(truth[truth > 0])])), done[-1], seconds, cpu)
-
-
-def difference_text(differences: Sequence[float]) -> str:
-    """Mean difference with its standard error and 95 % interval, and the number of scans that are better."""
-    from scipy.stats import t
-
-    mean, count = float(np.mean(differences)), len(differences)
-    better = sum(value > 0 for value in differences)
-    if count < 2:
-        return f"{mean:+.4f} ({better} of {count} better)"
-    error = float(np.std(differences, ddof=1)) / count**0.5
-    reach = float(t.ppf(0.975, count - 1)) * error
-    return (
-        f"{mean:+.4f}, standard error {error:.4f}, 95 % interval {mean - reach:+.4f} to {mean + reach:+.4f} "
-        f"({better} of {count} better)"
-    )
+    return Measured(held_out.dice(predictor, output, truth), done[-1], seconds, cpu)
 
 
 def measure(predictor: Predictor, cases: Sequence[Case], variants: Sequence[str]) -> list[list[Measured]]:
@@ -107,46 +84,23 @@ def report(variants: Sequence[str], rows: Sequence[Sequence[Measured]]) -> None:
         print(f"tiling {variant}: Dice {dice:.4f}, {tiles:.0f} tiles, {seconds:.1f} s, CPU {cpu:.1f} s a scan")
         if number:
             differences = [row[number].dice - row[0].dice for row in rows]
-            print(f"  Dice minus that of the first: {difference_text(differences)}")
+            print(f"  Dice minus that of the first: {held_out.difference_text(differences)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.tiling", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("model", type=Path, help="a trained model")
-    parser.add_argument("dataset", type=Path, help="raw dataset with labels (DatasetXXX_Name)")
-    parser.add_argument("-f", type=int, nargs="+", metavar="FOLD", help="folds to average (default: all)")
+    held_out.add_arguments(parser)
     parser.add_argument("--tilings", type=tiling, nargs="+", default=["0.5", "0.75", CENTRE], metavar="STEP",
                         help="-step_size of overlapping tiles, or centre (default: 0.5 0.75 centre)")  # fmt: skip
-    parser.add_argument("--cohort", default="develop", metavar="NAME", help="cases to use (default: %(default)s)")
-    parser.add_argument(
-        "--cohorts", type=Path, metavar="FILE", default=Path(__file__).with_name("dev_report_split.json"),
-        help="JSON with the cohorts (default: benchmarks/dev_report_split.json)",
-    )  # fmt: skip
-    parser.add_argument("--most", type=int, metavar="N", help="only the first N scans")
-    parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: all cores)")
     return parser
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    import torch
-
     options = _parser().parse_args(arguments)
-    for name in ("most", "threads"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be 1 or more")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    predictor = Predictor.load(options.model, folds=options.f, device="cpu")
-    trained = {name for plan in predictor.model.plans for name in (plan.fold.train if plan.fold else ())}
-    chosen = set(read_cohort(options.cohorts, predictor.plan.dataset_name, options.cohort)) - trained
-    cases = [case for case in Dataset.load(options.dataset).labelled if case.name in chosen][: options.most]
-    if not cases:
-        raise UserError(f"{options.dataset}: no labelled scan of cohort {options.cohort!r} besides the training scans")
-    variants = options.tilings
-    print(f"{len(cases)} scans, trained on {', '.join(sorted(trained))}, {torch.get_num_threads()} thread(s), load "
-          f"{os.getloadavg()[0]:.1f}: tilings {', '.join(variants)}", flush=True)  # fmt: skip
-    report(variants, measure(predictor, cases, variants))
+    predictor, cases = held_out.load(options)
+    print(f"tilings {', '.join(options.tilings)}", flush=True)
+    report(options.tilings, measure(predictor, cases, options.tilings))
     return 0
 
 

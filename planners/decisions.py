@@ -235,12 +235,16 @@ def decide_atlas_prior(draft: Draft) -> Draft:
 
 
 def decide_refinement(draft: Draft) -> Draft:
-    """Weights of the refinement."""
-    recipe = draft.recipe
-    refinement, reason = rules.refinement_rule(
+    """Weights of the fusion with the warped labels, and of the refinement."""
+    recipe, reasons = draft.recipe, {}
+    refinement, reasons["refinement"] = rules.refinement_rule(
         recipe.refinement, draft.label_names, is_2d=draft.plans_2d, is_ct=draft.is_ct
     )
-    return draft.decided({"recipe": replace(recipe, refinement=refinement)}, refinement=reason)
+    registered = recipe.atlas.registration != "none"
+    refinement, reason = rules.fusion_rule(refinement, registered=registered, is_ct=draft.is_ct)
+    if reason:
+        reasons["fusion"] = reason
+    return draft.decided({"recipe": replace(recipe, refinement=refinement)}, **reasons)
 
 
 def decide_tiling(draft: Draft) -> Draft:

@@ -320,6 +320,18 @@ def lesions_rule(labels: Sequence[str], *, registered: bool) -> tuple[tuple[str,
 
 
 EM_FACTOR = 2  # times the recipe's em_weight, in CT and for lesions
+CT_SHARE = 0.5  # of the warped labels
+
+
+def fusion_rule(wanted: RefinementConfig, *, registered: bool, is_ct: bool) -> tuple[RefinementConfig, str]:
+    """How network and warped labels are fused: as the recipe wants, but in CT by their mean. There the network misses
+    organs that registration finds, and in a product such an organ stays missed (docs/LOG.md, 2026-11-29)."""
+    if not (registered and is_ct and wanted.atlas_weight):
+        return wanted, ""
+    return replace(wanted, atlas_weight=0.0, atlas_share=CT_SHARE), (
+        "CT: the mean of the network's posterior and the warped labels, not their product, in which an organ that the "
+        "network misses stays missed"
+    )
 
 
 def refinement_rule(

@@ -16,7 +16,7 @@ from references import single_thread
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import against_nnunet, tiling, warnings
+from benchmarks import against_nnunet, fusion, held_out, tiling, warnings
 from benchmarks.__main__ import main
 from benchmarks.flops import multiply_adds, peak_memory, saved_bytes
 from benchmarks.plain import PlainMRENet, plain_prediction
@@ -314,8 +314,9 @@ def test_tilings_are_compared_on_scans_that_were_not_trained_on(trained, tmp_pat
     cohorts.write_text(json.dumps({"develop": [f"phantom_00{n}" for n in range(1, 4)]}))
     arguments = [str(trained.model()), str(trained.raw), "--cohorts", str(cohorts), "--threads", "1", "--most", "1"]
     assert tiling.main([*arguments, "--tilings", "0.75", "centre"]) == 0
-    first, case, step, centre, difference = capsys.readouterr().out.splitlines()
+    first, tilings, case, step, centre, difference = capsys.readouterr().out.splitlines()
     assert first.startswith("1 scans, trained on phantom_001, 1 thread(s)")
+    assert tilings == "tilings 0.75, centre"
     assert case.startswith("  phantom_002: Dice 0.")
     assert step.startswith("tiling 0.75: Dice 0.")
     assert centre.startswith("tiling centre: Dice 0.")
@@ -331,8 +332,28 @@ def test_wrong_arguments_of_the_comparison_of_tilings(arguments, message, capsys
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("single_thread")
+def test_ways_of_fusing_are_compared_on_scans_that_were_not_trained_on(trained, tmp_path, capsys):
+    """The model is planned with the mean; the registration alone has no network."""
+    cohorts = tmp_path / "cohorts.json"
+    cohorts.write_text(json.dumps({"develop": [f"phantom_00{n}" for n in range(1, 4)]}))
+    arguments = [str(trained.model()), str(trained.raw), "--cohorts", str(cohorts), "--threads", "1", "--most", "1"]
+    assert fusion.main([*arguments, "--ways", "plan", "0,0.5", "0,0", "registration"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    plan, mean, network, registration = (float(value) for value in lines[2].split("Dice ")[1].split(", "))
+    assert plan == mean
+    assert len({mean, network, registration}) == 3
+    assert lines[4] == f"0,0.5: Dice {mean:.4f}; minus that of the first: +0.0000 (0 of 1 better)"
+
+
+@pytest.mark.parametrize("way", ["1,0", "0.4,1.5"])
+def test_a_way_of_fusing_outside_its_range_is_refused(way, capsys):
+    assert fusion.main(["model", "raw", "--ways", way]) == 2
+    assert "must lie in [0, 1)" in capsys.readouterr().err
+
+
 def test_the_interval_of_paired_differences():
-    text = tiling.difference_text([0.01, 0.02, 0.03])  # t of 2 degrees of freedom: 4.303
+    text = held_out.difference_text([0.01, 0.02, 0.03])  # t of 2 degrees of freedom: 4.303
     assert text == "+0.0200, standard error 0.0058, 95 % interval -0.0048 to +0.0448 (3 of 3 better)"
 
 

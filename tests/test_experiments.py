@@ -29,13 +29,17 @@ def row_plan(table, row, base="small", **setting):
     return plan_row(TABLES[table].row(row), made, FACTS, FINGERPRINT, hardware.Device(*GPU80))
 
 
+# Rows of `parts` that add or remove what these facts are planned with or without; they are not run (test_equal_rows).
+PLANNED_ANYWAY = ("no_ams", "with_dml", "with_ohem", "with_all")
+
+
 @pytest.mark.parametrize("base", ["small", "paper"])
 def test_every_row_is_a_plan_and_no_two_trainings_share_a_name(base):
     plans = {}
     for table in TABLES.values():
         assert any(row.name == table.reference for row in table.rows)
         for row in table.rows_at(base):
-            if row.baseline:
+            if row.baseline or row.name in PLANNED_ANYWAY:
                 continue
             plan = row_plan(table.name, row.name, base)
             recipe = replace(plan.recipe, name="any")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_planners import BRAIN, CT, planned
 
-from mre_lowshot.config import InferenceConfig
+from mre_lowshot.config import InferenceConfig, RefinementConfig
 from mre_lowshot.planners import rules
 from mre_lowshot.planners.fingerprint import case_fingerprint, constant_background, dataset_fingerprint
 from mre_lowshot.planners.hardware import PAPER_PATCH_VOXELS
@@ -152,3 +153,25 @@ def test_fewer_tiles_only_where_scans_are_registered(registered, is_ct, found):
 
 def test_the_tiling_of_the_paper_is_kept():
     assert rules.tiling_rule(InferenceConfig(), registered=True, is_ct=False) == (InferenceConfig(), "")
+
+
+@pytest.mark.parametrize(("registered", "is_ct", "found"), [
+    (True, True, (0.0, 0.5)), (True, False, (0.4, 0.0)), (False, True, (0.4, 0.0)), (False, False, (0.4, 0.0)),
+])  # fmt: skip
+def test_registered_ct_takes_the_mean_of_network_and_warped_labels(registered, is_ct, found):
+    wanted = RefinementConfig(atlas_weight=0.4, em_weight=0.5)
+    chosen, reason = rules.fusion_rule(wanted, registered=registered, is_ct=is_ct)
+    assert (chosen.atlas_weight, chosen.atlas_share) == found
+    assert bool(reason) == (registered and is_ct)
+    assert chosen.em_weight == 0.5
+    none = RefinementConfig()
+    assert rules.fusion_rule(none, registered=registered, is_ct=is_ct) == (none, "")  # nothing is fused
+
+
+def test_a_plan_states_how_ct_is_fused():
+    plan = planned(CT, channels=("CT",))
+    assert (plan.recipe.refinement.atlas_weight, plan.recipe.refinement.atlas_share) == (0, 0.5)
+    assert plan.reasons["fusion"].startswith("CT: the mean of")
+    assert "fusion" not in planned(BRAIN).reasons
+    paper = planned(CT, channels=("CT",), recipe="paper_small")
+    assert (paper.recipe.refinement.atlas_weight, paper.recipe.refinement.atlas_share) == (0, 0)

@@ -151,6 +151,9 @@ class RefinementConfig:
     # Weight w of the labels q warped from the atlases against the network's posterior p: p^(1-w) q^w. A fold with
     # mirrored atlases tunes its own w, unless this is 0.
     atlas_weight: float = 0.0
+    # Share e of the warped labels in the posterior before that: p becomes (1-e) p + e q, so that a class that the
+    # network has excluded by error remains possible.
+    atlas_share: float = 0.0
     min_hu: bool = False  # CT: remove each class from voxels darker than its limit, derived from the training labels
     em_weight: float = 0.0  # exponent of the class intensity likelihoods estimated in the scan itself (one EM step)
     crf_weight: float = 0.0  # strength of the conditional random field's pairwise term
@@ -163,6 +166,7 @@ class RefinementConfig:
     def __post_init__(self) -> None:
         require_fields(self)
         require_range("atlas_weight", self.atlas_weight, 0, 1, open_end=True)
+        require_range("atlas_share", self.atlas_share, 0, 1, open_end=True)
         require_range("em_weight", self.em_weight, 0, 2)
         require_range("crf_weight", self.crf_weight, 0, 9)
         require_range("reregister_below", self.reregister_below, 0, 1)

@@ -29,6 +29,7 @@ def trains_the_same(one: Plan, other: Plan) -> bool:
     network = replace(other.network, **{name: getattr(one.network, name) for name in idle})
     recipe = other.recipe
     if one.recipe.atlas.registration == recipe.atlas.registration == "none":  # no warped labels to fuse
-        refinement = replace(recipe.refinement, atlas_weight=one.recipe.refinement.atlas_weight)
+        kept = one.recipe.refinement
+        refinement = replace(recipe.refinement, atlas_weight=kept.atlas_weight, atlas_share=kept.atlas_share)
         recipe = replace(recipe, refinement=refinement)
     return same_plan(one, replace(other, plans_name=one.plans_name, network=network, recipe=recipe))

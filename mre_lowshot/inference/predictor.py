@@ -394,6 +394,6 @@ class Predictor:
     def _reregistrations(self, output: NetworkOutput) -> int:
         config = self.settings.config
         deformable = self.plan.recipe.atlas.registration == "deformable"
-        if not deformable or output.warped is None or not config.atlas_weight:
+        if not deformable or output.warped is None or not (config.atlas_weight or config.atlas_share):
             return 0
         return MAX_REREGISTRATIONS if output.quality.score < config.reregister_below else 0

@@ -1,4 +1,4 @@
-"""The network's posterior fused with the labels warped from the atlases (a logarithmic opinion pool)."""
+"""The network's posterior fused with the labels warped from the atlases: a linear, then a logarithmic opinion pool."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ def fuse_posteriors(
     weight: float,
     registrations: float = 1,
     *,
+    share: float = 0.0,
     lesions: Sequence[int] = (),
 ) -> Tensor:
-    """p^(1-w) q^(w r), normalised, of the network's posterior p and the warped labels q.
+    """m^(1-w) q^(w r), normalised, of m = (1-e) p + e q, the network's posterior p and the warped labels q.
+
+    A product alone cannot give a class that one of the two excludes. The warped labels have a floor (`ATLAS_FLOOR`),
+    as registration may be wrong; the share e of the warped labels does the same for the network.
 
     Args:
         posterior: (K, *size), of the network.
         warped: class probabilities (K, *size) warped from the atlases, on the same device; None where there are none.
         weight: w of one registration against the network.
         registrations: r, how often each labelled scan is registered (`registrations_per_scan`).
+        share: e, of the warped labels in the sum.
         lesions: classes about which the atlases have no information. They keep the network's probability, and the rest
             is divided among the other classes.
 
@@ -38,17 +43,26 @@ def fuse_posteriors(
         no information, the posterior stays.
     """
     p = as_tensor(posterior)
-    if warped is None or not weight:
+    if warped is None or not (weight or share):
         return p
     q, fused, kept = as_tensor(warped), torch.empty_like(p), list(lesions)
     for slab in slabs(p.shape[1], p[:, 0].numel(), p.device):
         mine, its = p[:, slab], q[:, slab]
         scores = (its + ATLAS_FLOOR).log_().mul_(weight * registrations)
-        scores.add_(mine.log(), alpha=1 - weight)  # log 0 is -inf: the class stays impossible
+        mixed = torch.lerp(mine, _without(its, mine, kept) if kept else its, share) if share else mine
+        scores.add_(mixed.log(), alpha=1 - weight)  # log 0 is -inf: the class stays impossible
         scores.exp_()
         shares = _with_kept(scores, mine, kept) if kept else scores.div_(scores.sum(dim=0))
         torch.where(is_informative(its), shares, mine, out=fused[:, slab])
     return fused
+
+
+def _without(warped: Tensor, posterior: Tensor, kept: list[int]) -> Tensor:
+    """``warped`` (K, *slab) without the classes ``kept``, scaled to what the ``posterior`` leaves to the others."""
+    others = warped.clone()
+    others[kept] = 0
+    total, rest = others.sum(dim=0), 1 - posterior[kept].sum(dim=0)
+    return others.mul_(torch.where(total > 0, rest / total, 0))
 
 
 def _with_kept(scores: Tensor, posterior: Tensor, kept: list[int]) -> Tensor:

@@ -52,7 +52,14 @@ def refine(posterior: Array, warped: Array | None, image: Array, settings: Refin
         Class probabilities (K, *size).
     """
     config, own = settings.config, as_tensor(posterior)
-    probabilities = fuse_posteriors(own, warped, config.atlas_weight, settings.registrations, lesions=settings.lesions)
+    probabilities = fuse_posteriors(
+        own,
+        warped,
+        config.atlas_weight,
+        settings.registrations,
+        share=config.atlas_share,
+        lesions=settings.lesions,
+    )
     if probabilities is own:  # nothing to fuse; the next steps change their argument
         probabilities = own.clone()
     apply_min_hu(probabilities, image, settings.min_hu)

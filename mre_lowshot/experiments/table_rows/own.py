@@ -47,7 +47,8 @@ READINGS = Table(
 )  # fmt: skip
 
 # The recipe `default` with one part removed per row, and candidate extensions.
-_NO_ATLAS_LABELS = {"recipe.refinement.atlas_weight": "0", "network.atlas_prior": "false"}
+_NO_FUSION = {"recipe.refinement.atlas_weight": "0", "recipe.refinement.atlas_share": "0"}
+_NO_ATLAS_LABELS = {**_NO_FUSION, "network.atlas_prior": "false"}
 _NO_AUGMENTATION = {
     f"recipe.augmentation.{name}_probability": "0"
     for name in ("spatial", "brightness", "contrast", "gamma", "noise", "blur", "low_resolution")
@@ -60,7 +61,7 @@ CANDIDATES = Table(
     (
         Row("default", "recipe default", recipe="default"),
         Row("unet_default", "the same with the U-Net", recipe="unet_default"),
-        Row("no_fusion", "warped labels as prior, not fused", {"recipe.refinement.atlas_weight": "0"},
+        Row("no_fusion", "warped labels as prior, not fused", _NO_FUSION,
             recipe="default"),
         Row("no_prior", "registered, labels neither prior nor fused", _NO_ATLAS_LABELS, recipe="default"),
         Row("not_registered", "not registered, coordinates over each scan", 
