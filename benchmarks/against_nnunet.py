@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE",
                         help="change fields of our plan; the network alone, without registration: "
                         "recipe.atlas.registration=none network.atlas_prior=false "
-                        "recipe.refinement.atlas_weight=0")  # fmt: skip
+                        "recipe.refinement.atlas_weight=0 recipe.refinement.atlas_share=0")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each program (default: %(default)s)")
     return parser
 

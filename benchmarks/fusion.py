@@ -1,12 +1,13 @@
 """Fusion of network and warped labels: Dice of several ways, on the same scans in one run.
 
-    python -m benchmarks.fusion MODEL nnUNet_raw/Dataset017_BTCV --cohort develop --ways 0.4,0 0,0.5 registration
+    python -m benchmarks.fusion MODEL nnUNet_raw/Dataset017_BTCV --cohort develop --ways 0.4,0 0,0.5
 
 Each labelled scan of the cohort on which the model was not trained is preprocessed, registered and predicted once. Then
 each way of fusing (docs/METHOD.md) is refined as in mre_predict, second registration included, and the label map is
 compared with the reference on the scan's own grid. A way is W,E: recipe.refinement.atlas_weight and atlas_share; or
-registration: the warped labels without the network; or plan: as the model was planned. Printed are mean Dice of each,
-the mean difference to the first with its standard error and 95 % interval, and the number of scans that are better.
+plan: as the model was planned. Printed are mean Dice of each, the mean difference to the first with its standard error
+and 95 % interval, and the number of scans that are better. Without the network: `mre_experiment parts --rows
+registration_refined`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from mre_lowshot.data.scan_input import read_case
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import UserError
 
-PLAN, REGISTRATION = "plan", "registration"
+PLAN = "plan"
 
 
 def way(text: str) -> str:
     """A way of fusing as it is named in the arguments."""
-    if text not in (PLAN, REGISTRATION):
+    if text != PLAN:
         _refinement(text, RefinementConfig())  # ValueError: no two numbers; UserError: out of range
     return text
 
 
 def _refinement(text: str, config: RefinementConfig) -> RefinementConfig:
-    if text in (PLAN, REGISTRATION):
+    if text == PLAN:
         return config
     weight, share = (float(number) for number in text.split(","))
     return replace(config, atlas_weight=weight, atlas_share=share)
@@ -59,8 +60,7 @@ def measure(predictor: Predictor, cases: Sequence[Case], ways: Sequence[str]) ->
         row = []
         for name in ways:
             predictor.settings = replace(planned, config=_refinement(name, planned.config))
-            given = replace(output, posterior=output.warped) if name == REGISTRATION else output
-            row.append(held_out.dice(predictor, given, truth))
+            row.append(held_out.dice(predictor, output, truth))
         rows.append(row)
         print(f"  {case.name}: Dice {', '.join(f'{value:.4f}' for value in row)}", flush=True)
     predictor.settings = planned
@@ -80,8 +80,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.fusion", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     held_out.add_arguments(parser)
-    parser.add_argument("--ways", type=way, nargs="+", default=["0.4,0", "0,0.5", REGISTRATION], metavar="W,E",
-                        help="or registration, or plan (default: 0.4,0 0,0.5 registration)")  # fmt: skip
+    parser.add_argument("--ways", type=way, nargs="+", default=["0.4,0", "0,0.5"], metavar="W,E",
+                        help="atlas_weight,atlas_share, or plan (default: 0.4,0 0,0.5)")  # fmt: skip
     options = parser.parse_args(arguments)
     predictor, cases = held_out.load(options)
     print(f"fused by {', '.join(options.ways)} (atlas_weight,atlas_share)", flush=True)

@@ -334,15 +334,15 @@ def test_wrong_arguments_of_the_comparison_of_tilings(arguments, message, capsys
 
 @pytest.mark.usefixtures("single_thread")
 def test_ways_of_fusing_are_compared_on_scans_that_were_not_trained_on(trained, tmp_path, capsys):
-    """The model is planned with the mean; the registration alone has no network."""
+    """The model is planned with the mean."""
     cohorts = tmp_path / "cohorts.json"
     cohorts.write_text(json.dumps({"develop": [f"phantom_00{n}" for n in range(1, 4)]}))
     arguments = [str(trained.model()), str(trained.raw), "--cohorts", str(cohorts), "--threads", "1", "--most", "1"]
-    assert fusion.main([*arguments, "--ways", "plan", "0,0.5", "0,0", "registration"]) == 0
+    assert fusion.main([*arguments, "--ways", "plan", "0,0.5", "0,0", "0.4,0"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    plan, mean, network, registration = (float(value) for value in lines[2].split("Dice ")[1].split(", "))
+    plan, mean, network, product = (float(value) for value in lines[2].split("Dice ")[1].split(", "))
     assert plan == mean
-    assert len({mean, network, registration}) == 3
+    assert len({mean, network, product}) == 3
     assert lines[4] == f"0,0.5: Dice {mean:.4f}; minus that of the first: +0.0000 (0 of 1 better)"
 
 

@@ -103,6 +103,15 @@ def test_missing_voxels_of_a_scan_are_named(folder):
     assert path.name in case.problems["scan"]
 
 
+def test_voxels_that_no_header_names_any_more_are_no_channel(folder):
+    scan = folder.parent / "scans/one_0000.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(scan_array(seed=5)), str(scan), useCompression=True)
+    assert {path.suffix for path in scan.parent.iterdir()} == {".mhd", ".raw", ".zraw"}
+    (case,) = find_cases(folder)
+    assert [path.name for path in case.scan] == ["one_0000.mhd"]
+    assert notes_of(case) == ["the scan has changed since it was predicted"]
+
+
 def test_a_corrected_label_map_in_another_format_counts(folder):
     array = np.where(label_array() > 0, 1, 0).astype(np.uint8)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(folder / "one.nii.gz"))

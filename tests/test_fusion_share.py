@@ -79,6 +79,21 @@ def test_lesions_keep_their_probability_and_the_organs_are_fused_among_themselve
     )
 
 
+def test_lesions_whose_probabilities_add_up_to_more_than_one_leave_finite_shares():
+    """Two probabilities of float32 do, by rounding."""
+    p = np.zeros((4, 1, 1, 2), np.float32)
+    p[:, 0, 0, 0] = (0, 0, 0.7, np.nextafter(np.float32(0.3), np.float32(1)))
+    p[:, 0, 0, 1] = (1e-9, 0, 0.6, 0.4 + 1e-6)
+    q = np.zeros_like(p)
+    q[0, ..., 0], q[1, ..., 1] = 1, 1
+    assert (p[2:].sum(axis=0) > 1).any()
+    for weight, share in ((0.0, 0.5), (0.4, 0.0), (0.4, 0.3)):
+        fused = fuse_posteriors(p, q, weight, share=share, lesions=(2, 3)).numpy()
+        assert np.isfinite(fused).all()
+        assert (fused >= 0).all()
+        np.testing.assert_array_equal(fused[2:], p[2:])
+
+
 def test_the_refinement_uses_the_share_of_the_recipe():
     p, q = drawn(np.random.default_rng(2), 3), drawn(np.random.default_rng(3), 3)
     image = np.zeros((1, *p.shape[1:]), np.float32)

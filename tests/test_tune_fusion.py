@@ -113,6 +113,15 @@ def test_the_crf_is_used_unless_mirrored_scans_are_better_without(gain, crf, mon
     assert (both.atlas_weight, both.crf_weight) == (pytest.approx(0.5), (crf + 2) / 2)
 
 
+def test_where_the_mean_is_taken_the_crf_alone_is_tuned(monkeypatch):
+    plan = mirrored(atlas_weight=0)
+    plan = replace(plan, recipe=with_settings(plan.recipe, atlas_share=0.5, crf_weight=2.0))
+    assert needs_tuning(plan)
+    monkeypatch.setattr(tune_fusion, "_dice", lambda *given: [0.8 - 0.1 * (c.crf_weight > 0) for c in given[3]])
+    tuned = tune_weights(plan, NearestIntensity(2.0), make_atlases([brain(0)], plan), CPU)
+    assert (tuned.atlas_weight, tuned.crf_weight) == (0, 0)
+
+
 def test_weights_are_tuned_once_and_only_on_unused_mirrored_scans():
     assert needs_tuning(mirrored())
     trained_mirrored = AugmentationConfig(mirror_axes=(2,))

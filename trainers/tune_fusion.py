@@ -52,9 +52,8 @@ def tune_weights(plan: Plan, network: nn.Module, atlases: Atlases, device: torch
     """
     recipe = plan.recipe.refinement
     predictor = Predictor(Model.of_fold(plan, network, atlases), device=device)
-    candidates = [
-        replace(recipe, crf_weight=crf, atlas_weight=w) for crf in _crf_weights(recipe) for w in ATLAS_WEIGHTS
-    ]
+    weights = ATLAS_WEIGHTS if recipe.atlas_weight else (0.0,)  # without a product (CT) only the CRF is tuned
+    candidates = [replace(recipe, crf_weight=crf, atlas_weight=w) for crf in _crf_weights(recipe) for w in weights]
     tables = [_dice(predictor, mirrored(atlas, plan.labels), atlases, candidates) for atlas in atlases]
     dice = np.mean(tables, axis=0)
     best = np.flatnonzero(dice == dice.max())

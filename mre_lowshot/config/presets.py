@@ -123,7 +123,7 @@ def for_images(recipe: Recipe, mirror_axes: tuple[int, ...] = ()) -> Recipe:
         recipe,
         optimizer=replace(recipe.optimizer, iterations=IMAGE_ITERATIONS),
         augmentation=replace(recipe.augmentation, mirror_axes=mirror_axes, **IMAGE_AUGMENTATION),
-        refinement=replace(recipe.refinement, atlas_weight=0.0),
+        refinement=replace(recipe.refinement, atlas_weight=0.0, atlas_share=0.0),
         inference=replace(recipe.inference, mirror_axes=mirror_axes),
     )
 

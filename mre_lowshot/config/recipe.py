@@ -149,7 +149,7 @@ class RefinementConfig:
     """Beyond the paper: what lies between the network's posterior and the label map (`refinement.pipeline`)."""
 
     # Weight w of the labels q warped from the atlases against the network's posterior p: p^(1-w) q^w. A fold with
-    # mirrored atlases tunes its own w, unless this is 0.
+    # mirrored atlases tunes its own w, unless this is 0. In CT the planner sets 0, and `atlas_share` instead.
     atlas_weight: float = 0.0
     # Share e of the warped labels in the posterior before that: p becomes (1-e) p + e q, so that a class that the
     # network has excluded by error remains possible.

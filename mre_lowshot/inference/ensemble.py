@@ -64,4 +64,5 @@ def needs_tuning(plan: Plan) -> bool:
     fold, recipe = plan.fold, plan.recipe
     if fold is None or not fold.mirrored_atlases or "atlas_weight" in fold.reasons:
         return False
-    return recipe.refinement.atlas_weight > 0 and plan.network.axes - 1 not in recipe.augmentation.mirror_axes
+    fuses = recipe.refinement.atlas_weight > 0 or recipe.refinement.atlas_share > 0
+    return fuses and plan.network.axes - 1 not in recipe.augmentation.mirror_axes

@@ -61,15 +61,20 @@ def _without(warped: Tensor, posterior: Tensor, kept: list[int]) -> Tensor:
     """``warped`` (K, *slab) without the classes ``kept``, scaled to what the ``posterior`` leaves to the others."""
     others = warped.clone()
     others[kept] = 0
-    total, rest = others.sum(dim=0), 1 - posterior[kept].sum(dim=0)
+    total, rest = others.sum(dim=0), _rest(posterior, kept)
     return others.mul_(torch.where(total > 0, rest / total, 0))
+
+
+def _rest(posterior: Tensor, kept: list[int]) -> Tensor:
+    """What the classes ``kept`` leave of 1; rounding may make their sum larger."""
+    return (1 - posterior[kept].sum(dim=0)).clamp_(min=0)
 
 
 def _with_kept(scores: Tensor, posterior: Tensor, kept: list[int]) -> Tensor:
     """Shares (K, *slab) from ``scores``, where the classes that are not ``kept`` share what the kept ones leave of
     1."""
     scores[kept] = 0
-    total, rest = scores.sum(dim=0), 1 - posterior[kept].sum(dim=0)
+    total, rest = scores.sum(dim=0), _rest(posterior, kept)
     scores *= torch.where(total > 0, rest / total, 0)  # the kept classes alone are possible where the total is 0
     scores[kept] = posterior[kept]
     return scores
