@@ -98,9 +98,8 @@ def _case(
         },
     )
     named = [stored.text(stored.table(one).get("file")) for one in stored.items(entry.get("inputs"))]
-    inputs = without_voxel_files([Path(file) for file in named if file and "\0" not in file])
-    scan = tuple(path for path in inputs if path.suffix.lower() not in (".raw", ".zraw") or not inputs[1:])
-    return CaseFiles(content, scan=scan, prediction=prediction)
+    scan = without_voxel_files([Path(file) for file in named if file and "\0" not in file])
+    return CaseFiles(content, scan=tuple(scan), prediction=prediction)
 
 
 def _label_map(folder: Path, name: str, entry: Mapping[str, Any]) -> Path | None:

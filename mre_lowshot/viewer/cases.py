@@ -241,9 +241,7 @@ def _scan_of(name: str, entry: Mapping[str, Any], known: _Scans) -> tuple[tuple[
         missing = given[found.index(None)]
         return (), (), f"the scan {missing} is not there any more; name its folder with --scans"
     paths = dict(zip((path for path in found if path), given, strict=True))
-    headers = without_voxel_files(list(paths))
-    # voxels that no header names any more are no channel either
-    scan = tuple([path for path in headers if path.suffix.lower() not in (".raw", ".zraw")] or headers)
+    scan = tuple(without_voxel_files(list(paths)))
     beside = [path for path in paths if path not in scan]
     states = {state.file: state for state in FileState.listed(entry, "inputs")}
     return scan, tuple(states[paths[p]] for p in (*scan, *beside) if paths[p] in states), ""

@@ -109,7 +109,7 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
                 require_data(baseline(row.baseline), found[0][1])
             if len(settings) < len(run.settings):
                 run.reporter.info(f"row {row.name}: does not depend on the seed, is run with {settings[0].seed} only")
-            elif not row.baseline and (same := _equal_row(row, found[0][1], earlier)):
+            if not row.baseline and (same := _equal_row(row, found[0][1], earlier)):
                 run.reporter.info(f"row {row.name}: trains what row {same.name} trains here; not run again")
                 continue
             folds = splits.of(row)

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
-from mre_lowshot.data.readers import voxel_files
+from mre_lowshot.data.readers import VOXEL_ENDINGS, voxel_files
 from mre_lowshot.inference.record import FileState
-
-DATA_ENDINGS = (".zraw", ".raw")  # the voxels of a .mhd file
 
 
 def input_states(case: Case) -> list[dict[str, object]]:
@@ -40,4 +38,4 @@ def data_files(image: Path) -> list[Path]:
         return found
     if image.suffix.lower() != ".mhd":
         return []
-    return [path for ending in DATA_ENDINGS if (path := image.with_suffix(ending)).is_file()]
+    return [path for ending in VOXEL_ENDINGS if (path := image.with_suffix(ending)).is_file()]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mre_lowshot.data.dataset import Case
 from mre_lowshot.data.listing import MAX_FILE_NAME, PICTURE_FOLDERS
-from mre_lowshot.data.readers import file_ending
+from mre_lowshot.data.readers import VOXEL_ENDINGS, file_ending
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import not_written, partial_name, replace
 from mre_lowshot.inference.export import check_probabilities
@@ -26,7 +26,7 @@ from mre_lowshot.inference.formats import BESIDE_ENDINGS, ENDINGS, Format, forma
 from mre_lowshot.inference.record import FileState, RunRecord
 from mre_lowshot.limits import bytes_text
 from mre_lowshot.plotting import check_png
-from mre_lowshot.workflows.input_files import DATA_ENDINGS, data_files, same_inputs
+from mre_lowshot.workflows.input_files import data_files, same_inputs
 
 OVERLAYS, PREVIEWS = PICTURE_FOLDERS
 DAMAGED = ".damaged"  # is added to the name of a file that is set aside
@@ -353,7 +353,7 @@ class OutputFolder:
     def _remove_obsolete(self, case: Case, present: set[str], before: Sequence[FileState]) -> None:
         names = _extra_names(case) | {path.name for path in self._twins(case)}
         names |= {path.name for path in (*self._beside(case), *self.targets(case))}  # one may have failed now
-        names |= {f"{case.name}{ending}" for ending in DATA_ENDINGS}
+        names |= {f"{case.name}{ending}" for ending in VOXEL_ENDINGS}
         for state in before:
             path = self.root / state.file
             if state.file in names - present and state.matches(path):

@@ -34,6 +34,7 @@ READERS = {
     ".tiff": _RASTER,
 }
 READABLE_ENDINGS = tuple(READERS)
+VOXEL_ENDINGS = (".zraw", ".raw")  # of the files of voxels beside a .mhd file
 NAMING_ENDINGS = (".nii.gz", ".nii")  # label maps hold the labels' names and colours
 COLOUR_ENDINGS = (".png", ".tif", ".tiff")  # 2D formats; one file may hold all channels (RGB)
 
@@ -69,9 +70,10 @@ def voxel_files(path: Path) -> list[Path]:
 
 
 def without_voxel_files(paths: Sequence[Path]) -> list[Path]:
-    """``paths`` without the files of voxels beside the headers among them."""
+    """``paths`` without the files of voxels beside the headers among them, those that no header names included."""
     beside = {found for path in paths for found in voxel_files(path)}
-    return [path for path in paths if path not in beside]
+    headers = [path for path in paths if path not in beside]
+    return [path for path in headers if path.suffix.lower() not in VOXEL_ENDINGS] or headers
 
 
 def read_array(path: Path) -> tuple[np.ndarray, Header]:
