@@ -12,7 +12,6 @@ registration_refined`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -77,9 +76,7 @@ def report(ways: Sequence[str], dice: np.ndarray) -> None:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.fusion", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    held_out.add_arguments(parser)
+    parser = held_out.parser_of("fusion", __doc__)
     parser.add_argument("--ways", type=way, nargs="+", default=["0.4,0", "0,0.5"], metavar="W,E",
                         help="atlas_weight,atlas_share, or plan (default: 0.4,0 0,0.5)")  # fmt: skip
     options = parser.parse_args(arguments)

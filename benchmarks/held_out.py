@@ -18,8 +18,10 @@ from mre_lowshot.evaluation.agreement import label_agreement
 from mre_lowshot.inference.stages import NetworkOutput
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the dataset and the scans."""
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a comparison, with the arguments that name the model, the dataset and the scans."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("model", type=Path, help="a trained model")
     parser.add_argument("dataset", type=Path, help="raw dataset with labels (DatasetXXX_Name)")
     parser.add_argument("-f", type=int, nargs="+", metavar="FOLD", help="folds to average (default: all)")
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--most", type=int, metavar="N", help="only the first N scans")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: all cores)")
+    return parser
 
 
 def load(options: argparse.Namespace) -> tuple[Predictor, list[Case]]:

@@ -12,7 +12,6 @@ scans that are better. CPU seconds hardly depend on other programs; seconds do.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,17 +86,11 @@ def report(variants: Sequence[str], rows: Sequence[Sequence[Measured]]) -> None:
             print(f"  Dice minus that of the first: {held_out.difference_text(differences)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks.tiling", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    held_out.add_arguments(parser)
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = held_out.parser_of("tiling", __doc__)
     parser.add_argument("--tilings", type=tiling, nargs="+", default=["0.5", "0.75", CENTRE], metavar="STEP",
                         help="-step_size of overlapping tiles, or centre (default: 0.5 0.75 centre)")  # fmt: skip
-    return parser
-
-
-def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    options = parser.parse_args(arguments)
     predictor, cases = held_out.load(options)
     print(f"tilings {', '.join(options.tilings)}", flush=True)
     report(options.tilings, measure(predictor, cases, options.tilings))
