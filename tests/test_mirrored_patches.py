@@ -30,11 +30,10 @@ def test_class_centred_patches_of_a_mirrored_volume_hold_the_class(axes):
     label[2, 3, 4] = 1
     case = numbered_case(label.shape, label=label)
     spec = AugmentationConfig(mirror_axes=axes)
-    images, maps, targets = (t.numpy() for t in sampler(case, batch=64, spec=spec, foreground_fraction=1.0)[0])
+    _, maps, targets = (t.numpy() for t in sampler(case, batch=64, spec=spec, foreground_fraction=1.0)[0])
     assert (targets.reshape(64, -1) == 1).any(axis=1).all()
     sides = {tuple(np.sign(position[1:].mean(axis=(1, 2, 3)))) for position in maps}
     assert len(sides) == 2 ** len(axes)  # at the voxel and at its mirror images
-    assert images.shape[0] == 64
 
 
 def test_a_mirror_axis_that_the_scan_does_not_have_is_left_out():
