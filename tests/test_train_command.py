@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import command, edit, interrupt_after, iterations
 
+from mre_lowshot import Predictor
 from mre_lowshot.config.presets import DEFAULT
 from mre_lowshot.data.volume import geometry_of, read_image, read_labels, write_volume
+from mre_lowshot.preprocessing.pipeline import inverse_probabilities
 
 pytestmark = pytest.mark.usefixtures("one_thread_only", "no_settings")
 NAMES = ["phantom_001", "phantom_002", "phantom_003"]
@@ -56,6 +58,32 @@ def test_the_calibration_counts_the_test_scans_and_is_reported(space, capsys):
     assert 1 / 7 < made["confidence"] < 1
     assert space.train("--val") == 0
     assert f"expected calibration error {made['ece']:.3f}" in capsys.readouterr().out
+
+
+def test_the_summary_has_the_dice_of_the_warped_labels(space, capsys):
+    """Computed here by the predictor's first stages, on the scan's own grid, with a Dice of its own."""
+    assert space.train("--val") == 0
+    summary = json.loads((space.model() / "fold_0/validation/summary.json").read_text())
+    predictor, expected = Predictor.load(space.model()), {str(value): [] for value in range(1, 7)}
+    for row in summary["metric_per_case"]:
+        scan = space.raw / f"imagesTr/{row['case']}_0000.nii.gz"
+        prepared = predictor.preprocess(read_image(scan), name=row["case"])
+        output = predictor.run_network(predictor.register(prepared))
+        warped = inverse_probabilities(output.warped.numpy(), prepared.transform).argmax(0)
+        truth = read_labels(space.raw / f"labelsTr/{row['case']}.nii.gz").array
+        for value, found in row["registration_alone"].items():
+            one, other = truth == int(value), warped == int(value)
+            assert found == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()), abs=1e-6)
+            expected[value].append(found)
+    means = {value: sum(dices) / len(dices) for value, dices in expected.items()}
+    made = summary["registration_alone"]
+    assert {value: row["Dice"] for value, row in made["mean"].items()} == pytest.approx(means)
+    alone = made["foreground_mean"]["Dice"]
+    assert alone == pytest.approx(sum(means.values()) / 6)
+    added = summary["foreground_mean"]["Dice"] - alone
+    printed = capsys.readouterr().out
+    assert f"registration alone: Dice {alone:.4f}; network and refinement add {added:+.4f}" in printed
+    assert ("train with more iterations" in printed) == (added < 0)
 
 
 def test_the_folds_decisions_come_from_its_training_scan_alone(space):

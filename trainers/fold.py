@@ -23,7 +23,7 @@ from mre_lowshot.data.splits import Split
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference import checkpoint
-from mre_lowshot.inference.export import Prediction
+from mre_lowshot.inference.export import Prediction, native_labels
 from mre_lowshot.inference.models import Model
 from mre_lowshot.inference.predictor import Predictor
 from mre_lowshot.inference.sliding_window import log_to_stderr
@@ -271,23 +271,30 @@ def validate(
     someone has changed is kept as ``summary.json.old``. ``around`` gives a context for the prediction of a case.
 
     Returns:
-        The summary, with each case's quality score (``quality``) beside its metrics, and the ``calibration`` of the
-        probabilities on the plan's grid over all cases.
+        The summary, with each case's quality score (``quality``) beside its metrics, the ``calibration`` of the
+        probabilities on the plan's grid over all cases, and the Dice of the warped labels (``registration_alone``).
     """
     plan = trainer.plan
     atlases = with_mirrored(trainer.atlases, plan)
     model = Model.of_fold(plan, trainer.inference_network, atlases, job.folder, dataset=trainer.dataset)
     predictor = Predictor(model, device=job.device, log=log)
 
+    warped: dict[str, np.ndarray] = {}
+
     def segment(case: PreparedCase) -> Prediction:
         with around(case.name):
-            return predictor.export(predictor.refine(predictor.run_network(predictor.register(case))))
+            output = predictor.run_network(predictor.register(case))
+            prediction = predictor.export(predictor.refine(output))
+        if output.warped is not None:  # outside of what is timed: only a validation needs it
+            warped[case.name] = native_labels(output.warped, case.transform)
+        return prediction
 
     scored = checkpoint.weights_digest(plan, trainer.inference_network.state_dict())
     return score_scans(
         ScoredFold(job.prepared, plan, folder),
         names,
         segment,
+        warped=warped,
         more={"weights_sha256": scored},
         on_case=on_case,
         log=log,

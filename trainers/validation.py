@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mre_lowshot.config import Plan
 from mre_lowshot.data.volume import read_labels
 from mre_lowshot.errors import describe_failure, log_unexpected
+from mre_lowshot.evaluation import registration_alone
 from mre_lowshot.evaluation.bus import bus_metrics
 from mre_lowshot.evaluation.calibration import Calibration
 from mre_lowshot.evaluation.metrics import case_metrics
@@ -47,6 +50,7 @@ def score_scans(
     names: Sequence[str],
     segment: Callable[[PreparedCase], Prediction],
     *,
+    warped: MutableMapping[str, np.ndarray] | None = None,
     more: Mapping[str, Any] | None = None,
     learned_from: Collection[str] = (),
     on_case: Callable[[str], None] | None = None,
@@ -62,6 +66,8 @@ def score_scans(
         names: of its test cases.
         segment: a preprocessed case to its prediction. Where all predictions have probabilities, the summary has their
             ``calibration`` on the plan's grid.
+        warped: receives from ``segment`` the label maps (D, H, W) that registration alone gives, by case; they are
+            scored and removed.
         more: further entries of the summary.
         learned_from: other cases than the fold's whose images were used.
         on_case: called with the name of each case that was scored.
@@ -76,6 +82,7 @@ def score_scans(
     labels = {name: value for name, value in plan.labels.items() if value}
     results, failed, qualities, warnings, calibration = [], {}, {}, {}, Calibration()
     images: dict[str, dict[int, dict[str, float]]] = {}
+    alone: dict[str, dict[str, float]] = {}
     record, maps, calibrated = read_record(plan, fold.prepared), WrittenMaps(folder), True
     for name in names:
         out = fold.path_of(name)
@@ -88,6 +95,8 @@ def score_scans(
             truth = read_labels(reference, like=prediction.labels.geometry)
             predicted, spacing = prediction.labels.array, truth.geometry.spacing
             metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
+            if warped and name in warped:
+                alone[name] = registration_alone.label_dice(truth.array, warped.pop(name), labels, plan.ignore_label)
             if predicted.shape[0] == 1:
                 images[name] = bus_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
             if (refined := prediction.refined) is None:
@@ -107,7 +116,11 @@ def score_scans(
         row["quality"] = qualities[row["case"]].score
         if row["case"] in images:
             row["bus"] = {str(value): metrics for value, metrics in images[row["case"]].items()}
+        if row["case"] in alone:
+            row[registration_alone.KEY] = alone[row["case"]]
     summary |= {"calibration": calibration.to_data()} if calibrated else {}
+    if alone and len(alone) == len(results):
+        summary[registration_alone.KEY] = registration_alone.summarise(list(alone.values()))
     summary |= more or {}
     used = dict.fromkeys((*(plan.fold.train if plan.fold else ()), *learned_from, *names))
     summary["inputs"] = record.contents(used)

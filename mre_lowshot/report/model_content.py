@@ -17,12 +17,23 @@ from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import load_plan
 from mre_lowshot.data.colours import label_colours
 from mre_lowshot.errors import UserError
+from mre_lowshot.evaluation import registration_alone
 from mre_lowshot.evaluation.label_files import label_files
 from mre_lowshot.inference.quality import OWN_COLUMNS
 from mre_lowshot.preprocessing.record import REFERENCES, Record, read_record
 from mre_lowshot.report import facts, stored
 from mre_lowshot.report.case_reading import CaseFiles, Reading, find_image, labels_of, with_metrics
-from mre_lowshot.report.content import Calibration, CaseContent, Decision, Label, LabelScore, Report, Training, ordered
+from mre_lowshot.report.content import (
+    Calibration,
+    CaseContent,
+    Decision,
+    Fact,
+    Label,
+    LabelScore,
+    Report,
+    Training,
+    ordered,
+)
 from mre_lowshot.report.findings import with_findings
 from mre_lowshot.trainers.step_log import NAME as STEPS
 
@@ -96,7 +107,7 @@ def model_report(folder: Path, sources: Sources) -> Report:
         about=(*about, *_last_run(folds[-1])),
         labels=labels,
         cases=cases,
-        facts=facts.headline(cases, labels),
+        facts=(*facts.headline(cases, labels), *_registration_alone(folds)),
         warnings=_warnings(folds, cases),
         trainings=tuple(t for t in trainings if t.iterations),
         calibrations=tuple(c for fold in folds if (c := _calibration(fold))),
@@ -276,6 +287,18 @@ def _calibration(fold: Path) -> Calibration | None:
         if stored.number(one.get("voxels")) > 0
     )
     return Calibration(fold.name.replace("_", " "), stored.number(data.get("ece")), bins) if bins else None
+
+
+def _registration_alone(folds: Sequence[Path]) -> list[Fact]:
+    """The Dice of the warped labels, where all folds registered their test scans."""
+    found = []
+    for fold in folds:
+        alone = stored.table(stored.json_of(fold / "validation" / "summary.json").get(registration_alone.KEY))
+        found.append(stored.number(stored.table(alone.get("foreground_mean")).get("Dice")))
+    if not found or any(map(math.isnan, found)):
+        return []
+    note = "mean Dice of the warped labels, before network and refinement" + (", mean of the folds" * (len(found) > 1))
+    return [Fact("registration alone", facts.shown(math.fsum(found) / len(found)), note)]
 
 
 def _warnings(folds: Sequence[Path], cases: Sequence[CaseContent]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mre_lowshot.config import Plan
+from mre_lowshot.evaluation import registration_alone
 from mre_lowshot.evaluation.calibration import describe
 from mre_lowshot.evaluation.summary import format_table, rank_correlation
 from mre_lowshot.inference.ensemble import needs_tuning
@@ -135,6 +136,8 @@ class FoldRun:
                 job, trainer, names, job.folder / "validation", on_case=lambda _: bar.update(), log=reporter.warning
             )
         reporter.info(format_table(summary))
+        for line in registration_alone.describe(summary):
+            reporter.info(f"  {line}")
         reporter.info(f"  {rank_correlation(summary)}")
         reporter.info(f"  {describe(summary['calibration'])}")
         reporter.info(f"  {len(names)} test scans; summary in {job.folder / 'validation' / 'summary.json'}")
