@@ -75,6 +75,24 @@ def test_scores_are_in_pixels_where_no_image_states_a_size(tmp_path, capfd):
     assert "0.2 to 1 mm" in out
 
 
+def test_import_and_planning_name_no_mm_and_two_axes(tmp_path, capfd):
+    """The second image states its size; so import shows it there, and nowhere else."""
+    rng = np.random.default_rng(0)
+    for name, spacing in (("a", 1.0), ("b", 0.2)):
+        save(
+            tmp_path / f"in/{name}.png", (rng.integers(40, 90, (50, 60)) + 90 * disc(9)[:50]).astype(np.uint8), spacing
+        )
+        save(tmp_path / f"in/{name}_seg.png", disc(9)[:50], spacing)
+    arguments = ("-i", tmp_path / "in", "--name", 7, "--label_names", "1=lesion", "--modality", "US")
+    assert command("importing", *arguments, "--workspace", tmp_path / "w") == 0
+    out = capfd.readouterr().out
+    assert "60 x 50 pixels, without a pixel size" in out
+    assert "60 x 50 pixels of 0.2 x 0.2 mm" in out
+    assert command("plan", "-d", 7, "--workspace", tmp_path / "w") == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "plan written to" in line]
+    assert re.search(r"patch \(\d+, \d+\), centre \(\d+, \d+\) \(y, x\)", line)
+
+
 def test_a_report_shows_sizes_and_distances_in_pixels(tmp_path, capfd):
     out = tmp_path / "pred"
     for name, radius in (("a", 12), ("b", 28)):

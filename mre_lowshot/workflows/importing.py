@@ -27,7 +27,8 @@ from mre_lowshot.data.importing.proposal import (
 from mre_lowshot.data.importing.sources import LabelMap, Scan, find_sources
 from mre_lowshot.data.importing.writing import write_cases
 from mre_lowshot.data.listing import no_folder
-from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS
+from mre_lowshot.data.pixel_size import states_pixel_size
+from mre_lowshot.data.readers import COLOUR_ENDINGS, READABLE_ENDINGS, file_ending
 from mre_lowshot.data.workspace import Workspace, names_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import partial_name, remove_leftovers
@@ -280,9 +281,14 @@ def _renumbering(proposal: Proposal) -> list[str]:
 
 def _scan_row(scan: Scan) -> tuple[str, ...]:
     grid = scan.geometry.file_grid()
-    size = " x ".join(str(n) for n in grid.shape[::-1])
-    spacing = " x ".join(f"{s:.4g}" for s in grid.spacing[::-1])
-    return scan.name, scan.modality or "?", f"{size} voxels of {spacing} mm"
+    image = scan.series is None and file_ending(scan.path) in COLOUR_ENDINGS  # PNG, TIFF: two axes
+    axes = slice(0, 2 if image else 3)
+    size = " x ".join(str(n) for n in grid.shape[::-1][axes])
+    spacing = " x ".join(f"{s:.4g}" for s in grid.spacing[::-1][axes])
+    extent = f"{size} {'pixels' if image else 'voxels'}"
+    if not states_pixel_size(scan.path if image else None, grid):
+        return scan.name, scan.modality or "?", f"{extent}, without a pixel size"
+    return scan.name, scan.modality or "?", f"{extent} of {spacing} mm"
 
 
 def _label_row(label: LabelMap) -> tuple[str, ...]:

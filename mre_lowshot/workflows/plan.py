@@ -271,4 +271,5 @@ def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -
     for decision, reason in plan.reasons.items():
         say = reporter.warning if reason.startswith("NOTE ") else reporter.info
         say(f"  {decision}: {reason}")
-    reporter.info(f"  patch {plan.patch.size}, centre {plan.patch.centre} (z, y, x); plan written to {path}")
+    axes = "(y, x)" if plan.network.axes == 2 else "(z, y, x)"
+    reporter.info(f"  patch {plan.patch.size}, centre {plan.patch.centre} {axes}; plan written to {path}")
