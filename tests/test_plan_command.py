@@ -217,6 +217,16 @@ def test_what_is_given_by_the_dataset_is_not_set(space, capsys, change, place):
     assert not (space.prepared / "Other.json").exists()
 
 
+def test_a_batch_that_the_gpus_cannot_share_is_refused_before_it_is_planned(space, capsys):
+    odd = ("recipe.sampling.batch_size=4",)
+    assert space.plan("--no_pp", "--gpus", "3", name="Three", settings=odd) == 2
+    said = capsys.readouterr().err
+    assert "batch_size 4 cannot be divided evenly among 3 processes" in said
+    assert "recipe.sampling.batch_size=3" in said
+    assert not (space.prepared / "Three.json").exists()
+    assert space.plan("--no_pp", "--gpus", "3", name="Three", settings=("recipe.sampling.batch_size=3",)) == 0
+
+
 def test_a_label_that_no_label_map_contains_is_noted(space, capsys):
     assert space.plan(name="All") == 0
     assert "no label map contains" not in "".join(capsys.readouterr())

@@ -32,6 +32,7 @@ from mre_lowshot.planners.planner import facts_of, make_plan, preset_with, split
 from mre_lowshot.preprocessing.faults import NOTED
 from mre_lowshot.preprocessing.prepare import prepare_dataset, read_crops
 from mre_lowshot.preprocessing.references import planning
+from mre_lowshot.trainers.distributed import Processes
 from mre_lowshot.workflows.raw_folder import find_raw
 from mre_lowshot.workflows.reporting import Reporter
 
@@ -119,6 +120,7 @@ def plan(
         if keep_plan:
             made = load_plan(path)
             _check_kept_plan(made, path, found)
+            Processes(0, gpus).require_shares(made)
         else:
             made = make_plan(
                 facts_of(found),
@@ -129,6 +131,7 @@ def plan(
                 plans_name=plans_name,
             )
             made = with_changes(made, rest)
+            Processes(0, gpus).require_shares(made)  # --set may have changed the batch that suited them
             _check_plan(made, path, overwrite=overwrite)
             write_json(path, to_json(made))
         write_fingerprint(folder, fingerprint)
