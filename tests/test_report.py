@@ -311,7 +311,7 @@ def test_a_trained_model_shows_curves_plan_and_calibration(trained, tmp_path, ca
         "Training curves",
         "Plan and reasons",
         "Calibration of the probabilities",
-        "registration alone",
+        "Dice, registration alone",
         "phantom_002",
         "phantom_003",
     ):

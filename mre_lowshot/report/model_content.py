@@ -93,6 +93,7 @@ def model_report(folder: Path, sources: Sources) -> Report:
     plan = next(iter(plans.values()))
     labels = plan_labels(plan, folder.parent if single else folder)
     cases = fold_cases(plans, labels, sources, named=len(folds) > 1)
+    headline = facts.headline(cases, labels)
     trainings = tuple(training(fold, plans[fold], fold.name.replace("_", " ")) for fold in folds)
     model = folder.parent if single else folder
     about = [
@@ -107,7 +108,7 @@ def model_report(folder: Path, sources: Sources) -> Report:
         about=(*about, *_last_run(folds[-1])),
         labels=labels,
         cases=cases,
-        facts=(*facts.headline(cases, labels), *_registration_alone(folds)),
+        facts=(*headline[:1], *_registration_alone(folds), *headline[1:]),
         warnings=_warnings(folds, cases),
         trainings=tuple(t for t in trainings if t.iterations),
         calibrations=tuple(c for fold in folds if (c := _calibration(fold))),
@@ -298,7 +299,7 @@ def _registration_alone(folds: Sequence[Path]) -> list[Fact]:
     if not found or any(map(math.isnan, found)):
         return []
     note = "mean Dice of the warped labels, before network and refinement" + (", mean of the folds" * (len(found) > 1))
-    return [Fact("registration alone", facts.shown(math.fsum(found) / len(found)), note)]
+    return [Fact("Dice, registration alone", facts.shown(math.fsum(found) / len(found)), note)]
 
 
 def _warnings(folds: Sequence[Path], cases: Sequence[CaseContent]) -> tuple[str, ...]:
