@@ -199,7 +199,10 @@ def test_ultrasound_is_averaged_over_all_test_images(tmp_path):
         folder = tmp_path / f"fold_{fold}/validation"
         folder.mkdir(parents=True)
         bus = [{"1": dict.fromkeys(BUS_METRICS, share)} for share in shares]
-        write_json(folder / "summary.json", {"metric_per_case": [{"bus": b} for b in bus] + [{"case": "x"}]})
+        write_json(
+            folder / "summary.json",
+            {"metric_per_case": [{"case": f"i{n}", "bus": b} for n, b in enumerate(bus)] + [{"case": "x"}]},
+        )
     runs = content.rows[0].runs
     for key, run in list(runs.items()):
         runs[key] = replace(run, folder=tmp_path / f"fold_{run.fold}")

@@ -76,7 +76,7 @@ def score_scans(
     Returns:
         The summary, with each case's quality score (``quality``) beside its metrics, and of images those of breast
         ultrasound (``bus``, `evaluation.bus`); ``inputs`` has a hash of the scan and the label map of each case that
-        was trained on or scored.
+        was trained on or scored, and ``learned_from`` names those cases where there are any.
     """
     plan, folder = fold.plan, fold.folder
     labels = {name: value for name, value in plan.labels.items() if value}
@@ -122,6 +122,8 @@ def score_scans(
     if alone and len(alone) == len(results):
         summary[registration_alone.KEY] = registration_alone.summarise(list(alone.values()))
     summary |= more or {}
+    if learned_from:
+        summary["learned_from"] = sorted(learned_from)
     used = dict.fromkeys((*(plan.fold.train if plan.fold else ()), *learned_from, *names))
     summary["inputs"] = record.contents(used)
     set_aside(changed_summaries(folder))

@@ -10,14 +10,15 @@ from mre_lowshot.data.paper_datasets import KNOWN, plain
 from mre_lowshot.evaluation.bus import BUS_METRICS
 from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.grid import Grid, Line
+from mre_lowshot.experiments.notes import count_notes, crop_notes
 from mre_lowshot.experiments.records import MEAN, MEAN_EXCL, Figure, Reference, Row, Table
 from mre_lowshot.experiments.report import comparisons
 from mre_lowshot.experiments.results import RowResult, unit_of_rows
 from mre_lowshot.experiments.runner import Setting
+from mre_lowshot.experiments.significance import image_stars, stars
 from mre_lowshot.experiments.table_rows.ultrasound import NAMES
 
 WIDE = 10  # labels above which the methods are the columns
-SIGNIFICANT = 0.05
 # Abbreviations of the paper -> the place of the structure in `paper_datasets`.
 _SHORT = {
     "MRBrainS18": ("GM", "BG", "WM", "WMH", "CSF", "VT", "CB", "BS"),
@@ -25,7 +26,7 @@ _SHORT = {
 }
 PERCENT, MM, PIXELS = "Dice (%)", "HD95 (mm)", "HD95 (px)"
 _NOTE = (
-    "Means (SD over runs). * significant difference in Dice to {} (p corrected < .05, statistics {}); rows trained on "
+    "Means (SD over runs). * significant difference to {} (p corrected < .05, statistics {}); rows trained on "
     "other scans are not compared. Lines and columns 'paper': as printed, without its asterisks"
 )
 
@@ -61,7 +62,8 @@ def layout(content: Content, *, quick: str = "") -> Grid | None:
     made = _LAYOUTS[table.layout](content)
     source = f" ({table.source} of the paper)" if table.source else ""
     title = f"{table.name}{source}: {table.title}. {content.dataset}, {content.level}"
-    notes = [*made.notes, *([table.note] if table.note else [])]
+    notes = [*made.notes, *([table.note] if table.note else []), *crop_notes(table, content.rows, content.labels)]
+    notes += count_notes(content.rows)
     return replace(made, title=title + (f". {quick}" if quick else ""), notes=tuple(notes))
 
 
@@ -98,7 +100,7 @@ def plain_grid(
 def _by_rows(content: Content) -> Grid:
     """Tables II, VI and X: a line for each row, our columns first, then the paper's for each of its datasets."""
     table, level = content.table, content.level
-    costs, stars = table.costs, _stars(content)
+    costs, dice, hd95 = table.costs, _stars(content), _stars(content, "HD95")
     ours = [PERCENT, _hd95(content.rows), *(["memory", "training"] if costs else [])]
     groups = [("", 1 + len(table.marks)), (content.dataset, len(ours))]
     head = ["", *(title for title, _ in table.marks), *ours]
@@ -111,10 +113,11 @@ def _by_rows(content: Content) -> Grid:
     for r in content.rows:
         cells = [f"({r.row.name})" if table.marks else _title(r.row)]
         cells += ["-" if dict(off).items() <= dict(r.row.changes).items() else "x" for _, off in table.marks]
-        cells += [stars[r.row.name] + _percent(r.mean_sd("Dice")), _mm(r.mean_sd("HD95"))]
+        name = r.row.name
+        cells += [dice[name] + _percent(r.mean_sd("Dice")), hd95[name] + _mm(r.mean_sd("HD95"))]
         cells += [_gb(r), _minutes(r.cost(lambda c: c.train_seconds))] if costs else []
-        for name in table.datasets:
-            figure = _printed(r.row, name, level)
+        for paper in table.datasets:
+            figure = _printed(r.row, paper, level)
             cells += _of_paper(figure)
             cells += [figure.memory or "-", figure.time or "-"] if costs and figure else ["-", "-"] if costs else []
         lines.append(Line(tuple(cells)))
@@ -125,11 +128,12 @@ def _by_rows(content: Content) -> Grid:
 def _by_columns(content: Content) -> Grid:
     """Tables III, IV and V: a column for each row of the table, a line for each figure."""
     table, (paper,) = content.table, content.table.datasets
-    stars = _stars(content)
+    dice, hd95 = _stars(content), _stars(content, "HD95")
     lines = [
         Line((f"{PERCENT}, {content.dataset}",
-              *(stars[r.row.name] + _percent(r.mean_sd("Dice")) for r in content.rows))),
-        Line((f"{_hd95(content.rows)}, {content.dataset}", *(_mm(r.mean_sd("HD95")) for r in content.rows))),
+              *(dice[r.row.name] + _percent(r.mean_sd("Dice")) for r in content.rows))),
+        Line((f"{_hd95(content.rows)}, {content.dataset}",
+              *(hd95[r.row.name] + _mm(r.mean_sd("HD95")) for r in content.rows))),
     ]  # fmt: skip
     if table.costs:
         lines.append(Line((f"memory, {content.dataset}", *map(_gb, content.rows))))
@@ -141,7 +145,11 @@ def _by_columns(content: Content) -> Grid:
         lines.append(Line((f"{MM}, {where}", *(_of_paper(f)[1] for f in figures)), printed=True))
         if table.costs:
             lines.append(Line((f"GPU memory, {where}", *(f.memory if f else "-" for f in figures)), printed=True))
-    return Grid("", (), ("", *(_title(r.row) for r in content.rows)), tuple(lines), (_note(content),))
+    notes = [_note(content)]
+    if len(levels) > 1:
+        others = ", ".join(level for level in levels if level != content.level.partition("_")[0])
+        notes.append(f"The paper has this table for {len(levels)} numbers of training scans: --level {others} too.")
+    return Grid("", (), ("", *(_title(r.row) for r in content.rows)), tuple(lines), tuple(notes))
 
 
 def _by_labels(content: Content) -> Grid:
@@ -150,16 +158,16 @@ def _by_labels(content: Content) -> Grid:
     columns, same = _columns(content, paper)
     excluded = [name for name in content.labels if plain(name) in table.excluded]
     head = ["", "", *columns, MEAN, *([MEAN_EXCL] if table.excluded else [])]
-    lines, stars = [], _stars(content)
+    lines = []
     for title, metric, form in ((PERCENT, "Dice", _percent), (_hd95(content.rows), "HD95", _mm)):
         lines.append(Line((title,)))
-        block, group = [], ""
+        block, group, marked = [], "", _stars(content, metric)
         for r in content.rows:
             if r.row.group and r.row.group != group:
                 group = r.row.group
                 block.append(Line((group,)))
             cells = [_title(r.row), "here", *(form(r.mean_sd(metric, name)) for name in columns.values())]
-            cells.append((stars[r.row.name] if metric == "Dice" else "") + form(r.mean_sd(metric)))
+            cells.append(marked[r.row.name] + form(r.mean_sd(metric)))
             if table.excluded:
                 cells.append(form(r.mean_sd(metric, without=table.excluded)) if excluded else "-")
             block.append(Line(tuple(cells)))
@@ -243,19 +251,23 @@ def _efficiency(content: Content) -> Grid:
 def _ultrasound(content: Content) -> Grid:
     """Table XII: F1, ARE, TP and FP over all test images; ours, and the paper's below."""
     head = ["", "", *(f"{NAMES[m]} (%)" for m in BUS_METRICS)]
-    lines, group = [], ""
+    lines, group, marked = [], "", image_stars(content.rows, content.statistics)
     for r in content.rows:
         if r.row.group != group:
             group = r.row.group
             lines.append(Line((group,)))
-        values = r.bus()
-        lines.append(Line((_title(r.row), "here", *(_pair(*values[m]) for m in BUS_METRICS))))
+        values, name = r.bus(), r.row.name
+        cells = (marked.get((name, m), "") + _pair(*values[m]) for m in BUS_METRICS)
+        lines.append(Line((_title(r.row), "here", *cells)))
         for figure in r.row.paper:
             cells = (_pair(*figure.dice_by[m]) for m in BUS_METRICS)
             lines.append(Line(("", "paper", *cells), printed=True))
     for other in content.table.references:
         lines.append(Line((other.label, "paper", *(_pair(*other.dice_by[m]) for m in BUS_METRICS)), printed=True))
-    return Grid("", (), tuple(head), tuple(lines), ())
+    note = (
+        "* significant difference to MRE-Net of the same group over the test images (p corrected < .05, statistics {})."
+    )
+    return Grid("", (), tuple(head), tuple(lines), (note.format(content.statistics),))
 
 
 _LAYOUTS = {
@@ -290,11 +302,8 @@ def _cells(values: Mapping[str, tuple[float, float]], head: Sequence[str]) -> li
     return [_pair(*values[name]) if name in values else "-" for name in head[2:]]
 
 
-def _stars(content: Content) -> dict[str, str]:
-    """An asterisk for each row whose Dice differs significantly from the reference row's."""
-    compared = comparisons(content.rows, content.reference, "Dice", content.statistics)
-    significant = {name for name, c in compared.items() if c.p_corrected < SIGNIFICANT}
-    return {r.row.name: "*" if r.row.name in significant else "" for r in content.rows}
+def _stars(content: Content, metric: str = "Dice") -> dict[str, str]:
+    return stars(content.rows, content.reference, metric, content.statistics)
 
 
 def _bold(lines: Sequence[Line], columns: Mapping[int, bool]) -> tuple[Line, ...]:

@@ -49,8 +49,19 @@ def panels_of(rows: Sequence[RowResult]) -> dict[str, list[Panel]]:
                 files.setdefault(name, Panel(r.row.label, local, run.cases[name]["Dice"]))
         for name, panel in files.items():
             found.setdefault(name, []).append(panel)
-    most = max(([p.title for p in panels] for panels in found.values()), key=len, default=[])
+    most = _most(found)
     return {name: panels for name, panels in found.items() if [p.title for p in panels] == most}
+
+
+def _most(found: Mapping[str, Sequence[Panel]]) -> list[str]:
+    """The rows of the scan that the most rows have tested."""
+    return max(([p.title for p in panels] for panels in found.values()), key=len, default=[])
+
+
+def left_out(rows: Sequence[RowResult], found: Mapping[str, Sequence[Panel]]) -> list[str]:
+    """The labels of the rows with runs that have tested none of the scans to draw (``found`` by `panels_of`)."""
+    drawn = set(_most(found))
+    return [r.row.label for r in rows if r.runs and r.row.label not in drawn]
 
 
 def chosen_scans(found: Mapping[str, Sequence[Panel]], reference: str) -> list[str]:

@@ -54,9 +54,11 @@ class Row:
     def recipe_at(self, base: Base) -> str:
         """The recipe of the row at the given base."""
         if self.baseline:
-            recipe = baseline(self.baseline).recipe
+            method = baseline(self.baseline)
+            if base == "small":
+                return SMALL_OF.get(method.recipe, method.recipe)
             of_paper = {small: paper for paper, small in SMALL_OF.items()}
-            return of_paper.get(recipe, recipe) if base == "paper" else SMALL_OF.get(recipe, recipe)
+            return method.paper_recipe or of_paper.get(method.recipe, method.recipe)
         return SMALL_OF.get(self.recipe, self.recipe) if base == "small" else self.recipe
 
     def same_as(self, other: Row) -> bool:

@@ -41,6 +41,7 @@ class Run:
     inputs: Mapping[str, str] = field(default_factory=dict)  # case -> hash of what was trained on and scored
     crop_given: bool = False  # whether the hashes cover boxes of crops.json
     unit: Unit = "mm"  # of HD95
+    unlabelled: int = 0  # scans of which a baseline used the image alone
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class RowResult:
         """Mean and standard deviation over all test images of the metrics of breast ultrasound, %."""
         values: dict[str, list[float]] = {name: [] for name in BUS_METRICS}
         for run in self.runs.values():
-            for metrics in _bus_of(run):
+            for metrics in bus_of(run).values():
                 for name in BUS_METRICS:
                     values[name].append(100 * metrics[name])
         return {name: mean_sd([v for v in found if not math.isnan(v)]) for name, found in values.items()}
@@ -169,16 +170,20 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         inputs=inputs if isinstance(inputs := summary.get("inputs"), dict) else {},
         crop_given=plan.preprocessing.crop == "given",
         unit=unit_of(summary.get(UNIT_KEY)),
+        unlabelled=len(set(summary.get("learned_from", ())) - set(plan.fold.train if plan.fold else ())),
     )
 
 
-def _bus_of(run: Run) -> list[Mapping[str, float]]:
+def bus_of(run: Run) -> dict[str, Mapping[str, float]]:
     """The metrics of breast ultrasound of each test image of a run: the mean over its labels. None of volumes."""
     summary: dict[str, Any] = read_json(run.folder / "validation" / "summary.json", "summary of a fold")
     numbers = summary.get("labels", {})
     chosen = {str(numbers[name]) for name in next(iter(run.labels.values()), ()) if name in numbers}
-    return [
-        {name: mean([row[name] for n, row in case["bus"].items() if not chosen or n in chosen]) for name in BUS_METRICS}
+    return {
+        case["case"]: {
+            name: mean([row[name] for n, row in case["bus"].items() if not chosen or n in chosen])
+            for name in BUS_METRICS
+        }
         for case in summary["metric_per_case"]
         if case.get("bus")
-    ]
+    }

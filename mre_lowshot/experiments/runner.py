@@ -22,6 +22,7 @@ from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import load_plan, results_folder, same_plan
 from mre_lowshot.data.dataset import Case, Dataset
 from mre_lowshot.data.splits import Split
+from mre_lowshot.data.vocabulary import is_ct
 from mre_lowshot.errors import UserError
 from mre_lowshot.experiments.resources import Resources
 from mre_lowshot.experiments.tables import Base, Row, plan_name
@@ -94,6 +95,8 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
         device = replace(device, kind="cpu")
     name = setting.plan_of(row)
     plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
+    if row.baseline and setting.base == "paper" and facts.has_crops and any(map(is_ct, facts.channel_names)):
+        plan = with_changes(plan, {"preprocessing.crop": "given"}, "mre_experiment")  # as the other rows, one task
     plan = with_changes(plan, dict(setting.changes))
     changes = dict(setting.changes) | dict(row.changes)
     iterations = quick_iterations(plan) if setting.quick and setting.iterations is None else setting.iterations

@@ -186,9 +186,10 @@ def _chosen_rows(table: Table, names: Sequence[str] | None, base: Base) -> list[
 
 
 def _paper_labels(table: Table, dataset: Dataset) -> list[str] | None:
-    """``["paper"]`` for the paper's own dataset in a table with a column for each label, as the paper scores some."""
+    """``["paper"]`` for the paper's own dataset in a table with the paper's figures of it, which are of some labels."""
     groups = groups_of(list(dataset.labels))
-    return ["paper"] if table.layout == "labels" and groups and groups.dataset in table.datasets else None
+    shown = {figure.dataset for row in table.rows for figure in row.paper}
+    return ["paper"] if groups and groups.dataset in shown else None
 
 
 def _run_rows(run: Run, dataset: Dataset) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mre_lowshot import devices
 from mre_lowshot.data.dataset import Dataset
 from mre_lowshot.experiments.figures import FigureOf
-from mre_lowshot.experiments.panels import draw_panels
+from mre_lowshot.experiments.panels import draw_panels, left_out, panels_of
 from mre_lowshot.experiments.results import RowResult
 from mre_lowshot.experiments.tsne import draw_embeddings
 from mre_lowshot.workflows.experiment_tasks import Run
@@ -33,7 +33,7 @@ def draw(
     by_name = {result.row.name: result for result in results}
     rows = [by_name[name] for name in names if name in by_name]
     kind = figure.kind if figure else "panels"
-    where = f"{dataset.name}, base {run.setting.base}" + (f". {run.quick}" if run.quick else "")
+    where = f"{dataset.name}, base {run.setting.base}" + (f". {run.remark}" if run.remark else "")
     path = run.folder_of(dataset.name) / f"{figure.name if figure else 'panels'}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "embeddings":
@@ -44,4 +44,9 @@ def draw(
     title = f"{figure.title if figure else f'{run.table.name}: segmentations'}. {where}"
     chosen = labels or [name for name, value in dataset.labels.items() if value]
     draw_panels(path, rows, dataset, reference=run.reference, title=title, labels=chosen)
+    if missing := left_out(rows, panels_of(rows)):
+        run.reporter.warning(
+            f"{path.name} lacks {', '.join(missing)}: the other rows tested other scans; --folds with several folds "
+            "gives them test scans in common"
+        )
     return path

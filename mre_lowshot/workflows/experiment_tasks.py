@@ -100,6 +100,7 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     tasks: list[Task] = []
     left_out: list[str] = []
     earlier: list[tuple[Row, Plan]] = []
+    noted: set[str] = set()
     # the reference first, so that a row that equals it is left out, and not the reference
     for row in sorted(run.rows, key=lambda row: row.name != run.reference):
         try:
@@ -118,6 +119,9 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
                 raise
             left_out.append(f"row {row.name} is left out: {problem}")
             continue
+        for note in {reason for reason in found[0][1].reasons.values() if reason.startswith("NOTE ")} - noted:
+            run.reporter.warning(f"row {row.name}: {note}")
+            noted.add(note)
         earlier += [] if row.baseline else [(row, found[0][1])]
         for setting, plan in found:
             made = _jobs(run, row, setting, plan, folds=folds, prepared=folder, device=device)

@@ -61,6 +61,7 @@ class Baseline:
         source: the publication, and the section of the paper that compares with it.
         fit: learns from a fold.
         recipe: whose preprocessing it uses.
+        paper_recipe: instead of it at the paper's size; empty: that of the same name at this size.
         package: that it needs beyond the core, as it is imported (``sklearn``); empty for none.
         check: raises a UserError where something else that it needs is missing, as a program.
         axes: numbers of spatial axes that it works on.
@@ -75,6 +76,7 @@ class Baseline:
     source: str
     fit: Callable[[BaselineFold], Segmenter]
     recipe: str = "paper_small"
+    paper_recipe: str = ""
     package: str = ""
     check: Callable[[], object] | None = None
     axes: tuple[int, ...] = (2, 3)

@@ -119,6 +119,7 @@ BASELINES: dict[str, Baseline] = {
         SOURCE,
         partial(fit, mode=mode, wanted=wanted),
         recipe="paper_aug_small",
+        paper_recipe="unet_aug",  # its segmenter is the U-Net, which the paper trains so (Table I)
         axes=(3,),
         extended=(0, 1, 2),
     )

@@ -72,6 +72,7 @@ TABLE7 = Table(
             "71.61 (5.49) 78.32 (0.93) 81.11 (1.04)",
             "2.10 (0.15) 5.32 (1.46) 1.51 (0.21) 10.51 (1.51) 2.73 (0.18) 6.50 (1.45) 7.76 (3.78) 13.23 (8.80) "
             "6.34 (1.87) 5.74 (1.79)")),
+        Row("ants_3", "ANTs-3 (not in the paper)", baseline="ants", level="3shot", group=FEW),
         Row("mre_2", "MRE-Net-2", level="2shot", group=FEW, paper=_brain(
             "82.34 (1.03) 78.94 (1.39) 84.78 (0.97) 68.67 (14.26) 76.77 (0.66) 92.23 (3.77) 88.61 (0.84) "
             "72.06 (2.42) 80.55 (1.31) 82.25 (1.23)",
@@ -141,6 +142,7 @@ TABLE8 = Table(
             "*34.98 (3.73)",
             "63.30 (10.57) 42.44 (13.59) 105.26 (29.81) 41.56 (16.76) 43.78 (10.11) 31.72 (7.70) 33.09 (5.89) "
             "70.33 (7.43) *53.93 (15.47)")),
+        Row("ants_3", "ANTs-3 (not in the paper)", baseline="ants", level="3shot"),
         Row("unet_1_aug", "Aug. + U-Net-1", UNET, recipe="paper_aug", level="1shot", base="small", paper=_UNET_AUG_8),
         Row("unet_1_aug_literal", "Aug. + U-Net-1", recipe="unet_aug", level="1shot", base="paper",
             paper=_UNET_AUG_8),

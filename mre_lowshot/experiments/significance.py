@@ -1,0 +1,50 @@
+"""The asterisks of the tables: which rows differ significantly from the row that they are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from mre_lowshot.evaluation.bus import BUS_METRICS
+from mre_lowshot.evaluation.statistics import Method, bonferroni, holm, paired_t, sign_flip
+from mre_lowshot.experiments.report import common_runs, comparisons
+from mre_lowshot.experiments.results import RowResult, bus_of, mean
+
+SIGNIFICANT = 0.05
+
+
+def stars(rows: Sequence[RowResult], reference: str, metric: str, method: Method) -> dict[str, str]:
+    """An asterisk for each row whose ``metric`` differs significantly from that of the row ``reference``."""
+    compared = comparisons(rows, reference, metric, method)
+    significant = {name for name, c in compared.items() if c.p_corrected < SIGNIFICANT}
+    return {r.row.name: "*" if r.row.name in significant else "" for r in rows}
+
+
+def image_stars(rows: Sequence[RowResult], method: Method) -> dict[tuple[str, str], str]:
+    """Table XII: an asterisk for each row and metric that differs significantly, over the test images, from MRE-Net
+    in its group (the first row), if both were trained on the same images. A test image of several runs counts once,
+    with its mean. All comparisons of a metric are one family."""
+    found: dict[tuple[str, str], str] = {}
+    for metric in BUS_METRICS:
+        names, p = [], []
+        for r in rows:
+            first = next(one for one in rows if one.row.group == r.row.group)
+            differences = _image_differences(r, first, metric)
+            if r is not first and not first.row.baseline and differences:
+                names.append(r.row.name)
+                p.append(sign_flip(differences) if method == "default" else paired_t(differences))
+        corrected = holm(p) if method == "default" else bonferroni(p)
+        found |= {(name, metric): "*" for name, value in zip(names, corrected, strict=True) if value < SIGNIFICANT}
+    return found
+
+
+def _image_differences(row: RowResult, other: RowResult, metric: str) -> list[float]:
+    by_image: dict[str, list[float]] = defaultdict(list)
+    for keys in common_runs(row, other).values():
+        for key in keys:
+            ours, theirs = bus_of(row.runs[key]), bus_of(other.runs[key])
+            for name in ours.keys() & theirs.keys():
+                by_image[name].append(ours[name][metric] - theirs[name][metric])
+    means = (mean(values) for _, values in sorted(by_image.items()))
+    return [value for value in means if not math.isnan(value)]
