@@ -16,7 +16,8 @@ from mre_lowshot.experiments import tables
 from mre_lowshot.experiments.baselines import registry
 from mre_lowshot.experiments.baselines.base import Baseline
 from mre_lowshot.experiments.resources import Resources
-from mre_lowshot.experiments.runner import summary_path_of
+from mre_lowshot.experiments.results import collect
+from mre_lowshot.experiments.runner import Setting, summary_path_of
 from mre_lowshot.experiments.tables import Row, Table
 from mre_lowshot.workflows import experiment_progress
 from mre_lowshot.workflows.experiment_progress import RunTimes
@@ -147,6 +148,29 @@ def test_an_interrupted_baseline_segments_the_other_scans_only(space, fakes, cap
     CALLS.clear()
     assert run(space, "--folds", 0, "--rows", "bright") == 0
     assert CALLS == ["fit", "phantom_002"]
+
+
+def test_the_summary_names_what_a_baseline_learned_from_in_a_resumed_run_too(space, fakes, monkeypatch, capsys):
+    """It reads one unlabelled scan, a test scan; the other test scan it only segments."""
+
+    def reads_one(fold):
+        assert fold.unlabelled[0].name == "phantom_002"
+        return lambda case: np.eye(fold.classes, dtype=np.float32)[np.zeros(case.image.shape[1:], int)].transpose(
+            3, 0, 1, 2
+        )
+
+    sys.modules["fake_baselines"].ONE = Baseline("one", "reads one", "a test", reads_one)
+    monkeypatch.setitem(registry.PLACES, "one", "fake_baselines:ONE")
+    rows = (Row("one", "SAS-aug-5", baseline="one"),)
+    monkeypatch.setitem(tables.TABLES, "fake", replace(tables.TABLES["fake"], rows=rows, reference="one"))
+    path = space.model("baseline_one") / "fold_0/validation/summary.json"
+    for _ in range(2):
+        assert run(space, "--folds", 0) == 0
+        assert json.loads(path.read_text())["learned_from"] == ["phantom_001", "phantom_002"]
+        (found,) = collect(rows, [Setting()], space.root / "results", "Dataset900_Synthetic", None)
+        assert found.runs[(0, 0)].unlabelled == 1
+        assert "SAS-aug-5 was trained on 1 scan here, not 5." in capsys.readouterr().out
+        path.unlink()
 
 
 def test_a_fold_that_was_scored_on_other_input_is_not_done(space, fakes, capsys, monkeypatch):

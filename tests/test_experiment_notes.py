@@ -12,6 +12,7 @@ from mre_lowshot.evaluation.bus import BUS_METRICS
 from mre_lowshot.experiments.baselines import registry
 from mre_lowshot.experiments.layouts import layout
 from mre_lowshot.experiments.notes import count_notes, crop_notes
+from mre_lowshot.experiments.panels import left_out, panels_of
 from mre_lowshot.experiments.runner import Setting, plan_row
 from mre_lowshot.experiments.significance import image_stars
 from mre_lowshot.experiments.tables import TABLES
@@ -39,7 +40,7 @@ def test_rows_of_two_tasks_are_named():
 
     assert "no row was" in notes()[0]
     assert "all rows were" in notes(ants_1=True, mre_1=True)[0]
-    assert "Here MRE-Net-1 were (crops.json), and the other rows were not: these are two tasks" in notes(mre_1=True)[0]
+    assert "only these rows were (crops.json): MRE-Net-1. The others have another task" in notes(mre_1=True)[0]
     assert notes()[0] in layout(content).notes
     assert crop_notes(content.table, content.rows, ("liver", "spleen")) == []  # not the paper's dataset
     brain = made("table7", {"mre_1": (0.5,)}, ORGANS)
@@ -50,15 +51,16 @@ def test_the_number_of_scans_is_noted_where_it_is_not_that_of_the_label():
     content = made("table8", {"unet_20_aug": (0.5, 0.6), "mre_1": (0.6, 0.7)})
     ten = tuple(f"scan{n}" for n in range(10))
     rows = changed(content.rows, unet_20_aug={"train": ten})
-    assert count_notes(rows) == ["Aug. + U-Net-20: 10 training scan(s) here."]
+    assert count_notes(rows) == ["Aug. + U-Net-20 was trained on 10 scans here, not 20."]
     content = made("table11", {"dataaug_sas_20": (0.5,), "dataaug_sas_5": (0.5,), "mre": (0.5,)})
+    assert count_notes(content.rows) == []  # of an earlier version, which did not keep the number
     rows = changed(content.rows, dataaug_sas_20={"unlabelled": 9}, dataaug_sas_5={"unlabelled": 5})
-    assert count_notes(rows) == ["SAS-aug-20: 9 unlabelled scan(s) here."]
+    assert count_notes(rows) == ["SAS-aug-20 used 9 unlabelled scans here, not 20."]
 
 
 def test_table_4_names_the_other_half_of_the_papers_table():
     notes = layout(made("table4", {"m1": (0.5,)})).notes
-    assert any("--level 3shot too" in note for note in notes)
+    assert any("with 1shot and 3shot; --level chooses one" in note for note in notes)
     assert not any("--level" in note for note in layout(made("table5", {"average": (0.5,)})).notes)
 
 
@@ -73,6 +75,9 @@ def test_hd95_has_asterisks_of_its_own():
              for r in content.rows]  # fmt: skip
     cells = layout(replace(content, rows=equal)).lines[1].cells
     assert (cells[1][0], cells[2]) == ("*", "3.00 (0.00)")
+    for name in ("cosine", "euclidean"):  # the mean of a row that missed a structure is of other structures
+        rows = changed(content.rows, **{name: {"missed": 1}})
+        assert layout(replace(content, rows=rows)).lines[1].cells[1:3] == (lines[1].cells[1], lines[1].cells[2][1:])
 
 
 @pytest.mark.parametrize("method", ["default", "paper"])
@@ -93,6 +98,7 @@ def test_ultrasound_is_compared_over_images_within_a_group(tmp_path, method):
         write_json(folder / "validation/summary.json", {"metric_per_case": cases})
         rows.append(replace(r, runs={key: replace(run, folder=folder) for key, run in r.runs.items()}))
     assert image_stars(rows, method) == {("fcn_1", metric): "*" for metric in BUS_METRICS}
+    assert image_stars(rows[::-1], method) == image_stars(rows, method)
     lines = layout(replace(content, rows=rows, statistics=method)).lines
     cells = [line.cells[2] for line in lines if line.cells[0] == "FCN"]
     assert [cell.startswith("*") for cell in cells] == [True, False, False, False]
@@ -124,3 +130,29 @@ def test_ants_has_rows_with_several_atlases():
         row = TABLES[name].row("ants_3")
         assert row.baseline == "ants"
         assert Setting("small", "1shot_seven").level_of(row) == "3shot_seven"
+
+
+def test_the_plan_of_a_baseline_states_why_its_scans_are_cropped(monkeypatch):
+    monkeypatch.setattr(registry, "require_programs", lambda method: None)
+    facts = DatasetFacts("Dataset001_X", ("CT",), numbered("organ"), None, ".nii.gz", has_crops=True)
+    fingerprint = dataset_fingerprint("Dataset001_X", {str(n): c for n, c in enumerate(CT)})
+    row = TABLES["table8"].row("ants_1")
+    plan = plan_row(row, Setting("paper", iterations=300), facts, fingerprint, Device(*GPU80))
+    assert plan.reasons["crop"].startswith("boxes of crops.json")
+
+
+def test_rows_of_one_label_are_told_apart_in_pictures(tmp_path):
+    """MRE-Net with 1 % and with 5 % of the images, which tested other images."""
+    content = made("table12", {"mre_1": (0.5,), "fcn_1": (0.5,), "mre_5": (0.5,)})
+    rows = []
+    for r in content.rows:
+        folder = tmp_path / r.row.name
+        (folder / "validation").mkdir(parents=True)
+        name = "other" if r.row.name == "mre_5" else "x"
+        cases = [{"case": name, "prediction_file": f"{name}.png"}]
+        write_json(folder / "validation/summary.json", {"metric_per_case": cases})
+        runs = {k: replace(run, folder=folder, cases={name: {"Dice": 0.5}}) for k, run in r.runs.items()}
+        rows.append(replace(r, runs=runs))
+    found = panels_of(rows)
+    assert {name: [p.title for p in panels] for name, panels in found.items()} == {"x": ["MRE-Net, 1 %", "FCN"]}
+    assert left_out(rows, found) == ["MRE-Net"]

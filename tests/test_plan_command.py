@@ -221,7 +221,7 @@ def test_a_batch_that_the_gpus_cannot_share_is_refused_before_it_is_planned(spac
     odd = ("recipe.sampling.batch_size=4",)
     assert space.plan("--no_pp", "--gpus", "3", name="Three", settings=odd) == 2
     said = capsys.readouterr().err
-    assert "batch_size 4 cannot be divided evenly among 3 processes" in said
+    assert "--gpus 3: recipe.sampling.batch_size 4 cannot be divided evenly among 3 processes" in said
     assert "recipe.sampling.batch_size=3" in said
     assert not (space.prepared / "Three.json").exists()
     assert space.plan("--no_pp", "--gpus", "3", name="Three", settings=("recipe.sampling.batch_size=3",)) == 0

@@ -69,7 +69,7 @@ def score_scans(
         warped: receives from ``segment`` the label maps (D, H, W) that registration alone gives, by case; they are
             scored and removed.
         more: further entries of the summary.
-        learned_from: other cases than the fold's whose images were used.
+        learned_from: cases that a baseline learned from, training scans included.
         on_case: called with the name of each case that was scored.
         log: receives messages.
 
@@ -95,8 +95,8 @@ def score_scans(
             truth = read_labels(reference, like=prediction.labels.geometry)
             predicted, spacing = prediction.labels.array, truth.geometry.spacing
             metrics = case_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
-            if warped and name in warped:
-                alone[name] = registration_alone.label_dice(truth.array, warped.pop(name), labels, plan.ignore_label)
+            moved = warped.pop(name, None) if warped is not None else None
+            before = moved is not None and registration_alone.label_dice(truth.array, moved, labels, plan.ignore_label)
             if predicted.shape[0] == 1:
                 images[name] = bus_metrics(truth.array, predicted, labels, spacing, ignore_label=plan.ignore_label)
             if (refined := prediction.refined) is None:
@@ -108,6 +108,8 @@ def score_scans(
             log_unexpected(problem, log)
             continue
         qualities[name], warnings[name] = prediction.quality, prediction.warnings
+        if before:
+            alone[name] = before
         results.append(CaseResult(name, metrics, str(out), str(reference), unit_of_volume(truth)))
         if on_case:
             on_case(name)

@@ -10,7 +10,7 @@ from mre_lowshot.data.paper_datasets import KNOWN, plain
 from mre_lowshot.evaluation.bus import BUS_METRICS
 from mre_lowshot.evaluation.statistics import Method
 from mre_lowshot.experiments.grid import Grid, Line
-from mre_lowshot.experiments.notes import count_notes, crop_notes
+from mre_lowshot.experiments.notes import notes_of
 from mre_lowshot.experiments.records import MEAN, MEAN_EXCL, Figure, Reference, Row, Table
 from mre_lowshot.experiments.report import comparisons
 from mre_lowshot.experiments.results import RowResult, unit_of_rows
@@ -26,8 +26,8 @@ _SHORT = {
 }
 PERCENT, MM, PIXELS = "Dice (%)", "HD95 (mm)", "HD95 (px)"
 _NOTE = (
-    "Means (SD over runs). * significant difference to {} (p corrected < .05, statistics {}); rows trained on "
-    "other scans are not compared. Lines and columns 'paper': as printed, without its asterisks"
+    "Means (SD over runs). * significant difference from {} in this metric (p corrected < .05, statistics {}); rows "
+    "trained on other scans are not compared. Lines and columns 'paper': as printed, without its asterisks"
 )
 
 
@@ -62,8 +62,7 @@ def layout(content: Content, *, quick: str = "") -> Grid | None:
     made = _LAYOUTS[table.layout](content)
     source = f" ({table.source} of the paper)" if table.source else ""
     title = f"{table.name}{source}: {table.title}. {content.dataset}, {content.level}"
-    notes = [*made.notes, *([table.note] if table.note else []), *crop_notes(table, content.rows, content.labels)]
-    notes += count_notes(content.rows)
+    notes = [*made.notes, *([table.note] if table.note else []), *notes_of(table, content.rows, content.labels)]
     return replace(made, title=title + (f". {quick}" if quick else ""), notes=tuple(notes))
 
 
@@ -147,8 +146,7 @@ def _by_columns(content: Content) -> Grid:
             lines.append(Line((f"GPU memory, {where}", *(f.memory if f else "-" for f in figures)), printed=True))
     notes = [_note(content)]
     if len(levels) > 1:
-        others = ", ".join(level for level in levels if level != content.level.partition("_")[0])
-        notes.append(f"The paper has this table for {len(levels)} numbers of training scans: --level {others} too.")
+        notes.append(f"The paper has this table with {' and '.join(levels)}; --level chooses one.")
     return Grid("", (), ("", *(_title(r.row) for r in content.rows)), tuple(lines), tuple(notes))
 
 
@@ -265,9 +263,9 @@ def _ultrasound(content: Content) -> Grid:
     for other in content.table.references:
         lines.append(Line((other.label, "paper", *(_pair(*other.dice_by[m]) for m in BUS_METRICS)), printed=True))
     note = (
-        "* significant difference to MRE-Net of the same group over the test images (p corrected < .05, statistics {})."
+        "* significant difference from MRE-Net of the same group, over the test images (p corrected < .05, statistics "
     )
-    return Grid("", (), tuple(head), tuple(lines), (note.format(content.statistics),))
+    return Grid("", (), tuple(head), tuple(lines), (f"{note}{content.statistics}).",))
 
 
 _LAYOUTS = {

@@ -28,6 +28,7 @@ WIDTH = 2.3  # inches a panel
 class Panel:
     """The label map of a scan by one row."""
 
+    row: str  # its name
     title: str
     file: Path
     dice: float
@@ -39,38 +40,40 @@ def panels_of(rows: Sequence[RowResult]) -> dict[str, list[Panel]]:
     tested (of seven scans, fold 0 of one-, three- and six-shot has no test scan in common)."""
     found: dict[str, list[Panel]] = {}
     shown = [r for r in rows if r.runs]
+    labels = [r.row.label for r in shown]
     for r in shown:
+        title = r.row.label if labels.count(r.row.label) < 2 else f"{r.row.label}, {r.row.group or r.row.name}"
         files: dict[str, Panel] = {}
         for run in r.runs.values():
             summary = read_json(run.folder / "validation" / "summary.json", "summary of a fold")
             for case in summary["metric_per_case"]:
                 file, name = Path(case["prediction_file"]), case["case"]
                 local = run.folder / "validation" / file.name  # the results folder may have been moved
-                files.setdefault(name, Panel(r.row.label, local, run.cases[name]["Dice"]))
+                files.setdefault(name, Panel(r.row.name, title, local, run.cases[name]["Dice"]))
         for name, panel in files.items():
             found.setdefault(name, []).append(panel)
     most = _most(found)
-    return {name: panels for name, panels in found.items() if [p.title for p in panels] == most}
+    return {name: panels for name, panels in found.items() if [p.row for p in panels] == most}
 
 
 def _most(found: Mapping[str, Sequence[Panel]]) -> list[str]:
-    """The rows of the scan that the most rows have tested."""
-    return max(([p.title for p in panels] for panels in found.values()), key=len, default=[])
+    """The names of the rows of the scan that the most rows have tested."""
+    return max(([p.row for p in panels] for panels in found.values()), key=len, default=[])
 
 
 def left_out(rows: Sequence[RowResult], found: Mapping[str, Sequence[Panel]]) -> list[str]:
     """The labels of the rows with runs that have tested none of the scans to draw (``found`` by `panels_of`)."""
     drawn = set(_most(found))
-    return [r.row.label for r in rows if r.runs and r.row.label not in drawn]
+    return [r.row.label for r in rows if r.runs and r.row.name not in drawn]
 
 
 def chosen_scans(found: Mapping[str, Sequence[Panel]], reference: str) -> list[str]:
-    """The scans to show: the worst, the middle and the best by the Dice of the row labelled ``reference`` (of the first
+    """The scans to show: the worst, the middle and the best by the Dice of the row named ``reference`` (of the first
     row where it has none)."""
 
     def dice(name: str) -> float:
         panels = found[name]
-        value = next((p.dice for p in panels if p.title == reference), panels[0].dice)
+        value = next((p.dice for p in panels if p.row == reference), panels[0].dice)
         return -1.0 if math.isnan(value) else value
 
     ranked = sorted(found, key=lambda name: (dice(name), name))
@@ -102,8 +105,7 @@ def draw_panels(
     found = panels_of(rows)
     if not found:
         raise UserError(f"{title}: no scan has been tested by all rows that have runs; run them on the same folds")
-    label = next((r.row.label for r in rows if r.row.name == reference), "")
-    scans = chosen_scans(found, label)
+    scans = chosen_scans(found, reference)
     cases = {case.name: case for case in dataset.labelled}
     numbers = {name: value for name, value in dataset.labels.items() if name in labels and value}
     colours = {value: colour for value, colour in label_colours(numbers).items() if value in numbers.values()}

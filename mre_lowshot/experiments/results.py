@@ -41,7 +41,7 @@ class Run:
     inputs: Mapping[str, str] = field(default_factory=dict)  # case -> hash of what was trained on and scored
     crop_given: bool = False  # whether the hashes cover boxes of crops.json
     unit: Unit = "mm"  # of HD95
-    unlabelled: int = 0  # scans of which a baseline used the image alone
+    unlabelled: int | None = None  # scans of which a baseline used the image alone; None: not known
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,12 @@ def _run(path: Path, fold: int, labels: Sequence[str] | None) -> Run:
         inputs=inputs if isinstance(inputs := summary.get("inputs"), dict) else {},
         crop_given=plan.preprocessing.crop == "given",
         unit=unit_of(summary.get(UNIT_KEY)),
-        unlabelled=len(set(summary.get("learned_from", ())) - set(plan.fold.train if plan.fold else ())),
+        unlabelled=_unlabelled(summary.get("learned_from"), plan.fold.train if plan.fold else ()),
     )
+
+
+def _unlabelled(learned_from: object, train: Sequence[str]) -> int | None:
+    return len(set(learned_from) - set(train)) if isinstance(learned_from, list) else None
 
 
 def bus_of(run: Run) -> dict[str, Mapping[str, float]]:

@@ -96,7 +96,9 @@ def plan_row(row: Row, setting: Setting, facts: DatasetFacts, fingerprint: dict[
     name = setting.plan_of(row)
     plan = make_plan(facts, fingerprint, device=device, recipe=row.recipe_at(setting.base), plans_name=name)
     if row.baseline and setting.base == "paper" and facts.has_crops and any(map(is_ct, facts.channel_names)):
-        plan = with_changes(plan, {"preprocessing.crop": "given"}, "mre_experiment")  # as the other rows, one task
+        crop = replace(plan.preprocessing, crop="given")
+        reason = "boxes of crops.json, as for the other rows of the table (mre_experiment)"
+        plan = replace(plan, preprocessing=crop, reasons={**plan.reasons, "crop": reason})
     plan = with_changes(plan, dict(setting.changes))
     changes = dict(setting.changes) | dict(row.changes)
     iterations = quick_iterations(plan) if setting.quick and setting.iterations is None else setting.iterations

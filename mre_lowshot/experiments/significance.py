@@ -15,23 +15,28 @@ SIGNIFICANT = 0.05
 
 
 def stars(rows: Sequence[RowResult], reference: str, metric: str, method: Method) -> dict[str, str]:
-    """An asterisk for each row whose ``metric`` differs significantly from that of the row ``reference``."""
+    """An asterisk for each row whose ``metric`` differs significantly from that of the row ``reference``. None for
+    distances where one of the two missed a structure: it has no distance, so that the means are of other structures."""
     compared = comparisons(rows, reference, metric, method)
     significant = {name for name, c in compared.items() if c.p_corrected < SIGNIFICANT}
+    if metric == "HD95":
+        missed = {r.row.name for r in rows if any(run.missed for run in r.runs.values())}
+        significant = set() if reference in missed else significant - missed
     return {r.row.name: "*" if r.row.name in significant else "" for r in rows}
 
 
 def image_stars(rows: Sequence[RowResult], method: Method) -> dict[tuple[str, str], str]:
     """Table XII: an asterisk for each row and metric that differs significantly, over the test images, from MRE-Net
-    in its group (the first row), if both were trained on the same images. A test image of several runs counts once,
+    in its group, if both were trained on the same images. A test image of several runs counts once,
     with its mean. All comparisons of a metric are one family."""
     found: dict[tuple[str, str], str] = {}
     for metric in BUS_METRICS:
         names, p = [], []
         for r in rows:
-            first = next(one for one in rows if one.row.group == r.row.group)
-            differences = _image_differences(r, first, metric)
-            if r is not first and not first.row.baseline and differences:
+            reference = next((one for one in rows if one.row.group == r.row.group and not one.row.baseline), None)
+            if reference is None or r is reference:
+                continue
+            if differences := _image_differences(r, reference, metric):
                 names.append(r.row.name)
                 p.append(sign_flip(differences) if method == "default" else paired_t(differences))
         corrected = holm(p) if method == "default" else bonferroni(p)

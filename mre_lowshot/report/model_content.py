@@ -32,11 +32,13 @@ from mre_lowshot.report.content import (
     LabelScore,
     Report,
     Training,
+    mean_of,
     ordered,
 )
 from mre_lowshot.report.findings import with_findings
 from mre_lowshot.trainers.step_log import NAME as STEPS
 
+CASES = "metric_per_case"  # of summary.json
 MOST_POINTS = 300  # of a curve
 # Where the value of a decision is in the plan, for those whose reason does not state it.
 _VALUES = {
@@ -291,15 +293,20 @@ def _calibration(fold: Path) -> Calibration | None:
 
 
 def _registration_alone(folds: Sequence[Path]) -> list[Fact]:
-    """The Dice of the warped labels, where all folds registered their test scans."""
-    found = []
+    """The Dice of the warped labels, where they were scored for all test scans; averaged as in `facts.headline`."""
+    by_label: dict[str, list[float]] = {}
     for fold in folds:
-        alone = stored.table(stored.json_of(fold / "validation" / "summary.json").get(registration_alone.KEY))
-        found.append(stored.number(stored.table(alone.get("foreground_mean")).get("Dice")))
-    if not found or any(map(math.isnan, found)):
+        for row in map(stored.table, stored.items(stored.json_of(fold / "validation" / "summary.json").get(CASES))):
+            alone = stored.table(row.get(registration_alone.KEY))
+            if not alone:
+                return []
+            for value, dice in alone.items():
+                by_label.setdefault(value, []).append(stored.number(dice))
+    mean = mean_of(mean_of(values) for values in by_label.values())
+    if math.isnan(mean):
         return []
-    note = "mean Dice of the warped labels, before network and refinement" + (", mean of the folds" * (len(found) > 1))
-    return [Fact("Dice, registration alone", facts.shown(math.fsum(found) / len(found)), note)]
+    note = "mean Dice of the warped labels, before network and refinement"
+    return [Fact("Dice, registration alone", facts.shown(mean), note)]
 
 
 def _warnings(folds: Sequence[Path], cases: Sequence[CaseContent]) -> tuple[str, ...]:

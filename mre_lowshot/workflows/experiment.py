@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mre_lowshot.experiments import report
 from mre_lowshot.experiments.figures import FIGURES
 from mre_lowshot.experiments.grid import FORMATS, Grid, in_format
 from mre_lowshot.experiments.layouts import Content, layout, plain_grid
+from mre_lowshot.experiments.notes import notes_of
 from mre_lowshot.experiments.present import present_runs
 from mre_lowshot.experiments.results import RowResult, collect
 from mre_lowshot.experiments.runner import (
@@ -253,8 +254,14 @@ def _report(
     text += f"\nlabels scored: {', '.join(labels)}" if labels else ""
     names = labels or [name for name, value in dataset.labels.items() if value]
     content = Content(run.table, rows, dataset.name, run.setting.level, run.reference, names, run.statistics)
-    grid = layout(content, quick=run.remark) or plain_grid(run.table, rows, *arguments, quick=run.remark)
-    if run.table.shows_more:
+    notes = notes_of(run.table, rows, names)
+    grid = layout(content, quick=run.remark)
+    if grid is None:
+        grid = plain_grid(run.table, rows, *arguments, quick=run.remark)
+        grid = replace(grid, notes=(*grid.notes, *notes))
+    if not run.table.shows_more:
+        text = "\n".join([text, *notes])
+    else:
         text = f"{in_format(grid, 'text')}\n{text}"
     shown_text = "\n".join(in_format(grid, name) for name in run.formats) if run.formats else text
     run.reporter.table(shown_text)

@@ -46,7 +46,7 @@ def draw(
     draw_panels(path, rows, dataset, reference=run.reference, title=title, labels=chosen)
     if missing := left_out(rows, panels_of(rows)):
         run.reporter.warning(
-            f"{path.name} lacks {', '.join(missing)}: the other rows tested other scans; --folds with several folds "
-            "gives them test scans in common"
+            f"{path.name} lacks {', '.join(missing)}: the other rows tested other scans; run them on several folds "
+            "(--folds 0 1 2), so that all rows have test scans in common"
         )
     return path

@@ -100,7 +100,7 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
     tasks: list[Task] = []
     left_out: list[str] = []
     earlier: list[tuple[Row, Plan]] = []
-    noted: set[str] = set()
+    noted: dict[str, list[str]] = {}
     # the reference first, so that a row that equals it is left out, and not the reference
     for row in sorted(run.rows, key=lambda row: row.name != run.reference):
         try:
@@ -119,15 +119,17 @@ def tasks_of(run: Run, dataset: Dataset, folder: Path) -> tuple[list[Task], int]
                 raise
             left_out.append(f"row {row.name} is left out: {problem}")
             continue
-        for note in {reason for reason in found[0][1].reasons.values() if reason.startswith("NOTE ")} - noted:
-            run.reporter.warning(f"row {row.name}: {note}")
-            noted.add(note)
+        for reason in found[0][1].reasons.values():
+            if reason.startswith("NOTE "):
+                noted.setdefault(reason, []).append(row.name)
         earlier += [] if row.baseline else [(row, found[0][1])]
         for setting, plan in found:
             made = _jobs(run, row, setting, plan, folds=folds, prepared=folder, device=device)
             # the iterations of a baseline are its own, unless the user or --quick limits them
             iterations = plan.recipe.optimizer.iterations if setting.quick else setting.iterations
             tasks += [Task(row, job, iterations) for job in made]
+    for reason, names in noted.items():
+        run.reporter.warning(f"rows {', '.join(names)}: {reason}")
     if left_out and not tasks:
         raise UserError(left_out[0])
     for line in left_out:

@@ -120,7 +120,7 @@ def plan(
         if keep_plan:
             made = load_plan(path)
             _check_kept_plan(made, path, found)
-            Processes(0, gpus).require_shares(made)
+            _check_shares(made, gpus)
         else:
             made = make_plan(
                 facts_of(found),
@@ -131,7 +131,7 @@ def plan(
                 plans_name=plans_name,
             )
             made = with_changes(made, rest)
-            Processes(0, gpus).require_shares(made)  # --set may have changed the batch that suited them
+            _check_shares(made, gpus)  # --set may have changed the batch that suited them
             _check_plan(made, path, overwrite=overwrite)
             write_json(path, to_json(made))
         write_fingerprint(folder, fingerprint)
@@ -265,6 +265,13 @@ def _check_plan(plan: Plan, path: Path, *, overwrite: bool) -> None:
             f"{path}: already exists and differs from the new plan ({why}; possible causes: edited by hand, "
             "other options, other scans); --keep_plan uses it, --overwrite replaces it, -p NAME makes another"
         )
+
+
+def _check_shares(plan: Plan, gpus: int) -> None:
+    try:
+        Processes(0, gpus).require_shares(plan)
+    except UserError as problem:
+        raise UserError(f"--gpus {gpus}: {problem}") from None
 
 
 def _report_plan(plan: Plan, path: Path, dataset: Dataset, reporter: Reporter) -> None:

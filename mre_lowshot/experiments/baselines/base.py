@@ -61,7 +61,7 @@ class Baseline:
         source: the publication, and the section of the paper that compares with it.
         fit: learns from a fold.
         recipe: whose preprocessing it uses.
-        paper_recipe: instead of it at the paper's size; empty: that of the same name at this size.
+        paper_recipe: the recipe at the paper's size; empty: the full-size counterpart of ``recipe``.
         package: that it needs beyond the core, as it is imported (``sklearn``); empty for none.
         check: raises a UserError where something else that it needs is missing, as a program.
         axes: numbers of spatial axes that it works on.

@@ -180,7 +180,8 @@ def _no_segmenter(case: PreparedCase) -> np.ndarray:
 
 class _Segmented:
     """The scans of an interrupted run that need not be segmented again. ``read`` has the hash of the files of each case
-    that the baseline learns from, and ``learned_from`` those cases, of earlier runs too."""
+    that the baseline learns from, and ``learned_from`` those cases, of earlier runs too. That set is filled in place,
+    because `score_scans` holds it from the beginning."""
 
     def __init__(self, folder: Path, scored: ScoredFold, job: FoldJob, read: Mapping[str, str]) -> None:
         self.path, self.scored, self.job = folder / SEGMENTED, scored, job
@@ -203,18 +204,20 @@ class _Segmented:
             if not {*self._train, name} <= entry["inputs"].keys() or self._record.changed(entry["inputs"]):
                 return None
             case = self.job.case(name)
-            self.learned_from |= entry["inputs"].keys()
+            learned = set(map(str, entry["learned_from"]))
             geometry = Geometry.from_json(case.geometry)
             quality = Quality(
                 str(entry["basis"]), float(entry["score"]), {int(k): _float(v) for k, v in entry["classes"].items()}
             )
-            return Prediction(name, read_labels(path, like=geometry), quality, plan.labels)
+            found = Prediction(name, read_labels(path, like=geometry), quality, plan.labels)
+            self.learned_from.update(learned)
+            return found
         except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
 
     def note(self, case: PreparedCase, quality: Quality) -> None:
         """Keep the quality of a new prediction until its label map is written, and what it depends on."""
-        self.learned_from |= self._read.keys()
+        self.learned_from.update(self._read)
         self._new[case.name] = quality, {**self._read, case.name: case.source}
 
     def save(self, name: str) -> None:
@@ -225,6 +228,7 @@ class _Segmented:
         self._listed[name] = {
             "sha256": sha256(self.scored.path_of(name)),
             "inputs": inputs,
+            "learned_from": sorted(self._read),
             "basis": quality.basis,
             "score": quality.score,
             "classes": {str(k): v for k, v in quality.classes.items()},

@@ -107,10 +107,10 @@ PARTS = Table(
         Row("with_all", "with prototypes, AMS and OHEM", {**WITH_DML, **WITH_AMS, **WITH_OHEM}, recipe="default",
             base="small"),
         _SAME["prior_input"],
-        Row("unet_prior", "U-Net (no DML, AMS, OHEM), same coordinates and prior, refined alike", _UNET_NETWORK,
+        Row("unet_prior", "U-Net (no DML, AMS, OHEM) with the same registration, prior and refinement", _UNET_NETWORK,
             recipe="default"),
         Row("unet_input", "the same, the prior an input", {**_UNET_NETWORK, **_INPUT}, recipe="default"),
-        Row("unet_refined", "U-Net (no DML, AMS, OHEM), same coordinates, no prior, refined alike",
+        Row("unet_refined", "U-Net (no DML, AMS, OHEM) with the same registration and refinement, no prior",
             {**_UNET_NETWORK, "network.atlas_prior": "false"}, recipe="default"),
     ),
 )  # fmt: skip
