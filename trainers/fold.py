@@ -20,6 +20,7 @@ from mre_lowshot.config import FoldDecisions, Plan
 from mre_lowshot.config.json import to_json
 from mre_lowshot.config.plan_files import results_folder
 from mre_lowshot.data.splits import Split
+from mre_lowshot.devices import where_it_fits
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import read_json, write_json
 from mre_lowshot.inference import checkpoint
@@ -284,9 +285,11 @@ def validate(
     def segment(case: PreparedCase) -> Prediction:
         with around(case.name):
             output = predictor.run_network(predictor.register(case))
-            prediction = predictor.export(predictor.refine(output))
-        if output.warped is not None:  # outside of what is timed: only a validation needs it
-            warped[case.name] = native_labels(output.warped, case.transform)
+            refined, moved = predictor.refine(output), output.warped
+            del output  # the posterior, while the label map is made
+            prediction = predictor.export(refined)
+        if moved is not None:  # outside of what is timed: only a validation needs it
+            warped[case.name] = where_it_fits(lambda w: native_labels(w, case.transform), moved, log)
         return prediction
 
     scored = checkpoint.weights_digest(plan, trainer.inference_network.state_dict())
