@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import iterations
+from conftest import Space, iterations
 
 import mre_lowshot
+from mre_lowshot.data.synthetic import write_dataset
 from mre_lowshot.errors import UserError
 from mre_lowshot.files import sha256
 from mre_lowshot.inference import checkpoint
@@ -132,13 +133,16 @@ def test_the_lines_of_the_measure_survive_a_kill_and_are_compared_draw_by_draw(t
 
 
 @pytest.mark.slow
-def test_the_measure_trains_each_start_and_goes_on(trained, tmp_path, monkeypatch, capsys):
+def test_the_measure_trains_each_start_and_goes_on(tmp_path, monkeypatch, capsys):
     from benchmarks import pretrained
 
-    names = ["phantom_001", "phantom_002", "phantom_003", "phantom_001"]  # trained on and, here, tested on
+    space = Space(tmp_path / "space")
+    write_dataset(space.root / "raw", subjects=4, shape=(20, 36, 44), spacing=(8.0, 8.0, 8.0))
+    assert space.plan() == 0
+    names = [f"phantom_{number:03}" for number in (1, 2, 3, 4)]
     monkeypatch.setattr(pretrained, "read_cohort", lambda *_: names)
     monkeypatch.setattr(pretrained.random.Random, "shuffle", lambda *_: None)
-    arguments = [str(trained.prepared), "-p", "Tiny", "--draws", "1", "--test", "1", "--out", str(tmp_path / "out")]
+    arguments = [str(space.prepared), "-p", "Tiny", "--draws", "1", "--test", "1", "--out", str(tmp_path / "out")]
     assert pretrained.main(arguments) == 0
     lines = pretrained.read_lines(tmp_path / "out/results.jsonl")
     assert [(len(line["train"]), line["start"], line["iterations"]) for line in lines] == [
