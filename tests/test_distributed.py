@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def written(folder: Path, norm: str, rank: int):
     return torch.load(folder / f"{norm}{rank}.pt", weights_only=True)
 
 
+def idle_biases(network: torch.nn.Module) -> set[str]:
+    """Biases that an instance norm removes at once: their gradient is 0 up to rounding, which Adam scales to full steps
+    in a direction that differs between processors."""
+    found = set()
+    for path, module in network.named_modules():
+        if isinstance(module, torch.nn.Sequential):
+            for number, (layer, after) in enumerate(pairwise(module)):
+                if isinstance(after, torch.nn.InstanceNorm3d) and getattr(layer, "bias", None) is not None:
+                    found.add(f"{path}.{number}.bias")
+    return found
+
+
 @pytest.mark.parametrize("norm", NETWORKS)
 def test_two_processes_train_as_one_with_the_whole_batch(two, tmp_path, monkeypatch, norm):
     """N_k, OHEM's ranking and Dice are computed over both processes. Batch norm's statistics are each process's own, so
@@ -104,11 +117,14 @@ def test_two_processes_train_as_one_with_the_whole_batch(two, tmp_path, monkeypa
         monkeypatch.setattr(one.network, "forward", halves)
     one.fit()
     wanted = dict(one.network.named_parameters())
+    idle = idle_biases(one.network) if norm == "instance" else set()
     for rank in (0, 1):
         weights, history = written(two, norm, rank)
         assert history["loss"] == pytest.approx(one.training_log.history["loss"], rel=1e-9)
         assert history["dice"] == pytest.approx(one.training_log.history["dice"], rel=1e-9, nan_ok=True)
         for name, value in wanted.items():
+            if name in idle:
+                continue
             torch.testing.assert_close(weights[name], value.detach(), rtol=1e-7, atol=1e-9, msg=name)
     start = dict(trainer_of(norm, tmp_path).network.named_parameters())
     moved = max(float((value - start[name]).detach().abs().max()) for name, value in wanted.items())

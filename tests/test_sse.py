@@ -129,14 +129,14 @@ def test_augmentation_changes_pairs_reproducibly():
 def quick(monkeypatch):
     """A small network that learns in a few iterations."""
     monkeypatch.setattr(sse, "SMALL", sse.Size(4, 16, 32))
-    monkeypatch.setattr(sse, "LEARNING_RATE", 0.1)
+    monkeypatch.setattr(sse, "LEARNING_RATE", 0.02)
     monkeypatch.setattr(sse, "MOMENTUM", 0.9)
 
 
 def test_a_fold_is_learned(tmp_path, quick):
     lines = []
     segment = sse.BASELINES["sse_10"].fit(
-        toy_fold(tmp_path, train=[ellipsoids(0, (12, 24, 20))], iterations=60, log=lines.append)
+        toy_fold(tmp_path, train=[ellipsoids(0, (12, 24, 20))], iterations=250, log=lines.append)
     )
     scan = ellipsoids(7, (10, 22, 24))  # another grid than the support's
     found = segment(replace(scan, label=None))
