@@ -4,13 +4,13 @@ refinement. The entry ``registration_alone`` of a validation's summary.json has 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mre_lowshot.evaluation.metrics import dice
+from mre_lowshot.evaluation.summary import mean_of_defined
 
 KEY = "registration_alone"
 
@@ -27,9 +27,9 @@ def label_dice(
 
 def summarise(cases: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Mean Dice of each label over the cases, and the mean of these (`evaluation.summary` leaves out the same)."""
-    means = {value: _mean([case[value] for case in cases]) for value in (cases[0] if cases else ())}
+    means = {value: mean_of_defined([case[value] for case in cases]) for value in (cases[0] if cases else ())}
     return {
-        "foreground_mean": {"Dice": _mean(list(means.values()))},
+        "foreground_mean": {"Dice": mean_of_defined(list(means.values()))},
         "mean": {value: {"Dice": mean} for value, mean in means.items()},
     }
 
@@ -52,8 +52,3 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
             "with another labelled scan (another fold)"
         )
     return lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(defined) if defined else math.nan

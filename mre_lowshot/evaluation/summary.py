@@ -74,9 +74,9 @@ def summarise(
     """
     rows = {value: [case.metrics[value] for case in cases] for value in labels.values()}
     names = (*METRICS, *_more(profile))
-    means = {v: {m: _mean([row[m] for row in rows[v]]) for m in names} for v in rows}
+    means = {v: {m: mean_of_defined([row[m] for row in rows[v]]) for m in names} for v in rows}
     return {
-        "foreground_mean": {m: _mean([means[v][m] for v in rows]) for m in names},
+        "foreground_mean": {m: mean_of_defined([means[v][m] for v in rows]) for m in names},
         "mean": {str(v): means[v] for v in rows},
         "number_of_cases": len(cases),
         "missed_structures": {str(v): sum(r["n_ref"] > 0 and r["n_pred"] == 0 for r in rows[v]) for v in rows},
@@ -282,7 +282,7 @@ def rank_correlation(summary: Mapping[str, Any], scores: Mapping[str, float] | N
         score = scores.get(printable(case["case"])) if scores is not None else case.get("quality")
         dices = [row["Dice"] for row in case["metrics"].values() if not _is_nan(row["Dice"])]
         if score is not None and dices:
-            pairs.append((score, _mean(dices)))
+            pairs.append((score, mean_of_defined(dices)))
     if len(pairs) < 3 or any(len(set(values)) < 2 for values in zip(*pairs, strict=True)):
         return f"quality estimate: {len(pairs)} scans are too few, or too alike, for a correlation with Dice"
     one, other = zip(*pairs, strict=True)
@@ -372,7 +372,8 @@ def _is_nan(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of_defined(values: Sequence[float]) -> float:
+    """The mean of the values that are not NaN; NaN where there is none."""
     defined = [v for v in values if not math.isnan(v)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 

@@ -236,7 +236,7 @@ def training(fold: Path, plan: Plan, name: str) -> Training:
     rows = [row for row in stored.lines_of(fold / STEPS) if isinstance(row.get("iteration"), int)]
     keys = ("loss", "patch_dice", "learning_rate")
     bins = np.array_split(np.arange(len(rows)), min(len(rows), MOST_POINTS)) if rows else []
-    curves = {key: tuple(_mean([stored.number(rows[i].get(key)) for i in one]) for one in bins) for key in keys}
+    curves = {key: tuple(mean_of([stored.number(rows[i].get(key)) for i in one]) for one in bins) for key in keys}
     runs = stored.items(stored.json_of(fold / "run.json").get("runs"))
     return Training(
         name,
@@ -248,11 +248,6 @@ def training(fold: Path, plan: Plan, name: str) -> Training:
         math.fsum(s for row in rows if not math.isnan(s := stored.number(row.get("seconds")))),
         stored.text(stored.table(runs[-1]).get("status")) if runs else "",
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [v for v in values if not math.isnan(v)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
 
 
 def decisions(plans: Mapping[Path, Plan]) -> dict[str, tuple[Decision, ...]]:
