@@ -126,6 +126,16 @@ def test_two_processes_train_as_one_with_the_whole_batch(two, tmp_path, monkeypa
             if name in idle:
                 continue
             torch.testing.assert_close(weights[name], value.detach(), rtol=1e-7, atol=1e-9, msg=name)
+    assert bool(idle) == (norm == "instance")
+    if idle:  # they are left out because they have no effect
+        images, coordinates, _ = one.sampler[0]
+        with torch.no_grad():
+            before = one.network(images, coordinates)
+            for name in idle:
+                wanted[name].add_(1)
+            torch.testing.assert_close(one.network(images, coordinates), before, rtol=1e-7, atol=1e-9)
+            for name in idle:
+                wanted[name].sub_(1)
     start = dict(trainer_of(norm, tmp_path).network.named_parameters())
     moved = max(float((value - start[name]).detach().abs().max()) for name, value in wanted.items())
     assert moved > 1e-2  # the weights changed, so the comparison means something
