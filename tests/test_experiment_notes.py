@@ -99,6 +99,8 @@ def test_ultrasound_is_compared_over_images_within_a_group(tmp_path, method):
         rows.append(replace(r, runs={key: replace(run, folder=folder) for key, run in r.runs.items()}))
     assert image_stars(rows, method) == {("fcn_1", metric): "*" for metric in BUS_METRICS}
     assert image_stars(rows[::-1], method) == image_stars(rows, method)
+    twice = [replace(r, runs={**r.runs, (0, 1): replace(r.runs[(0, 0)], fold=1)}) if r.runs else r for r in rows]
+    assert image_stars(twice, method) == image_stars(rows, method)  # an image of two runs counts once
     lines = layout(replace(content, rows=rows, statistics=method)).lines
     cells = [line.cells[2] for line in lines if line.cells[0] == "FCN"]
     assert [cell.startswith("*") for cell in cells] == [True, False, False, False]

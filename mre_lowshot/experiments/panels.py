@@ -83,14 +83,20 @@ def chosen_scans(found: Mapping[str, Sequence[Panel]], reference: str) -> list[s
 
 
 def draw_panels(
-    path: Path, rows: Sequence[RowResult], dataset: Dataset, *, reference: str, title: str, labels: Sequence[str]
+    path: Path,
+    found: Mapping[str, Sequence[Panel]],
+    dataset: Dataset,
+    *,
+    reference: str,
+    title: str,
+    labels: Sequence[str],
 ) -> list[str]:
     """Draw the rows' segmentations to ``path`` (PNG): a line for each scan, the reference first, then each row with its
     Dice. Nothing is chosen by how a row does in comparison with another one.
 
     Args:
         path: the file.
-        rows: results of the rows.
+        found: what there is to draw, by `panels_of`.
         dataset: the raw dataset, for images and label maps.
         reference: name of the row whose Dice chooses the scans.
         title: heading.
@@ -102,7 +108,6 @@ def draw_panels(
     Raises:
         UserError: no scan was tested by all rows, or a file cannot be read.
     """
-    found = panels_of(rows)
     if not found:
         raise UserError(f"{title}: no scan has been tested by all rows that have runs; run them on the same folds")
     scans = chosen_scans(found, reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mre_lowshot.evaluation.bus import BUS_METRICS
 from mre_lowshot.evaluation.statistics import Method, bonferroni, holm, paired_t, sign_flip
@@ -12,6 +12,7 @@ from mre_lowshot.experiments.report import common_runs, comparisons
 from mre_lowshot.experiments.results import RowResult, bus_of, mean
 
 SIGNIFICANT = 0.05
+Images = Mapping[str, Mapping[str, float]]  # test image -> metric -> value
 
 
 def stars(rows: Sequence[RowResult], reference: str, metric: str, method: Method) -> dict[str, str]:
@@ -27,16 +28,22 @@ def stars(rows: Sequence[RowResult], reference: str, metric: str, method: Method
 
 def image_stars(rows: Sequence[RowResult], method: Method) -> dict[tuple[str, str], str]:
     """Table XII: an asterisk for each row and metric that differs significantly, over the test images, from MRE-Net
-    in its group, if both were trained on the same images. A test image of several runs counts once,
-    with its mean. All comparisons of a metric are one family."""
+    in its group, if both were trained on the same images. A test image of several runs counts once, with its mean. All
+    comparisons of a metric are one family."""
     found: dict[tuple[str, str], str] = {}
+    images = {r.row.name: {key: bus_of(run) for key, run in r.runs.items()} for r in rows}
     for metric in BUS_METRICS:
         names, p = [], []
         for r in rows:
             reference = next((one for one in rows if one.row.group == r.row.group and not one.row.baseline), None)
             if reference is None or r is reference:
                 continue
-            if differences := _image_differences(r, reference, metric):
+            pairs = [
+                (images[r.row.name][key], images[reference.row.name][key])
+                for keys in common_runs(r, reference).values()
+                for key in keys
+            ]
+            if differences := _image_differences(pairs, metric):
                 names.append(r.row.name)
                 p.append(sign_flip(differences) if method == "default" else paired_t(differences))
         corrected = holm(p) if method == "default" else bonferroni(p)
@@ -44,12 +51,11 @@ def image_stars(rows: Sequence[RowResult], method: Method) -> dict[tuple[str, st
     return found
 
 
-def _image_differences(row: RowResult, other: RowResult, metric: str) -> list[float]:
+def _image_differences(pairs: Sequence[tuple[Images, Images]], metric: str) -> list[float]:
+    """Of each image that both runs of a pair tested: the difference, the mean over the pairs."""
     by_image: dict[str, list[float]] = defaultdict(list)
-    for keys in common_runs(row, other).values():
-        for key in keys:
-            ours, theirs = bus_of(row.runs[key]), bus_of(other.runs[key])
-            for name in ours.keys() & theirs.keys():
-                by_image[name].append(ours[name][metric] - theirs[name][metric])
+    for ours, theirs in pairs:
+        for name in ours.keys() & theirs.keys():
+            by_image[name].append(ours[name][metric] - theirs[name][metric])
     means = (mean(values) for _, values in sorted(by_image.items()))
     return [value for value in means if not math.isnan(value)]

@@ -43,8 +43,9 @@ def draw(
         return path
     title = f"{figure.title if figure else f'{run.table.name}: segmentations'}. {where}"
     chosen = labels or [name for name, value in dataset.labels.items() if value]
-    draw_panels(path, rows, dataset, reference=run.reference, title=title, labels=chosen)
-    if missing := left_out(rows, panels_of(rows)):
+    found = panels_of(rows)
+    draw_panels(path, found, dataset, reference=run.reference, title=title, labels=chosen)
+    if missing := left_out(rows, found):
         run.reporter.warning(
             f"{path.name} lacks {', '.join(missing)}: the other rows tested other scans; run them on several folds "
             "(--folds 0 1 2), so that all rows have test scans in common"
